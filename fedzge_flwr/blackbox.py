@@ -1,0 +1,128 @@
+"""What a client must offer, and nothing of how: the boundary between wire and model.
+
+The endpoints (`fedzge_flwr.client`) speak to a `BlackBox`; `fedzge_flwr.torch_blackbox` is the
+PyTorch one. Everything crosses this boundary as NumPy arrays, so that a model of any library fits.
+Images are float32 (N, C, H, W) in the shared pixel range (`fedzge_flwr.pixels.PIXEL_RANGE`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray: TypeAlias = npt.NDArray[np.float32]
+State: TypeAlias = "dict[str, npt.NDArray[np.generic]]"
+EvaluationSplit: TypeAlias = Literal["test", "held-out"]
+
+
+@dataclass(frozen=True)
+class ClientProfile:
+    """What a client tells of itself.
+
+    Parameters
+    ----------
+    partition : int
+        Its partition, from 0; the name by which the run knows it.
+    num_partitions : int
+        How many partitions it was told there are.
+    num_examples : int
+        Size of its training set: its weight in the ensemble.
+    device : str
+        Where it computes, e.g. ``"cpu"``.
+    gpu_share : float
+        The share of a GPU that it was given, in [0, 1] for a shared one; 0 without.
+    """
+
+    partition: int
+    num_partitions: int
+    num_examples: int
+    device: str
+    gpu_share: float
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """Outcome of local training: images trained on (0: too few to train), last epoch's loss."""
+
+    num_examples: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class ClientEvaluation:
+    """Outcome of an evaluation.
+
+    Parameters
+    ----------
+    num_examples : int
+        Images evaluated; with 0 the other figures are 0.
+    loss : float
+        Mean cross-entropy in nats.
+    accuracy : float
+        In [0, 1].
+    logits_NK : ndarray of float32
+        Logits on the common test set, in its order; (0, K) for a held-out set, which is private.
+    """
+
+    num_examples: int
+    loss: float
+    accuracy: float
+    logits_NK: FloatArray
+
+
+class BlackBox(Protocol):
+    """A client's model behind its endpoints."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images that it takes."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """Number of logits K."""
+        ...
+
+    @property
+    def max_query_images(self) -> int:
+        """Most images that it answers in one message."""
+        ...
+
+    def profile(self) -> ClientProfile:
+        """Say who this client is."""
+        ...
+
+    def fit(self, round_: int) -> FitReport:
+        """Train the model on the client's own data for one round."""
+        ...
+
+    def logits(self, images_NCHW: FloatArray) -> FloatArray:
+        """Answer a query: logits (N, K), each image as if asked alone; the model is unchanged."""
+        ...
+
+    def distill(
+        self, images_NCHW: FloatArray, teacher_logits_NK: FloatArray, temperature: float
+    ) -> float:
+        """Distil the ensemble's logits into the model and return the loss."""
+        ...
+
+    def evaluate(self, split: EvaluationSplit) -> ClientEvaluation:
+        """Evaluate the model."""
+        ...
+
+    def state(self) -> State:
+        """Return all that must be kept between messages; it never leaves the client."""
+        ...
+
+    def load_state(self, state: State) -> None:
+        """Take up what `state` returned earlier.
+
+        Raises
+        ------
+        ValueError
+            If it is not a state of this model.
+        """
+        ...

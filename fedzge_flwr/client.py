@@ -1,0 +1,140 @@
+"""The endpoints of a client: decode, load the private model, act, keep it, answer.
+
+`register_endpoints` puts them on any ``ClientApp``, given a factory of black boxes. The model lives
+in ``context.state`` between messages and leaves it in no reply; a handler that finds no model there
+starts from the black box's initial one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias, TypeVar, cast
+
+from flwr.app import Array, ArrayRecord, Context, Message
+from flwr.clientapp import ClientApp
+
+from fedzge_flwr import __version__
+from fedzge_flwr.blackbox import BlackBox, EvaluationSplit
+from fedzge_flwr.protocol import (
+    DistillReply,
+    DistillRequest,
+    EvaluateReply,
+    EvaluateRequest,
+    HelloReply,
+    HelloRequest,
+    LogitsReply,
+    LogitsRequest,
+    Reply,
+    Request,
+    TrainReply,
+    TrainRequest,
+    decode,
+    encode,
+)
+
+BlackBoxFactory: TypeAlias = Callable[[Context], BlackBox]
+
+R = TypeVar("R", bound=Request)
+
+_STATE = "fedzge-private-model"
+
+
+def hello(box: BlackBox, request: HelloRequest) -> HelloReply:
+    """Say who this client is."""
+    profile = box.profile()
+    return HelloReply(
+        round=request.round,
+        partition=profile.partition,
+        num_partitions=profile.num_partitions,
+        num_examples=profile.num_examples,
+        device=profile.device,
+        gpu_share=profile.gpu_share,
+        version=__version__,
+    )
+
+
+def train(box: BlackBox, request: TrainRequest) -> TrainReply:
+    """Train on the client's own data."""
+    report = box.fit(request.round)
+    return TrainReply(round=request.round, num_examples=report.num_examples, loss=report.loss)
+
+
+def answer(box: BlackBox, request: LogitsRequest) -> LogitsReply:
+    """Answer a logit query."""
+    return LogitsReply(round=request.round, logits=box.logits(request.images))
+
+
+def distill(box: BlackBox, request: DistillRequest) -> DistillReply:
+    """Distil the ensemble's logits."""
+    loss = box.distill(request.images, request.logits, request.temperature)
+    return DistillReply(round=request.round, loss=loss)
+
+
+def evaluate(box: BlackBox, request: EvaluateRequest) -> EvaluateReply:
+    """Evaluate the model."""
+    # The codec has checked the choice.
+    outcome = box.evaluate(cast(EvaluationSplit, request.split))
+    return EvaluateReply(
+        round=request.round,
+        num_examples=outcome.num_examples,
+        loss=outcome.loss,
+        accuracy=outcome.accuracy,
+        logits=outcome.logits_NK,
+    )
+
+
+def register_endpoints(app: ClientApp, make_black_box: BlackBoxFactory) -> None:
+    """Put FedZGE's endpoints on a ClientApp.
+
+    Parameters
+    ----------
+    app : ClientApp
+        Gets the actions ``query.hello``, ``train.local``, ``query.logits``, ``train.distill`` and
+        ``evaluate.local``; other actions of it are left alone.
+    make_black_box : Callable[[Context], BlackBox]
+        Makes the black box of the node that the context belongs to. Called once for each message.
+    """
+    app.query("hello")(_endpoint(make_black_box, HelloRequest, hello, changes_model=False))
+    app.train("local")(_endpoint(make_black_box, TrainRequest, train, changes_model=True))
+    app.query("logits")(_endpoint(make_black_box, LogitsRequest, answer, changes_model=False))
+    app.train("distill")(_endpoint(make_black_box, DistillRequest, distill, changes_model=True))
+    app.evaluate("local")(_endpoint(make_black_box, EvaluateRequest, evaluate, changes_model=False))
+
+
+def _endpoint(
+    make_black_box: BlackBoxFactory,
+    request_type: type[R],
+    act: Callable[[BlackBox, R], Reply],
+    *,
+    changes_model: bool,
+) -> Callable[[Message, Context], Message]:
+    def handle(message: Message, context: Context) -> Message:
+        box = make_black_box(context)
+        channels, height, width = box.image_shape
+        request = decode(
+            request_type,
+            message.content,
+            sender="server",
+            dims={"C": channels, "H": height, "W": width, "K": box.num_classes},
+            limits={"B": box.max_query_images, "N": box.max_query_images},
+        )
+        _load_private_state(box, context)
+        reply = act(box, request)
+        if changes_model:
+            _keep_private_state(box, context)
+        return Message(encode(reply), reply_to=message)
+
+    return handle
+
+
+def _load_private_state(box: BlackBox, context: Context) -> None:
+    record = context.state.array_records.get(_STATE)
+    if record is not None:
+        box.load_state({name: array.numpy() for name, array in record.items()})
+
+
+def _keep_private_state(box: BlackBox, context: Context) -> None:
+    record = ArrayRecord()
+    for name, value in box.state().items():
+        record[name] = Array(value)
+    context.state[_STATE] = record

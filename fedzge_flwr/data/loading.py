@@ -1,0 +1,235 @@
+"""Data sets as arrays: uint8 images (N, C, H, W) and int64 labels (N,)."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fedzge_flwr.config import DataSettings
+from fedzge_flwr.data.idx import find_idx, read_idx
+from fedzge_flwr.datasets_spec import DATASETS
+from fedzge_flwr.errors import DataError
+from fedzge_flwr.randomness import Purpose, numpy_stream
+from fedzge_flwr.registry import lookup
+
+LOGGER = logging.getLogger("flwr.fedzge")
+
+Split: TypeAlias = Literal["train", "test"]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Labelled images, read-only.
+
+    Parameters
+    ----------
+    images_NCHW : ndarray of uint8
+        Images, 0 black and 255 saturated.
+    labels_N : ndarray of int64
+        Classes 0 … K-1.
+    """
+
+    images_NCHW: npt.NDArray[np.uint8]
+    labels_N: npt.NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        self.images_NCHW.setflags(write=False)
+        self.labels_N.setflags(write=False)
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+    def take(self, indices: npt.NDArray[np.int64]) -> ImageSet:
+        """Return the images at ``indices``, in that order."""
+        return ImageSet(self.images_NCHW[indices], self.labels_N[indices])
+
+
+Loader: TypeAlias = Callable[[Path, bool, Split], "ImageSet"]
+"""``(data_dir, download, split) -> images``."""
+
+
+def load_split(settings: DataSettings, split: Split) -> ImageSet:
+    """Load one split of the data set that the settings name.
+
+    Parameters
+    ----------
+    settings : DataSettings
+        Data set, folder, and how many images to use. A subset is a fixed choice: the same images
+        whatever the run's seed.
+    split : {"train", "test"}
+        Which split.
+
+    Raises
+    ------
+    DataError
+        If files are missing or malformed, or fewer images are there than asked for.
+    """
+    wanted = settings.num_train_images if split == "train" else settings.num_test_images
+    images = _load_all(settings.dataset, settings.data_dir, settings.download, split)
+    if wanted == 0 or wanted == len(images):
+        return images
+    if wanted > len(images):
+        raise DataError(
+            f"'num-{split}-images' = {wanted}, but {settings.dataset} has {len(images)}; "
+            "ask for at most so many, or 0 for all"
+        )
+    order = numpy_stream(0, Purpose.SUBSET).permutation(len(images))
+    return images.take(order[:wanted])
+
+
+# The images never change, and a worker process that serves many clients must not read them anew for
+# each: a memo of read-only arrays, not state.
+@lru_cache(maxsize=4)
+def _load_all(dataset: str, data_dir: str, download: bool, split: Split) -> ImageSet:
+    folder = Path(data_dir).expanduser()
+    images = lookup(LOADERS, dataset, "data set")(folder, download, split)
+    spec = DATASETS[dataset]
+    if len(images) == 0:
+        raise DataError(f"{dataset}: the {split} files under {folder} hold no images")
+    if images.images_NCHW.shape[1:] != spec.image_shape:
+        raise DataError(
+            f"{dataset}: images under {folder} have shape {images.images_NCHW.shape[1:]}, "
+            f"expected {spec.image_shape}"
+        )
+    if images.images_NCHW.shape[0] != len(images):
+        raise DataError(
+            f"{dataset}: {images.images_NCHW.shape[0]} images but {len(images)} labels under "
+            f"{folder}; fetch the files again"
+        )
+    low, high = int(images.labels_N.min()), int(images.labels_N.max())
+    if low < 0 or high >= spec.num_classes:
+        raise DataError(
+            f"{dataset}: labels under {folder} run from {low} to {high}, "
+            f"expected 0 to {spec.num_classes - 1}"
+        )
+    return images
+
+
+def _image_set(images: npt.ArrayLike, labels: npt.ArrayLike, shift: int = 0) -> ImageSet:
+    return ImageSet(
+        np.ascontiguousarray(images, dtype=np.uint8), np.asarray(labels, dtype=np.int64) - shift
+    )
+
+
+def _load_digits(_folder: Path, _download: bool, split: Split) -> ImageSet:
+    """Load scikit-learn's 1,797 digits; a fifth, stratified and fixed, is the test set."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    images = np.round(digits.images * (255.0 / 16.0))[:, None]
+    train, test = train_test_split(
+        np.arange(len(images)), test_size=0.2, random_state=0, stratify=digits.target
+    )
+    chosen = np.sort(train if split == "train" else test)
+    return _image_set(images[chosen], digits.target[chosen])
+
+
+@dataclass(frozen=True)
+class _IdxSet:
+    """A data set of idx files, in torchvision's layout or straight in the data folder."""
+
+    torchvision_name: str
+    prefix: dict[Split, str]
+    label_shift: int = 0
+    torchvision_options: tuple[tuple[str, str], ...] = ()
+
+    def __call__(self, folder: Path, download: bool, split: Split) -> ImageSet:
+        raw = folder / self.torchvision_name / "raw"
+        paths = self._find([raw, folder], split)
+        if paths is None and download:
+            _torchvision_set(
+                self.torchvision_name, folder, split, True, **dict(self.torchvision_options)
+            )
+            paths = self._find([raw], split)
+        if paths is None:
+            name = f"{self.prefix[split]}-images-idx3-ubyte"
+            raise DataError(
+                f"no {name}[.gz] with its labels in {raw} or {folder}; put the idx files there, "
+                "name their folder with 'data-dir', or set 'download' = true"
+            )
+        images, labels = (read_idx(path) for path in paths)
+        return _image_set(images[:, None], labels, self.label_shift)
+
+    def _find(self, folders: list[Path], split: Split) -> tuple[Path, Path] | None:
+        images = find_idx(folders, f"{self.prefix[split]}-images-idx3-ubyte")
+        labels = find_idx(folders, f"{self.prefix[split]}-labels-idx1-ubyte")
+        return (images, labels) if images and labels else None
+
+
+def _torchvision_set(
+    class_name: str, folder: Path, split: Split, download: bool, **options: str
+) -> Any:
+    """Open a data set through torchvision.
+
+    Files that exist but are not the published ones (by checksum) are used, with a warning: one's
+    own data in a data set's format is welcome.
+    """
+    import torchvision.datasets as tv
+
+    base = getattr(tv, class_name)
+    selector: dict[str, Any] = {"split": split} if class_name == "SVHN" else {}
+    if class_name != "SVHN":
+        selector["train"] = split == "train"
+    try:
+        return base(str(folder), download=download, **selector, **options)
+    except (RuntimeError, OSError) as error:
+        if download:
+            raise DataError(f"{class_name}: download to {folder} failed ({error})") from error
+        unchecked = type(base.__name__, (base,), {"_check_integrity": lambda _self: True})
+        try:
+            images = unchecked(str(folder), download=False, **selector, **options)
+        except (OSError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as missing:
+            raise DataError(
+                f"{class_name}: no data set in torchvision's layout in {folder} ({missing}); put "
+                "it there, name its folder with 'data-dir', or set 'download' = true"
+            ) from error
+        LOGGER.warning(
+            "%s in %s is not the published one (checksums differ); it is used as it is",
+            class_name,
+            folder,
+        )
+        return images
+
+
+def _load_cifar(class_name: str, folder: Path, download: bool, split: Split) -> ImageSet:
+    loaded = _torchvision_set(class_name, folder, split, download)
+    return _image_set(loaded.data.transpose(0, 3, 1, 2), loaded.targets)
+
+
+def _load_cifar10(folder: Path, download: bool, split: Split) -> ImageSet:
+    return _load_cifar("CIFAR10", folder, download, split)
+
+
+def _load_cifar100(folder: Path, download: bool, split: Split) -> ImageSet:
+    return _load_cifar("CIFAR100", folder, download, split)
+
+
+def _load_svhn(folder: Path, download: bool, split: Split) -> ImageSet:
+    loaded = _torchvision_set("SVHN", folder, split, download)
+    return _image_set(loaded.data, loaded.labels)
+
+
+LOADERS: dict[str, Loader] = {
+    "digits": _load_digits,
+    "mnist": _IdxSet("MNIST", {"train": "train", "test": "t10k"}),
+    "fashionmnist": _IdxSet("FashionMNIST", {"train": "train", "test": "t10k"}),
+    # Labels run from 1 (a) to 26 (z).
+    "emnist": _IdxSet(
+        "EMNIST",
+        {"train": "emnist-letters-train", "test": "emnist-letters-test"},
+        label_shift=1,
+        torchvision_options=(("split", "letters"),),
+    ),
+    "cifar10": _load_cifar10,
+    "cifar100": _load_cifar100,
+    "svhn": _load_svhn,
+}

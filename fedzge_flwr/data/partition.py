@@ -1,0 +1,128 @@
+"""Dividing a data set among clients, with flwr-datasets' partitioners on in-memory labels."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from fedzge_flwr.config import DataSettings
+from fedzge_flwr.data.loading import ImageSet, load_split
+from fedzge_flwr.errors import DataError
+from fedzge_flwr.randomness import Purpose, derive_seed, numpy_stream
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """One client's own images.
+
+    Parameters
+    ----------
+    train : ImageSet
+        The images that it trains on; may be empty.
+    held_out : ImageSet
+        The images that it keeps for evaluation; empty unless ``client-evaluation = "held-out"``.
+    """
+
+    train: ImageSet
+    held_out: ImageSet
+
+
+def partition_indices(
+    settings: DataSettings, num_clients: int, seed: int
+) -> tuple[npt.NDArray[np.int64], ...]:
+    """Divide the training images among the clients.
+
+    Parameters
+    ----------
+    settings : DataSettings
+        Data set and partition.
+    num_clients : int
+        Number of partitions.
+    seed : int
+        The run's seed; the division depends on it and on nothing else.
+
+    Returns
+    -------
+    tuple of ndarray of int64
+        The indices into the training images of each partition.
+
+    Raises
+    ------
+    DataError
+        If the data cannot be divided as asked.
+    """
+    return _partition_indices(settings, num_clients, seed)
+
+
+# As with the images: the same division is asked for by every message to a client.
+@lru_cache(maxsize=4)
+def _partition_indices(
+    settings: DataSettings, num_clients: int, seed: int
+) -> tuple[npt.NDArray[np.int64], ...]:
+    labels = load_split(settings, "train").labels_N
+    smallest = max(settings.min_partition_size, 1) if settings.partition == "dirichlet" else 1
+    if num_clients * smallest > len(labels):
+        raise DataError(
+            f"'num-clients' = {num_clients} is too many for the {len(labels)} training images of "
+            f"{settings.dataset} (at least {smallest} each): at most {len(labels) // smallest}"
+        )
+    # Importing flwr-datasets takes seconds and is needed nowhere else.
+    import datasets
+    from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner
+
+    order = numpy_stream(seed, Purpose.PARTITION).permutation(len(labels))
+    table = datasets.Dataset.from_dict({"label": labels[order], "index": order})
+    if settings.partition == "iid":
+        partitioner = IidPartitioner(num_partitions=num_clients)
+    else:
+        partitioner = DirichletPartitioner(
+            num_partitions=num_clients,
+            partition_by="label",
+            alpha=float(settings.alpha),
+            min_partition_size=settings.min_partition_size,
+            self_balancing=False,
+            seed=derive_seed(seed, Purpose.PARTITION),
+        )
+    partitioner.dataset = table
+    try:
+        with warnings.catch_warnings():
+            # One warning for each draw that is made again; the error below says it once.
+            warnings.simplefilter("ignore", UserWarning)
+            parts = [partitioner.load_partition(number) for number in range(num_clients)]
+    except ValueError as error:
+        raise DataError(
+            f"no Dirichlet partition with 'alpha' = {settings.alpha} gave each of "
+            f"'num-clients' = {num_clients} at least 'min-partition-size' = "
+            f"{settings.min_partition_size} of {len(labels)} images; raise alpha, lower the rest"
+        ) from error
+    return tuple(np.asarray(part["index"], dtype=np.int64) for part in parts)
+
+
+def client_data(
+    settings: DataSettings, num_clients: int, seed: int, partition: int, *, hold_out: bool
+) -> ClientData:
+    """Return the images of one client.
+
+    Parameters
+    ----------
+    settings : DataSettings
+        Data set and partition.
+    num_clients, seed : int
+        As in `partition_indices`.
+    partition : int
+        The client's partition, from 0.
+    hold_out : bool
+        Whether to keep ``holdout-fraction`` of the images, rounded, out of training.
+    """
+    images = load_split(settings, "train")
+    indices = partition_indices(settings, num_clients, seed)[partition]
+    order = numpy_stream(seed, Purpose.HOLDOUT, partition=partition).permutation(len(indices))
+    num_held_out = round(settings.holdout_fraction * len(indices)) if hold_out else 0
+    return ClientData(
+        train=images.take(np.sort(indices[order[num_held_out:]])),
+        held_out=images.take(np.sort(indices[order[:num_held_out]])),
+    )

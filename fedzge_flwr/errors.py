@@ -1,0 +1,45 @@
+"""The errors that a user can cause; each is one line that names the thing and the fix."""
+
+
+class FedZGEError(Exception):
+    """Base of all errors of this package that a user, a node's owner or a peer can mend."""
+
+
+class ConfigError(FedZGEError, ValueError):
+    """A setting is unknown, of the wrong type, or out of its range."""
+
+
+class DataError(FedZGEError):
+    """A data set is missing, malformed, or cannot be divided as asked."""
+
+
+class ProtocolError(FedZGEError, ValueError):
+    """A message breaks the wire's rules.
+
+    Parameters
+    ----------
+    sender : str
+        Who sent the message, e.g. ``"node 1234"``.
+    field : str
+        The offending field, or ``"message"`` when it is the message as a whole.
+    problem : str
+        What is wrong with it.
+    """
+
+    def __init__(self, sender: str, field: str, problem: str) -> None:
+        super().__init__(f"{sender}: field '{field}': {problem}")
+        self.sender = sender
+        self.field = field
+        self.problem = problem
+
+
+class RosterError(FedZGEError):
+    """The connected nodes do not make up the federation that the settings describe."""
+
+
+class TooFewClientsError(FedZGEError):
+    """Fewer clients answered in a round than ``min-clients``."""
+
+
+class RunFolderError(FedZGEError, OSError):
+    """The run folder cannot be made or written."""

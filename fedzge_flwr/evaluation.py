@@ -1,0 +1,82 @@
+"""Evaluation for the experimenter's sake: callables that the strategy is given, and checks of data.
+
+This is the only place where the server's process touches data, and it reads the test set alone;
+the check of the partition reads the training labels when they lie on this machine anyway.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, MetricRecord
+
+from fedzge_flwr.config import Settings
+from fedzge_flwr.data import load_split, partition_indices
+from fedzge_flwr.server.build import build_central
+from fedzge_flwr.server.clients import FloatArray
+from fedzge_flwr.training import evaluate_logits, predict, select_device
+
+
+@dataclass(frozen=True)
+class TestSetEvaluation:
+    """Scores models and logits on the common test set.
+
+    Parameters
+    ----------
+    settings : Settings
+        The run's settings.
+
+    Raises
+    ------
+    DataError
+        If the test set cannot be loaded.
+    """
+
+    __test__ = False  # not a test class, whatever its name begins with
+
+    settings: Settings
+
+    def __post_init__(self) -> None:
+        load_split(self.settings.data, "test")
+
+    def central(self, round_: int, arrays: ArrayRecord) -> MetricRecord:
+        """Return "loss" and "accuracy" of the central model with these arrays, evaluation mode."""
+        model = build_central(self.settings)
+        model.load_state_dict(arrays.to_torch_state_dict())
+        model.to(select_device(self.settings.run.server_device))
+        images = load_split(self.settings.data, "test")
+        logits_NK = predict(
+            model,
+            torch.from_numpy(np.array(images.images_NCHW)),
+            self.settings.client.query_batch_size,
+        )
+        outcome = evaluate_logits(logits_NK, torch.from_numpy(np.array(images.labels_N)))
+        return MetricRecord({"loss": outcome.loss, "accuracy": outcome.accuracy})
+
+    def logit_accuracy(self, logits_MK: FloatArray) -> float:
+        """Return the accuracy of logits on the test set, in its order.
+
+        Raises
+        ------
+        ValueError
+            If there are not as many as test images.
+        """
+        labels = load_split(self.settings.data, "test").labels_N
+        if len(labels) != len(logits_MK):
+            raise ValueError(f"{len(logits_MK)} logits for {len(labels)} test images")
+        return evaluate_logits(
+            torch.from_numpy(np.array(logits_MK)), torch.from_numpy(np.array(labels))
+        ).accuracy
+
+
+def check_partition(settings: Settings) -> None:
+    """Check that the data set can be divided as the settings ask.
+
+    Raises
+    ------
+    DataError
+        If files are missing, or there are too few images for so many clients.
+    """
+    partition_indices(settings.data, settings.run.num_clients, settings.run.seed)

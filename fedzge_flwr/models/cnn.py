@@ -1,0 +1,45 @@
+"""A small convolutional network for quick runs."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class SmallCNN(nn.Module):
+    """Two 3×3 convolutions (32 and 64 channels, batch norm, 2×2 max-pool) and two linear layers.
+
+    Parameters
+    ----------
+    image_shape : tuple of int
+        (C, H, W), H and W at least 4.
+    num_classes : int
+        Number of logits K.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
+        super().__init__()
+        channels, height, width = image_shape
+        self.features = nn.Sequential(
+            *self._block(channels, 32),
+            *self._block(32, 64),
+        )
+        self.classifier = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(64 * (height // 4) * (width // 4), 128),
+            nn.ReLU(),
+            nn.Linear(128, num_classes),
+        )
+
+    @staticmethod
+    def _block(channels_in: int, channels_out: int) -> tuple[nn.Module, ...]:
+        return (
+            nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels_out),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        )
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """Map images (N, C, H, W) to logits (N, K)."""
+        logits_NK: Tensor = self.classifier(self.features(images_NCHW))
+        return logits_NK

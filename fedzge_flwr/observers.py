@@ -1,0 +1,131 @@
+"""What a run reports while it goes, and to whom."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from fedzge_flwr.server.state import RoundState, ServerState
+
+
+@dataclass(frozen=True)
+class MissingReply:
+    """A client that was left out: its partition, the action asked of it, and why."""
+
+    partition: int
+    action: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class RoundRow:
+    """One round's figures: a row of ``rounds.jsonl``.
+
+    Parameters
+    ----------
+    round : int
+        From 1.
+    central_accuracy, central_loss : float, optional
+        Of the central model on the test set, evaluation mode; None when not evaluated.
+    ensemble_accuracy : float, optional
+        Of the participants' weighted mean logits on the test set.
+    mean_client_accuracy : float, optional
+        Mean over the clients evaluated, after distillation.
+    client_accuracy : dict[int, float]
+        By partition.
+    sampled, participants : tuple of int
+        Partitions sampled, and those that took part to the end.
+    missing : tuple of MissingReply
+        Who was left out, and why.
+    skipped : str, optional
+        Why the round ended early.
+    queries_per_client : int
+        Images that the most-asked client has been asked about since the start, the perturbed ones
+        included, those of evaluation not.
+    queries : int
+        The same, summed over clients.
+    bytes_down, bytes_up : int
+        Encoded bytes to and from all clients in this round, without evaluation.
+    bytes_down_total, bytes_up_total : int
+        The same since the start, the hello exchange included.
+    evaluation_bytes_down, evaluation_bytes_up : int
+        Encoded bytes of this round's evaluation.
+    loss : dict[str, float]
+        The generator's objective and its terms; mean losses of training and distillation.
+    seconds : float
+        Wall time of the round, evaluation included.
+    phase_seconds : dict[str, float]
+        Wall time by phase.
+    """
+
+    round: int
+    central_accuracy: float | None
+    central_loss: float | None
+    ensemble_accuracy: float | None
+    mean_client_accuracy: float | None
+    client_accuracy: dict[int, float]
+    sampled: tuple[int, ...]
+    participants: tuple[int, ...]
+    missing: tuple[MissingReply, ...]
+    skipped: str | None
+    queries_per_client: int
+    queries: int
+    bytes_down: int
+    bytes_up: int
+    bytes_down_total: int
+    bytes_up_total: int
+    evaluation_bytes_down: int
+    evaluation_bytes_up: int
+    seconds: float
+    loss: dict[str, float] = field(default_factory=dict)
+    phase_seconds: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as JSON types; partitions become strings."""
+        row = asdict(self)
+        row["client_accuracy"] = {str(k): v for k, v in self.client_accuracy.items()}
+        return row
+
+    def to_line(self, num_rounds: int) -> str:
+        """Return the row as one line for people."""
+        parts = [
+            f"round {self.round}/{num_rounds}",
+            f"central {_percent(self.central_accuracy)}",
+            f"ensemble {_percent(self.ensemble_accuracy)}",
+            f"mean client {_percent(self.mean_client_accuracy)}",
+            f"queries {self.queries_per_client:,} a client",
+            f"down {self.bytes_down_total / 1e6:,.1f} MB",
+            f"up {self.bytes_up_total / 1e6:,.1f} MB",
+            f"{self.seconds:.1f} s",
+        ]
+        if self.missing:
+            left_out = sorted({item.partition for item in self.missing})
+            parts.append(f"left out: {', '.join(map(str, left_out))}")
+        if self.skipped:
+            parts.append(f"SKIPPED: {self.skipped}")
+        return " | ".join(parts)
+
+
+def _percent(fraction: float | None) -> str:
+    return "–" if fraction is None else f"{100 * fraction:.1f} %"
+
+
+class Observer(Protocol):
+    """Follows a run; the run folder is one."""
+
+    def on_start(self, server: ServerState, clients: Mapping[int, str]) -> None:
+        """Take note that the run starts; ``clients`` describes each known one, by partition."""
+        ...
+
+    def on_phase(self, round_: int, phase: str) -> None:
+        """Take note that a phase starts."""
+        ...
+
+    def on_round(self, server: ServerState, current: RoundState, row: RoundRow) -> None:
+        """Take note that a round has ended."""
+        ...
+
+    def on_end(self, server: ServerState, error: BaseException | None) -> None:
+        """Take note that the run has ended, by itself or by an error."""
+        ...

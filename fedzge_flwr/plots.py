@@ -1,0 +1,100 @@
+"""The pictures of a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from fedzge_flwr.observers import RoundRow
+
+_MAX_CLIENT_LINES = 50
+
+
+def draw_accuracy(rows: Sequence[RoundRow], path: Path) -> None:
+    """Draw the accuracies of central model, ensemble and clients over the rounds as PNG.
+
+    Parameters
+    ----------
+    rows : Sequence[RoundRow]
+        At least one round.
+    path : Path
+        The file to write.
+    """
+    # Figure, not pyplot: no global state, and no window whatever the backend.
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    partitions = sorted({number for row in rows for number in row.client_accuracy})
+    for number in partitions[:_MAX_CLIENT_LINES]:
+        _line(axes, rows, [row.client_accuracy.get(number) for row in rows], "0.8", None, 0.8)
+    lines = (
+        ("mean client", "tab:gray", [row.mean_client_accuracy for row in rows]),
+        ("ensemble", "tab:blue", [row.ensemble_accuracy for row in rows]),
+        ("central model", "tab:red", [row.central_accuracy for row in rows]),
+    )
+    for label, colour, values in lines:
+        _line(axes, rows, values, colour, label, 2.0)
+    axes.set(xlabel="round", ylabel="accuracy", ylim=(0, 1), title="Accuracy by round")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="best")
+    figure.savefig(path, format="png", dpi=120)
+
+
+def _line(
+    axes: Axes,
+    rows: Sequence[RoundRow],
+    values: Sequence[float | None],
+    colour: str,
+    label: str | None,
+    width: float,
+) -> None:
+    points = [
+        (row.round, value) for row, value in zip(rows, values, strict=True) if value is not None
+    ]
+    if points:
+        x, y = zip(*points, strict=True)
+        marker = "o" if len(points) == 1 else None
+        axes.plot(x, y, color=colour, label=label, linewidth=width, marker=marker)
+
+
+def draw_synthetic(
+    images_NCHW: npt.NDArray[np.uint8], labels_N: npt.NDArray[np.int64], path: Path
+) -> None:
+    """Draw generated images as PNG, a row for each class, with its label.
+
+    Parameters
+    ----------
+    images_NCHW : ndarray of uint8
+        Images of 1 or 3 channels.
+    labels_N : ndarray of int64
+        The classes that they were generated for.
+    path : Path
+        The file to write.
+    """
+    classes = np.unique(labels_N)
+    columns = int(max(np.count_nonzero(labels_N == label) for label in classes))
+    figure = Figure(figsize=(0.8 * columns + 0.8, 0.8 * len(classes) + 0.6), layout="constrained")
+    grid = figure.subplots(len(classes), columns, squeeze=False)
+    for row, label in zip(grid, classes, strict=True):
+        images = images_NCHW[labels_N == label]
+        for column, axes in enumerate(row):
+            axes.set(xticks=[], yticks=[])
+            axes.set_frame_on(False)
+            if column < len(images):
+                image = images[column].transpose(1, 2, 0)
+                axes.imshow(
+                    image.squeeze(-1) if image.shape[-1] == 1 else image,
+                    cmap="gray",
+                    vmin=0,
+                    vmax=255,
+                )
+        row[0].set_ylabel(str(label), rotation=0, labelpad=12, va="center")
+    figure.suptitle("Generated images by label")
+    figure.savefig(path, format="png", dpi=100)

@@ -1,0 +1,237 @@
+"""Strict encoding and decoding of messages.
+
+A message is a RecordDict of a ConfigRecord "message" (wire version, type, scalar fields) and, if
+the type has arrays, an ArrayRecord "arrays". Decoding refuses anything else in one line that names
+the sender and the field, and looks at declared sizes before it touches a payload.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+from collections.abc import Mapping
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from fedzge_flwr.errors import ProtocolError
+from fedzge_flwr.protocol.messages import ArraySpec, ScalarSpec, WireMessage
+
+WIRE_VERSION = 1
+
+_SCALARS = "message"
+_ARRAYS = "arrays"
+_VERSION_KEY = "wire-version"
+_TYPE_KEY = "type"
+_STYPE = "numpy.ndarray"
+_MAX_NPY_HEADER = 4096
+_MAX_STRING = 200
+
+M = TypeVar("M", bound=WireMessage)
+
+
+def _specs(cls: type[WireMessage]) -> tuple[dict[str, ScalarSpec], dict[str, ArraySpec]]:
+    scalars: dict[str, ScalarSpec] = {}
+    arrays: dict[str, ArraySpec] = {}
+    for item in dataclasses.fields(cls):
+        spec = item.metadata["wire"]
+        if isinstance(spec, ScalarSpec):
+            scalars[item.name] = spec
+        else:
+            arrays[item.name] = spec
+    return scalars, arrays
+
+
+def encode(message: WireMessage) -> RecordDict:
+    """Encode a message.
+
+    Parameters
+    ----------
+    message : WireMessage
+        The message; its arrays must have the declared dtype.
+
+    Raises
+    ------
+    TypeError
+        If a field has another type than declared: a mistake on this side.
+    """
+    scalars, arrays = _specs(type(message))
+    values: dict[str, Any] = {_VERSION_KEY: WIRE_VERSION, _TYPE_KEY: type(message).__name__}
+    for name, spec in scalars.items():
+        value = getattr(message, name)
+        if type(value) is not spec.kind:
+            raise TypeError(f"{type(message).__name__}.{name} is a {type(value).__name__}")
+        values[name] = value
+    content = RecordDict({_SCALARS: ConfigRecord(values)})
+    if arrays:
+        record = ArrayRecord()
+        for name, array_spec in arrays.items():
+            array = getattr(message, name)
+            if array.dtype != array_spec.dtype or array.ndim != len(array_spec.dims):
+                raise TypeError(f"{type(message).__name__}.{name}: {array.dtype}{array.shape}")
+            record[name] = Array(np.ascontiguousarray(array))
+        content[_ARRAYS] = record
+    return content
+
+
+def decode(
+    cls: type[M],
+    content: RecordDict,
+    *,
+    sender: str,
+    expect: Mapping[str, int] | None = None,
+    dims: Mapping[str, int] | None = None,
+    limits: Mapping[str, int] | None = None,
+) -> M:
+    """Decode a message of a known type.
+
+    Parameters
+    ----------
+    cls : type[WireMessage]
+        The type that must have been sent.
+    content : RecordDict
+        What was received.
+    sender : str
+        Who sent it, for the error.
+    expect : Mapping[str, int], optional
+        Integer fields that must have a given value.
+    dims : Mapping[str, int], optional
+        Dimensions whose value the receiver knows.
+    limits : Mapping[str, int], optional
+        Largest value of the dimensions that it does not know. Every dimension of ``cls`` is in
+        ``dims`` or here.
+
+    Raises
+    ------
+    ProtocolError
+        If anything is missing, extra, of the wrong type, shape or size, not finite or out of range.
+    """
+    scalars, arrays = _specs(cls)
+    _same_keys(sender, "message", set(content), {_SCALARS, _ARRAYS} if arrays else {_SCALARS})
+    config = content[_SCALARS]
+    if not isinstance(config, ConfigRecord):
+        raise ProtocolError(sender, _SCALARS, f"a {type(config).__name__}, not a ConfigRecord")
+    if config.get(_VERSION_KEY) != WIRE_VERSION:
+        raise ProtocolError(
+            sender,
+            _VERSION_KEY,
+            f"{config.get(_VERSION_KEY)!r}, expected {WIRE_VERSION}; install the same "
+            "fedzge-flwr on both sides",
+        )
+    if config.get(_TYPE_KEY) != cls.__name__:
+        raise ProtocolError(
+            sender, _TYPE_KEY, f"{config.get(_TYPE_KEY)!r}, expected {cls.__name__!r}"
+        )
+    _same_keys(sender, _SCALARS, set(config), {_VERSION_KEY, _TYPE_KEY, *scalars})
+    values: dict[str, Any] = {}
+    for name, spec in scalars.items():
+        values[name] = _check_scalar(sender, name, spec, config[name])
+    for name, wanted in (expect or {}).items():
+        if values[name] != wanted:
+            raise ProtocolError(sender, name, f"{values[name]}, expected {wanted}")
+    if arrays:
+        record = content[_ARRAYS]
+        if not isinstance(record, ArrayRecord):
+            raise ProtocolError(sender, _ARRAYS, f"a {type(record).__name__}, not an ArrayRecord")
+        _same_keys(sender, _ARRAYS, set(record), set(arrays))
+        bound = dict(dims or {})
+        for name, array_spec in arrays.items():
+            values[name] = _decode_array(
+                sender, name, array_spec, record[name], bound, limits or {}
+            )
+    return cls(**values)
+
+
+def _same_keys(sender: str, field: str, found: set[str], wanted: set[str]) -> None:
+    if missing := sorted(wanted - found):
+        raise ProtocolError(sender, field, f"lacks {', '.join(missing)}")
+    if extra := sorted(found - wanted):
+        raise ProtocolError(sender, field, f"has unknown {', '.join(map(_shorten, extra))}")
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:40]}…"
+
+
+def _check_scalar(sender: str, name: str, spec: ScalarSpec, value: object) -> object:
+    if type(value) is not spec.kind:
+        raise ProtocolError(
+            sender, name, f"a {type(value).__name__}, expected {spec.kind.__name__}"
+        )
+    if isinstance(value, str):
+        if len(value) > _MAX_STRING:
+            raise ProtocolError(sender, name, f"{len(value)} characters; at most {_MAX_STRING}")
+        if spec.choices is not None and value not in spec.choices:
+            raise ProtocolError(
+                sender, name, f"{_shorten(value)!r}, expected one of {', '.join(spec.choices)}"
+            )
+    if isinstance(value, (int, float)):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ProtocolError(sender, name, f"{value} is not finite")
+        if spec.low is not None and value < spec.low:
+            raise ProtocolError(sender, name, f"{value} is below {spec.low}")
+        if spec.high is not None and value > spec.high:
+            raise ProtocolError(sender, name, f"{value} is above {spec.high}")
+    return value
+
+
+def _decode_array(
+    sender: str,
+    name: str,
+    spec: ArraySpec,
+    array: Array,
+    bound: dict[str, int],
+    limits: Mapping[str, int],
+) -> npt.NDArray[np.generic]:
+    """Decode one array; binds the dimensions that it is the first to give a value."""
+    if array.stype != _STYPE:
+        raise ProtocolError(sender, name, f"serialised as {_shorten(array.stype)!r}, not {_STYPE}")
+    if array.dtype != spec.dtype:
+        raise ProtocolError(sender, name, f"dtype {_shorten(array.dtype)}, expected {spec.dtype}")
+    shape = tuple(array.shape)
+    wanted = ", ".join(
+        str(bound[dim]) if dim in bound else f"{dim} ≤ {limits[dim]}" for dim in spec.dims
+    )
+    fits = len(shape) == len(spec.dims) and all(
+        size == bound[dim] if dim in bound else 0 <= size <= limits[dim]
+        for dim, size in zip(spec.dims, shape, strict=True)
+    )
+    if not fits:
+        raise ProtocolError(sender, name, f"shape {shape}, expected ({wanted})")
+    bound.update(zip(spec.dims, shape, strict=True))
+    dtype = np.dtype(spec.dtype)
+    payload = math.prod(shape) * dtype.itemsize
+    if not payload < len(array.data) <= payload + _MAX_NPY_HEADER:
+        raise ProtocolError(
+            sender, name, f"{len(array.data)} bytes for shape {shape} of {spec.dtype}"
+        )
+    values = _read_npy(sender, name, array.data, dtype, shape)
+    if not np.isfinite(values).all():
+        raise ProtocolError(sender, name, "holds values that are not finite")
+    return values
+
+
+def _read_npy(
+    sender: str, name: str, data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> npt.NDArray[np.generic]:
+    """Read NumPy's format without trusting its header, which might claim any size."""
+    # Only the head is wrapped: the payload is not copied.
+    head = io.BytesIO(data[: min(len(data), _MAX_NPY_HEADER)])
+    try:
+        version = np.lib.format.read_magic(head)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        declared = read_header(head)
+    except (ValueError, KeyError, SyntaxError, EOFError) as error:
+        raise ProtocolError(sender, name, "not an array in NumPy's format") from error
+    if declared != (shape, False, dtype) or len(data) - head.tell() != math.prod(shape) * (
+        dtype.itemsize
+    ):
+        raise ProtocolError(sender, name, "its payload is not the array that it declares")
+    values = np.frombuffer(data, dtype=dtype, offset=head.tell()).reshape(shape)
+    return cast("npt.NDArray[np.generic]", values)

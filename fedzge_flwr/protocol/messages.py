@@ -1,0 +1,174 @@
+"""Every message of the system, as a frozen dataclass whose fields declare what the wire allows.
+
+Requests go from the server to a client, replies back. No message has room for a parameter, a
+private image or an architecture. Dimensions are named: B images of a query, N images of a batch,
+(C, H, W) of an image, K classes, M test images; `fedzge_flwr.protocol.decode` checks that a name
+has one value throughout a message, and the values and limits that the receiver knows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ScalarSpec:
+    """What a scalar field allows: its exact type, a closed range, or a choice."""
+
+    kind: type
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """What an array field allows: its dtype and the names of its dimensions."""
+
+    dtype: str
+    dims: tuple[str, ...]
+
+
+def _scalar(
+    kind: type,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    return field(metadata={"wire": ScalarSpec(kind, low, high, choices)})
+
+
+def _array(dims: str, dtype: str = "float32") -> Any:
+    return field(metadata={"wire": ArraySpec(dtype, tuple(dims.split()))})
+
+
+_MAX_COUNT = 2**62
+
+
+@dataclass(frozen=True)
+class WireMessage:
+    """Base of all messages.
+
+    Parameters
+    ----------
+    round : int
+        The round that it belongs to, from 1; 0 before the first. A reply repeats its request's.
+    """
+
+    round: int = _scalar(int, low=0, high=_MAX_COUNT)
+
+
+@dataclass(frozen=True)
+class Reply(WireMessage):
+    """Base of replies."""
+
+
+@dataclass(frozen=True)
+class Request(WireMessage):
+    """Base of requests."""
+
+    ACTION: ClassVar[str]
+    """Flower's message type, ``category.action``: the endpoint."""
+    REPLY: ClassVar[type[Reply]]
+    """The type of its reply."""
+
+
+@dataclass(frozen=True)
+class HelloReply(Reply):
+    """Who a client is (see `fedzge_flwr.blackbox.ClientProfile`) and the version that it runs."""
+
+    partition: int = _scalar(int, low=0, high=_MAX_COUNT)
+    num_partitions: int = _scalar(int, low=1, high=_MAX_COUNT)
+    num_examples: int = _scalar(int, low=0, high=_MAX_COUNT)
+    device: str = _scalar(str)
+    gpu_share: float = _scalar(float, low=0.0)
+    version: str = _scalar(str)
+
+
+@dataclass(frozen=True)
+class HelloRequest(Request):
+    """Ask a node who it is."""
+
+    ACTION = "query.hello"
+    REPLY = HelloReply
+
+    version: str = _scalar(str)
+
+
+@dataclass(frozen=True)
+class TrainReply(Reply):
+    """Local training is done (see `fedzge_flwr.blackbox.FitReport`)."""
+
+    num_examples: int = _scalar(int, low=0, high=_MAX_COUNT)
+    loss: float = _scalar(float, low=0.0)
+
+
+@dataclass(frozen=True)
+class TrainRequest(Request):
+    """Train on your own data, as your own settings say."""
+
+    ACTION = "train.local"
+    REPLY = TrainReply
+
+
+@dataclass(frozen=True)
+class LogitsReply(Reply):
+    """The logits of each image asked about."""
+
+    logits: FloatArray = _array("B K")
+
+
+@dataclass(frozen=True)
+class LogitsRequest(Request):
+    """Ask for logits on these images; which are perturbed copies of which is not said."""
+
+    ACTION = "query.logits"
+    REPLY = LogitsReply
+
+    images: FloatArray = _array("B C H W")
+
+
+@dataclass(frozen=True)
+class DistillReply(Reply):
+    """Distillation is done; its last loss."""
+
+    loss: float = _scalar(float, low=0.0)
+
+
+@dataclass(frozen=True)
+class DistillRequest(Request):
+    """Distil the ensemble's logits on these images into your model."""
+
+    ACTION = "train.distill"
+    REPLY = DistillReply
+
+    temperature: float = _scalar(float, low=0.0)
+    images: FloatArray = _array("N C H W")
+    logits: FloatArray = _array("N K")
+
+
+@dataclass(frozen=True)
+class EvaluateReply(Reply):
+    """Outcome of an evaluation (see `fedzge_flwr.blackbox.ClientEvaluation`)."""
+
+    num_examples: int = _scalar(int, low=0, high=_MAX_COUNT)
+    loss: float = _scalar(float, low=0.0)
+    accuracy: float = _scalar(float, low=0.0, high=1.0)
+    logits: FloatArray = _array("M K")
+
+
+@dataclass(frozen=True)
+class EvaluateRequest(Request):
+    """Evaluate your model, on the common test set or on your own held-out images."""
+
+    ACTION = "evaluate.local"
+    REPLY = EvaluateReply
+
+    split: str = _scalar(str, choices=("test", "held-out"))

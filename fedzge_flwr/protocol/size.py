@@ -1,0 +1,38 @@
+"""How many bytes a message takes on Flower's wire.
+
+Flower sends a message as a tree of objects: the message itself (metadata, or an error), its
+RecordDict, the records, the arrays and the chunks of their data; equal objects travel once. The
+size counted here is that of all of them, serialised, without HTTP headers, acknowledgements, polls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from flwr.app import Message
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    no_object_id_recompute,
+)
+
+
+def encoded_bytes(messages: Iterable[Message]) -> list[int]:
+    """Return the size of each message in bytes.
+
+    Messages that share one content (a request to many clients) are measured once for the content.
+    """
+    sizes: list[int] = []
+    content_sizes: dict[int, int] = {}
+    with no_object_id_recompute():
+        for message in messages:
+            size = len(message.deflate())
+            if message.has_content():
+                content = message.content
+                if id(content) not in content_sizes:
+                    nested = get_all_nested_objects(content)
+                    content_sizes[id(content)] = sum(
+                        len(item.deflate()) for item in nested.values()
+                    )
+                size += content_sizes[id(content)]
+            sizes.append(size)
+    return sizes

@@ -1,0 +1,32 @@
+"""Looking names up in registries, which are plain dicts from name to entry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from fedzge_flwr.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def lookup(registry: Mapping[str, T], name: str, kind: str) -> T:
+    """Return ``registry[name]``.
+
+    Parameters
+    ----------
+    registry : Mapping[str, T]
+        The entries by name.
+    name : str
+        The name asked for.
+    kind : str
+        What the entries are, for the error, e.g. ``"model"``.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such name; the message lists the known ones.
+    """
+    if name not in registry:
+        raise ConfigError(f"no {kind} named '{name}'; known: {', '.join(sorted(registry))}")
+    return registry[name]

@@ -1,0 +1,204 @@
+"""The run folder: what a run leaves behind, written as it happens."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.torch import save_file
+
+from fedzge_flwr import __version__
+from fedzge_flwr.config import Settings
+from fedzge_flwr.errors import RunFolderError
+from fedzge_flwr.files import atomic_path, atomic_write_text
+from fedzge_flwr.observers import RoundRow
+from fedzge_flwr.pixels import PIXEL_RANGE
+from fedzge_flwr.server.state import RoundState, ServerState, SyntheticBatch
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import nn
+
+_GRID_IMAGES_PER_CLASS = 10
+_GRID_CLASSES = 20
+
+
+class RunFolder:
+    """An observer that writes a folder of its own for the run.
+
+    ``config.json`` (settings, versions, seed, clients, status), ``rounds.jsonl`` (a row a round),
+    ``progress.json`` (round and phase right now), ``accuracy.csv``, and at the end
+    ``central.safetensors``, ``generator.safetensors``, ``accuracy.png`` and ``synthetic.png``.
+
+    Parameters
+    ----------
+    settings : Settings
+        The run's settings; ``output-dir`` and ``run-name`` say where.
+
+    Raises
+    ------
+    RunFolderError
+        If the folder cannot be made, or the name is taken.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._rows: list[RoundRow] = []
+        self._samples: tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]] | None = None
+        self._clients: dict[int, str] = {}
+        self._started = time.time()
+        self.path = _make_folder(settings)
+        self._write_config(status="starting")
+
+    # -- Observer -----------------------------------------------------------------------------
+
+    def on_start(self, server: ServerState, clients: Mapping[int, str]) -> None:
+        """Write the clients and the device into ``config.json``."""
+        self._clients = dict(clients)
+        self._write_config(status="running")
+
+    def on_phase(self, round_: int, phase: str) -> None:
+        """Replace ``progress.json``."""
+        progress = {"round": round_, "phase": phase, "since": time.time()}
+        with self._explained():
+            atomic_write_text(self.path / "progress.json", json.dumps(progress))
+
+    def on_round(self, server: ServerState, current: RoundState, row: RoundRow) -> None:
+        """Append to ``rounds.jsonl`` and rewrite ``accuracy.csv``."""
+        self._rows.append(row)
+        if current.batch is not None:
+            self._samples = _labelled_samples(current.batch)
+        with self._explained():
+            with (self.path / "rounds.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row.to_json(), allow_nan=False) + "\n")
+            with atomic_path(self.path / "accuracy.csv") as temporary:
+                self.accuracies().to_csv(temporary)
+
+    def on_end(self, server: ServerState, error: BaseException | None) -> None:
+        """Write models and pictures, also of a run that an error ended."""
+        status = "finished" if error is None else f"failed: {type(error).__name__}: {error}"
+        with self._explained():
+            self._save_model("central", server.central)
+            self._save_model("generator", server.generator)
+            self._draw()
+            (self.path / "progress.json").unlink(missing_ok=True)
+        self._write_config(status=status)
+
+    # -- files --------------------------------------------------------------------------------
+
+    def accuracies(self) -> pd.DataFrame:
+        """Return accuracies in [0, 1], a row a round; columns "central", "client-0" and so on."""
+        import pandas as pd
+
+        table = {
+            row.round: {
+                "central": row.central_accuracy,
+                **{f"client-{number}": value for number, value in row.client_accuracy.items()},
+            }
+            for row in self._rows
+        }
+        columns = ["central", *(f"client-{n}" for n in range(self._settings.run.num_clients))]
+        frame = pd.DataFrame.from_dict(table, orient="index", columns=columns, dtype=float)
+        frame.index.name = "round"
+        return frame
+
+    def _write_config(self, status: str) -> None:
+        content: dict[str, Any] = {
+            "status": status,
+            "seed": self._settings.run.seed,
+            "settings": self._settings.to_run_config(),
+            "versions": _versions(),
+            "clients": {str(number): text for number, text in self._clients.items()},
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(self._started)),
+            "seconds": round(time.time() - self._started, 1),
+        }
+        with self._explained():
+            atomic_write_text(self.path / "config.json", json.dumps(content, indent=2) + "\n")
+
+    def _save_model(self, name: str, model: nn.Module) -> None:
+        tensors = {
+            key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()
+        }
+        with atomic_path(self.path / f"{name}.safetensors") as temporary:
+            save_file(tensors, temporary)
+
+    def _draw(self) -> None:
+        from fedzge_flwr.plots import draw_accuracy, draw_synthetic
+
+        if self._rows:
+            with atomic_path(self.path / "accuracy.png") as temporary:
+                draw_accuracy(self._rows, temporary)
+        if self._samples is not None:
+            with atomic_path(self.path / "synthetic.png") as temporary:
+                draw_synthetic(*self._samples, temporary)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunFolderError(
+                f"run folder {self.path} cannot be written ({error.strerror or error}); free space "
+                "or set 'output-dir' to a folder that you may write to"
+            ) from error
+
+
+def _make_folder(settings: Settings) -> Path:
+    # A relative path is relative to whoever serves the run, so the user is told it in full.
+    parent = Path(settings.run.output_dir).expanduser().absolute()
+    name = settings.run.run_name
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    automatic = f"{stamp}-{settings.data.dataset}-{settings.run.recipe}-s{settings.run.seed}"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        if name:
+            (parent / name).mkdir()
+            return parent / name
+        for suffix in ("", *(f"-{number}" for number in range(2, 100))):
+            with suppress(FileExistsError):
+                (parent / (automatic + suffix)).mkdir()
+                return parent / (automatic + suffix)
+    except FileExistsError as error:
+        raise RunFolderError(
+            f"'run-name' = '{name}': {parent / name} exists already; choose another name, or "
+            "remove it"
+            if name and parent.is_dir()
+            else f"'output-dir' = '{parent}' is not a folder; name another"
+        ) from error
+    except OSError as error:
+        raise RunFolderError(
+            f"'output-dir' = '{parent}' cannot be written ({error.strerror}); name a folder that "
+            "you may write to"
+        ) from error
+    raise RunFolderError(f"{parent} already holds 99 runs named {automatic}")
+
+
+def _labelled_samples(
+    batch: SyntheticBatch,
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Return the first few images of each of the first classes, and their labels."""
+    labels = batch.y_N.cpu().numpy()
+    chosen = np.concatenate(
+        [
+            np.flatnonzero(labels == label)[:_GRID_IMAGES_PER_CLASS]
+            for label in np.unique(labels)[:_GRID_CLASSES]
+        ]
+    )
+    images = PIXEL_RANGE.to_uint8(batch.x_NCHW.detach()).cpu().numpy()
+    return images[chosen], labels[chosen]
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version(), "fedzge-flwr": __version__}
+    for package in ("flwr", "ray", "torch", "torchvision", "numpy"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions

@@ -1,0 +1,29 @@
+"""The server's models as the settings describe them, freshly initialised from the run's seed."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from fedzge_flwr.config import Settings
+from fedzge_flwr.generators import ConditionalGenerator
+from fedzge_flwr.models import build_model
+from fedzge_flwr.randomness import Purpose, seeded_initialisation
+
+
+def build_central(settings: Settings) -> nn.Module:
+    """Build the central model."""
+    spec = settings.data.spec
+    with seeded_initialisation(settings.run.seed, Purpose.INIT_CENTRAL):
+        return build_model(settings.server.central_model, spec.image_shape, spec.num_classes)
+
+
+def build_generator(settings: Settings) -> ConditionalGenerator:
+    """Build the generator."""
+    spec, server = settings.data.spec, settings.server
+    with seeded_initialisation(settings.run.seed, Purpose.INIT_GENERATOR):
+        return ConditionalGenerator(
+            spec.image_shape,
+            spec.num_classes,
+            latent_dim=server.latent_dim,
+            width=server.generator_width,
+        )

@@ -1,0 +1,242 @@
+"""One round of FedZGE as a list of phases over one state (arXiv 2503.06028, algorithm 1).
+
+A phase reads and extends the round's state; what it asks of clients goes through `Clients`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+
+from fedzge_flwr.errors import TooFewClientsError
+from fedzge_flwr.losses import LossTerms, generator_objective
+from fedzge_flwr.randomness import Purpose, numpy_stream, torch_stream
+from fedzge_flwr.server.clients import Clients
+from fedzge_flwr.server.ensemble import ensemble_logits, ensemble_weights
+from fedzge_flwr.server.state import RoundState, ServerState, SyntheticBatch
+from fedzge_flwr.training import distil, exact_float32
+from fedzge_flwr.zeroth_order import LossFn
+
+Phase: TypeAlias = Callable[[ServerState, Clients, RoundState], None]
+
+T = TypeVar("T")
+
+
+def sample_clients(server: ServerState, clients: Clients, current: RoundState) -> None:
+    """Sample max(⌈C·clients⌉, 1) clients, a function of (seed, round)."""
+    run = server.settings.run
+    stream = numpy_stream(run.seed, Purpose.SAMPLING, round_=current.round)
+    chosen = stream.choice(run.num_clients, size=run.participants, replace=False)
+    current.sampled = current.participants = tuple(sorted(int(number) for number in chosen))
+
+
+def train_clients(server: ServerState, clients: Clients, current: RoundState) -> None:
+    """Have the sampled clients train on their own data; who fails is out of the round."""
+    current.train_losses = clients.train(current.round, current.participants)
+    _keep_only(server, current, current.train_losses, "trained")
+
+
+def synthesise(server: ServerState, clients: Clients, current: RoundState) -> None:
+    """Draw z ~ N(0, I), y uniform over classes, generate x = G(z, y), choose the queries."""
+    settings = server.settings
+    num_images = settings.server.synthetic_batch_size
+    stream = torch_stream(settings.run.seed, Purpose.LATENT, round_=current.round)
+    z_ND = torch.randn(num_images, settings.server.latent_dim, generator=stream)
+    y_N = torch.randint(settings.data.spec.num_classes, (num_images,), generator=stream)
+    z_ND, y_N = z_ND.to(server.device), y_N.to(server.device)
+    server.generator.train()
+    x_NCHW = server.generator(z_ND, y_N)
+    current.batch = SyntheticBatch(z_ND, y_N, x_NCHW)
+    directions = torch_stream(settings.run.seed, Purpose.DIRECTIONS, round_=current.round)
+    current.queries = server.estimator.ask(x_NCHW.detach(), directions)
+
+
+def query_clients(server: ServerState, clients: Clients, current: RoundState) -> None:
+    """Ask the participants for logits on all copies of all images, in one message each.
+
+    Base and perturbed answers so come from the same clients, under the same weights.
+    """
+    queries = _present(current.queries)
+    images_BNCHW = queries.images_BNCHW
+    flat = images_BNCHW.flatten(0, 1).cpu().numpy()
+    for partition in current.participants:
+        server.num_queries[partition] = server.num_queries.get(partition, 0) + len(flat)
+    answers = clients.query(current.round, current.participants, flat)
+    _keep_only(server, current, answers, "answered the query")
+    examples = clients.num_examples
+    current.weights = ensemble_weights({number: examples[number] for number in answers})
+    logits = ensemble_logits(answers, current.weights)
+    current.ensemble_logits_BNK = logits.reshape(*images_BNCHW.shape[:2], -1)
+
+
+def update_generator(server: ServerState, clients: Clients, current: RoundState) -> None:
+    """Estimate ∂L/∂x from the answers and back-propagate it from x into the generator."""
+    batch = _present(current.batch)
+    logits_BNK = torch.from_numpy(_present(current.ensemble_logits_BNK)).to(server.device)
+    with exact_float32():
+        estimate = server.estimator.tell(
+            _present(current.queries), logits_BNK, make_loss_fn(server, batch)
+        )
+    server.generator_optimizer.zero_grad(set_to_none=True)
+    batch.x_NCHW.backward(estimate.gradient_NCHW.to(batch.x_NCHW.dtype))
+    server.generator_optimizer.step()
+    if server.generator_schedule is not None:
+        server.generator_schedule.step()
+    current.terms = LossTerms(*(term.detach() for term in estimate.base))
+    current.gradient_norm = float(estimate.gradient_NCHW.norm())
+
+
+def make_loss_fn(server: ServerState, batch: SyntheticBatch) -> LossFn:
+    """Return the objective of a batch as a function of images and ensemble logits.
+
+    The central model answers in evaluation mode, so that no query leaks into its running
+    statistics. The objective is computed in float64: its differences over a step of ε are a few
+    units of float32's last place.
+    """
+
+    def loss_fn(images_NCHW: Tensor, ensemble_logits_NK: Tensor) -> LossTerms:
+        server.central.eval()
+        return generator_objective(
+            images_NCHW.double(),
+            batch.z_ND.double(),
+            batch.y_N,
+            ensemble_logits_NK.double(),
+            server.central(images_NCHW).double(),
+            server.objective_weights,
+        )
+
+    return loss_fn
+
+
+def distil_central(server: ServerState, clients: Clients, current: RoundState) -> None:
+    """Distil the ensemble's answers on x into the central model, E2 full-batch steps."""
+    settings = server.settings
+    teacher = torch.from_numpy(_present(current.ensemble_logits_BNK)[0]).to(server.device)
+    current.central_distill_loss = distil(
+        server.central,
+        _present(current.batch).x_NCHW.detach(),
+        teacher,
+        steps=settings.server.central_distill_steps,
+        temperature=settings.server.temperature,
+        lr=settings.server.central_lr,
+        settings=settings.optimizer,
+    )
+
+
+def distil_clients(server: ServerState, clients: Clients, current: RoundState) -> None:
+    """Send x and the ensemble's logits back, for each client to distil from its peers."""
+    if server.settings.client.client_distill_steps == 0:
+        return
+    current.distill_losses = clients.distill(
+        current.round,
+        current.participants,
+        _present(current.batch).x_NCHW.detach().cpu().numpy(),
+        _present(current.ensemble_logits_BNK)[0],
+        server.settings.server.temperature,
+    )
+
+
+def evaluate_clients(server: ServerState, clients: Clients, current: RoundState) -> None:
+    """On evaluation rounds, learn the participants' accuracy and their ensemble's test logits."""
+    split = server.settings.run.client_evaluation
+    if split == "off" or not is_evaluation_round(server, current.round):
+        return
+    current.accuracies = clients.evaluate(current.round, current.participants, split)
+    with_logits = {
+        number: accuracy.logits_MK
+        for number, accuracy in current.accuracies.items()
+        if len(accuracy.logits_MK)
+    }
+    if with_logits:
+        examples = clients.num_examples
+        weights = ensemble_weights({number: examples[number] for number in with_logits})
+        current.ensemble_test_logits_MK = ensemble_logits(with_logits, weights)
+
+
+def is_evaluation_round(server: ServerState, round_: int) -> bool:
+    """Whether a round is one of every ``eval-every``, or the last."""
+    return round_ % server.settings.run.eval_every == 0 or round_ == server.num_rounds
+
+
+PAPER_ROUND: tuple[Phase, ...] = (
+    sample_clients,
+    train_clients,
+    synthesise,
+    query_clients,
+    update_generator,
+    distil_central,
+    distil_clients,
+    evaluate_clients,
+)
+
+RECIPES: dict[str, tuple[Phase, ...]] = {"paper": PAPER_ROUND}
+
+
+def run_round(
+    phases: Sequence[Phase],
+    server: ServerState,
+    clients: Clients,
+    round_: int,
+    on_phase: Callable[[int, str], None],
+) -> RoundState:
+    """Run the phases of one round.
+
+    Parameters
+    ----------
+    phases : Sequence[Phase]
+        One of `RECIPES`.
+    server : ServerState
+        The run's state, updated in place.
+    clients : Clients
+        The federation.
+    round_ : int
+        From 1.
+    on_phase : Callable[[int, str], None]
+        Called with round and name before each phase.
+
+    Returns
+    -------
+    RoundState
+        What the round gathered; ``skipped`` says why it ended early, if ``too-few-clients`` is
+        "skip".
+
+    Raises
+    ------
+    TooFewClientsError
+        If fewer than ``min-clients`` answer and ``too-few-clients`` is "fail".
+    """
+    current = RoundState(round=round_)
+    for phase in phases:
+        on_phase(round_, phase.__name__)
+        started = time.perf_counter()
+        try:
+            phase(server, clients, current)
+        except TooFewClientsError as error:
+            if server.settings.run.too_few_clients == "fail":
+                raise
+            current.skipped = str(error)
+            break
+        finally:
+            current.seconds[phase.__name__] = time.perf_counter() - started
+    return current
+
+
+def _keep_only(server: ServerState, current: RoundState, answered: dict[int, T], verb: str) -> None:
+    """Leave whoever did not answer out of the rest of the round."""
+    current.participants = tuple(sorted(answered))
+    if len(answered) < server.settings.run.min_clients:
+        raise TooFewClientsError(
+            f"round {current.round}: {len(answered)} of {len(current.sampled)} clients {verb}, "
+            f"'min-clients' = {server.settings.run.min_clients}"
+        )
+
+
+def _present(value: T | None) -> T:
+    """Return what an earlier phase put into the round's state."""
+    if value is None:
+        raise RuntimeError("phases out of order")
+    return value

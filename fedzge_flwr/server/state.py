@@ -1,0 +1,144 @@
+"""The server's state: what lives through a run, and what lives through a round."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from fedzge_flwr.config import Settings
+from fedzge_flwr.losses import LossTerms, ObjectiveWeights
+from fedzge_flwr.registry import lookup
+from fedzge_flwr.server.clients import ClientAccuracy
+from fedzge_flwr.training import make_optimizer, make_schedule
+from fedzge_flwr.zeroth_order import DIRECTIONS, ESTIMATORS, Estimator, Queries
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass
+class ServerState:
+    """What the server owns for the whole run.
+
+    Parameters
+    ----------
+    settings : Settings
+        The run's settings.
+    num_rounds : int
+        Rounds R of the run: the span of the generator's schedule.
+    device : torch.device
+        Where generator and central model are.
+    central : nn.Module
+        The central model.
+    generator : nn.Module
+        Maps (noise (N, nz), labels (N,)) to images.
+    generator_optimizer, generator_schedule
+        One optimiser for the whole run, its schedule over all rounds.
+    estimator : Estimator
+        The zeroth-order estimator.
+    num_queries : dict[int, int]
+        Images that each client has been asked about so far, by partition.
+    """
+
+    settings: Settings
+    num_rounds: int
+    device: torch.device
+    central: nn.Module
+    generator: nn.Module
+    generator_optimizer: Optimizer
+    generator_schedule: LRScheduler | None
+    estimator: Estimator
+    num_queries: dict[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def create(
+        cls,
+        settings: Settings,
+        central: nn.Module,
+        generator: nn.Module,
+        *,
+        num_rounds: int,
+        device: torch.device,
+    ) -> ServerState:
+        """Start a run with models as they are; they are moved to ``device``."""
+        central.to(device).eval()
+        generator.to(device)
+        optimizer = make_optimizer(
+            generator.parameters(), settings.optimizer, settings.server.generator_lr
+        )
+        server = settings.server
+        sampler = lookup(DIRECTIONS, server.directions, "distribution of directions")
+        return cls(
+            settings=settings,
+            num_rounds=num_rounds,
+            device=device,
+            central=central,
+            generator=generator,
+            generator_optimizer=optimizer,
+            generator_schedule=make_schedule(optimizer, settings.optimizer, num_rounds),
+            estimator=lookup(ESTIMATORS, server.estimator, "estimator")(
+                sampler, server.q, server.eps
+            ),
+        )
+
+    @property
+    def objective_weights(self) -> ObjectiveWeights:
+        """T and β of the generator's objective."""
+        server = self.settings.server
+        return ObjectiveWeights(server.temperature, server.beta1, server.beta2, server.beta3)
+
+
+@dataclass(frozen=True)
+class SyntheticBatch:
+    """The images generated in a round.
+
+    Parameters
+    ----------
+    z_ND, y_N : Tensor
+        Noise and labels.
+    x_NCHW : Tensor
+        The images, with the generator's graph behind them.
+    """
+
+    z_ND: Tensor
+    y_N: Tensor
+    x_NCHW: Tensor
+
+
+@dataclass
+class RoundState:
+    """What one round gathers, phase by phase.
+
+    Parameters
+    ----------
+    round : int
+        From 1.
+    participants : tuple of int
+        The sampled clients, then those that are still in after each phase; in order of partition.
+    sampled : tuple of int
+        The sampled clients.
+    """
+
+    round: int
+    sampled: tuple[int, ...] = ()
+    participants: tuple[int, ...] = ()
+    train_losses: dict[int, float] = field(default_factory=dict)
+    batch: SyntheticBatch | None = None
+    queries: Queries | None = None
+    ensemble_logits_BNK: FloatArray | None = None
+    weights: dict[int, float] = field(default_factory=dict)
+    terms: LossTerms | None = None
+    gradient_norm: float | None = None
+    central_distill_loss: float | None = None
+    distill_losses: dict[int, float] = field(default_factory=dict)
+    accuracies: dict[int, ClientAccuracy] = field(default_factory=dict)
+    ensemble_test_logits_MK: FloatArray | None = None
+    skipped: str | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)

@@ -1,0 +1,297 @@
+"""FedZGE as a Flower strategy: rounds over the grid, reports to observers, Flower's Result."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+from torch import nn
+
+from fedzge_flwr.config import Settings
+from fedzge_flwr.grid_clients import GridClients
+from fedzge_flwr.observers import Observer, RoundRow
+from fedzge_flwr.registry import lookup
+from fedzge_flwr.server.clients import FloatArray
+from fedzge_flwr.server.round import RECIPES, is_evaluation_round, run_round
+from fedzge_flwr.server.state import RoundState, ServerState
+from fedzge_flwr.training import select_device
+
+LOGGER = logging.getLogger("flwr.fedzge")
+
+EvaluateFn: TypeAlias = Callable[[int, ArrayRecord], MetricRecord | None]
+LogitAccuracy: TypeAlias = Callable[[FloatArray], float]
+"""Accuracy in [0, 1] of logits (M, K) on the common test set, in its order."""
+
+
+class FedZGE(Strategy):
+    """Data-free black-box federated learning (arXiv 2503.06028) as a Flower strategy.
+
+    The clients' apps need the endpoints of `fedzge_flwr.client.register_endpoints`. Nothing of the
+    strategy reads data: evaluation enters as callables.
+
+    Parameters
+    ----------
+    settings : Settings
+        The run's settings (`fedzge_flwr.config.from_run_config`).
+    central_model : nn.Module
+        Student: maps images (N, C, H, W) in the shared pixel range to logits (N, K).
+    generator : nn.Module
+        Maps noise (N, nz) and labels (N,) to images in the shared pixel range.
+    logit_accuracy : Callable, optional
+        Scores the clients' ensemble on the common test set.
+    observers : Sequence[Observer]
+        Follow the run.
+
+    Raises
+    ------
+    ConfigError
+        If a setting names something unknown.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        central_model: nn.Module,
+        generator: nn.Module,
+        *,
+        logit_accuracy: LogitAccuracy | None = None,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        self._settings = settings
+        self._central = central_model
+        self._generator = generator
+        self._logit_accuracy = logit_accuracy
+        self._observers = tuple(observers)
+        self._phases = lookup(RECIPES, settings.run.recipe, "recipe")
+
+    def summary(self) -> None:
+        """Log what will be done."""
+        run, server = self._settings.run, self._settings.server
+        LOGGER.info(
+            "FedZGE: recipe %s, %d of %d clients a round, %d images a round with %d + 1 queries "
+            "each, estimator %s",
+            run.recipe,
+            run.participants,
+            run.num_clients,
+            server.synthetic_batch_size,
+            server.q,
+            server.estimator,
+        )
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: EvaluateFn | None = None,
+    ) -> Result:
+        """Run FedZGE.
+
+        Parameters
+        ----------
+        grid : Grid
+            Flower's grid.
+        initial_arrays : ArrayRecord
+            Initial state of the central model; no client sees it.
+        num_rounds : int
+            Rounds R, and the span of the generator's schedule.
+        timeout : float
+            Seconds to wait for the replies of one exchange.
+        train_config, evaluate_config : ConfigRecord, optional
+            Must be empty: clients take their settings from the run config, not from messages.
+        evaluate_fn : Callable[[int, ArrayRecord], MetricRecord | None], optional
+            Evaluates the central model, every ``eval-every`` rounds and at the last; its
+            "accuracy" and "loss" go into the round's row.
+
+        Returns
+        -------
+        Result
+            ``arrays`` is the central model after the last round; metrics are by round.
+
+        Raises
+        ------
+        RosterError
+            If the nodes are not the federation of the settings.
+        TooFewClientsError
+            If too few clients answer in a round and ``too-few-clients`` is "fail".
+        ValueError
+            If ``train_config`` or ``evaluate_config`` holds anything.
+        """
+        if train_config or evaluate_config:
+            raise ValueError(
+                "FedZGE sends clients no configuration: leave train_config and evaluate_config out"
+            )
+        self._central.load_state_dict(initial_arrays.to_torch_state_dict())
+        server = ServerState.create(
+            self._settings,
+            self._central,
+            self._generator,
+            num_rounds=num_rounds,
+            device=select_device(self._settings.run.server_device),
+        )
+        self.summary()
+        clients = GridClients(grid, self._settings, timeout)
+        result = Result()
+        error: BaseException | None = None
+        started = False
+        try:
+            clients.gather()
+            self._announce(server, clients)
+            started = True
+            for round_ in range(1, num_rounds + 1):
+                self._one_round(server, clients, round_, result, evaluate_fn)
+            result.arrays = ArrayRecord(server.central.state_dict())
+        except BaseException as caught:
+            error = caught
+            raise
+        finally:
+            if started:
+                for observer in self._observers:
+                    observer.on_end(server, error)
+        return result
+
+    def _announce(self, server: ServerState, clients: GridClients) -> None:
+        described = {
+            partition: f"{member.hello.num_examples} examples on {member.hello.device}"
+            + (f" ({member.hello.gpu_share:g} of a GPU)" if member.hello.gpu_share else "")
+            for partition, member in clients.members.items()
+        }
+        for partition, text in described.items():
+            LOGGER.info("client %d: %s", partition, text)
+        for observer in self._observers:
+            observer.on_start(server, described)
+
+    def _one_round(
+        self,
+        server: ServerState,
+        clients: GridClients,
+        round_: int,
+        result: Result,
+        evaluate_fn: EvaluateFn | None,
+    ) -> None:
+        started = time.perf_counter()
+        current = run_round(self._phases, server, clients, round_, self._on_phase)
+        central: MetricRecord | None = None
+        if evaluate_fn is not None and is_evaluation_round(server, round_):
+            self._on_phase(round_, "evaluate_central")
+            central = evaluate_fn(round_, ArrayRecord(server.central.state_dict()))
+            current.seconds["evaluate_central"] = (
+                time.perf_counter() - started - sum(current.seconds.values())
+            )
+        row = self._make_row(server, clients, current, central, time.perf_counter() - started)
+        _add_to_result(result, row, central)
+        LOGGER.info(row.to_line(server.num_rounds))
+        for observer in self._observers:
+            observer.on_round(server, current, row)
+
+    def _on_phase(self, round_: int, phase: str) -> None:
+        for observer in self._observers:
+            observer.on_phase(round_, phase)
+
+    def _make_row(
+        self,
+        server: ServerState,
+        clients: GridClients,
+        current: RoundState,
+        central: MetricRecord | None,
+        seconds: float,
+    ) -> RoundRow:
+        ledger, missing = clients.close_round()
+        accuracies = {number: item.accuracy for number, item in current.accuracies.items()}
+        test_logits = current.ensemble_test_logits_MK
+        ensemble = (
+            self._logit_accuracy(test_logits)
+            if self._logit_accuracy is not None and test_logits is not None
+            else None
+        )
+        queries = server.num_queries.values()
+        return RoundRow(
+            round=current.round,
+            central_accuracy=_metric(central, "accuracy"),
+            central_loss=_metric(central, "loss"),
+            ensemble_accuracy=ensemble,
+            mean_client_accuracy=float(np.mean(list(accuracies.values()))) if accuracies else None,
+            client_accuracy=accuracies,
+            sampled=current.sampled,
+            participants=current.participants,
+            missing=missing,
+            skipped=current.skipped,
+            queries_per_client=max(queries, default=0),
+            queries=sum(queries),
+            bytes_down=ledger.protocol.down,
+            bytes_up=ledger.protocol.up,
+            bytes_down_total=clients.ledger.protocol.down,
+            bytes_up_total=clients.ledger.protocol.up,
+            evaluation_bytes_down=ledger.evaluation.down,
+            evaluation_bytes_up=ledger.evaluation.up,
+            seconds=seconds,
+            loss=_losses(current),
+            phase_seconds={name: round(spent, 4) for name, spent in current.seconds.items()},
+        )
+
+    # -- Flower's per-phase hooks: a round of FedZGE has more phases than train and evaluate ------
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Not used: `start` runs FedZGE's own phases."""
+        raise NotImplementedError("FedZGE runs its own phases: call start()")
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Not used: `start` runs FedZGE's own phases."""
+        raise NotImplementedError("FedZGE runs its own phases: call start()")
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Not used: `start` runs FedZGE's own phases."""
+        raise NotImplementedError("FedZGE runs its own phases: call start()")
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Not used: `start` runs FedZGE's own phases."""
+        raise NotImplementedError("FedZGE runs its own phases: call start()")
+
+
+def _metric(record: MetricRecord | None, name: str) -> float | None:
+    value = None if record is None else record.get(name)
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def _losses(current: RoundState) -> dict[str, float]:
+    losses: dict[str, float] = {}
+    if current.train_losses:
+        losses["local_training"] = float(np.mean(list(current.train_losses.values())))
+    if current.terms is not None:
+        losses |= {name: float(value) for name, value in current.terms._asdict().items()}
+    if current.gradient_norm is not None:
+        losses["gradient_norm"] = current.gradient_norm
+    if current.central_distill_loss is not None:
+        losses["central_distillation"] = current.central_distill_loss
+    if current.distill_losses:
+        losses["client_distillation"] = float(np.mean(list(current.distill_losses.values())))
+    return losses
+
+
+def _add_to_result(result: Result, row: RoundRow, central: MetricRecord | None) -> None:
+    if row.loss:
+        result.train_metrics_clientapp[row.round] = MetricRecord({**row.loss})
+    if row.client_accuracy:
+        metrics = MetricRecord({"accuracy": row.mean_client_accuracy or 0.0})
+        if row.ensemble_accuracy is not None:
+            metrics["ensemble-accuracy"] = row.ensemble_accuracy
+        result.evaluate_metrics_clientapp[row.round] = metrics
+    if central is not None:
+        result.evaluate_metrics_serverapp[row.round] = central

@@ -1,0 +1,256 @@
+"""The PyTorch black box: any ``nn.Module`` on a partition of a data set."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from fedzge_flwr.blackbox import (
+    ClientEvaluation,
+    ClientProfile,
+    EvaluationSplit,
+    FitReport,
+    FloatArray,
+    State,
+)
+from fedzge_flwr.config import Settings, from_run_config
+from fedzge_flwr.data import ClientData, ImageSet, client_data, load_split
+from fedzge_flwr.errors import ConfigError
+from fedzge_flwr.models import build_model
+from fedzge_flwr.randomness import Purpose, seeded_initialisation, torch_stream
+from fedzge_flwr.training import (
+    MIN_TRAINING_IMAGES,
+    distil,
+    evaluate_logits,
+    fit,
+    predict,
+    select_device,
+)
+
+if TYPE_CHECKING:
+    from flwr.app import Context
+
+
+class TorchBlackBox:
+    """A PyTorch classifier with its own data.
+
+    Parameters
+    ----------
+    settings : Settings
+        The run's settings.
+    partition : int
+        This client's partition, from 0.
+    num_partitions : int
+        Number of partitions that the node was told of.
+    model_name : str, optional
+        Overrides the run's ``local-models`` for this client.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        partition: int,
+        num_partitions: int,
+        model_name: str | None = None,
+    ) -> None:
+        self._settings = settings
+        self._partition = partition
+        self._num_partitions = num_partitions
+        self._device = select_device(settings.client.client_device)
+        torch.set_num_threads(settings.client.client_threads)
+        name = model_name or settings.client.model_of(partition)
+        with seeded_initialisation(settings.run.seed, Purpose.INIT_CLIENT, partition=partition):
+            self._model = build_model(name, self.image_shape, self.num_classes)
+        self._model.eval().to(self._device)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the data set's images."""
+        return self._settings.data.spec.image_shape
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K of the data set."""
+        return self._settings.data.spec.num_classes
+
+    @property
+    def max_query_images(self) -> int:
+        """Images of the largest query that the run's settings allow."""
+        return self._settings.server.max_query_images
+
+    def _data(self) -> ClientData:
+        run = self._settings.run
+        return client_data(
+            self._settings.data,
+            run.num_clients,
+            run.seed,
+            self._partition,
+            hold_out=run.client_evaluation == "held-out",
+        )
+
+    def profile(self) -> ClientProfile:
+        """Say partition, training examples, device and share of the GPU."""
+        # A partition that the settings do not know has no data; the server refuses it by name.
+        known = self._partition < self._settings.run.num_clients
+        return ClientProfile(
+            partition=self._partition,
+            num_partitions=self._num_partitions,
+            num_examples=len(self._data().train) if known else 0,
+            device=str(self._device),
+            gpu_share=gpu_share(),
+        )
+
+    def fit(self, round_: int) -> FitReport:
+        """Train for ``local-epochs`` with a fresh optimiser.
+
+        A partition of fewer than two images is not trained on (batch norm cannot): the model stays
+        as it is and the report says 0 examples.
+        """
+        data = self._data().train
+        if len(data) < MIN_TRAINING_IMAGES:
+            return FitReport(num_examples=0, loss=0.0)
+        client = self._settings.client
+        loss = fit(
+            self._model,
+            _to_tensor(data.images_NCHW, self._device),
+            _to_tensor(data.labels_N, self._device),
+            epochs=client.local_epochs,
+            batch_size=client.batch_size,
+            lr=client.local_lr,
+            settings=self._settings.optimizer,
+            stream=torch_stream(
+                self._settings.run.seed,
+                Purpose.LOCAL_TRAINING,
+                round_=round_,
+                partition=self._partition,
+            ),
+        )
+        return FitReport(num_examples=len(data), loss=loss)
+
+    def logits(self, images_NCHW: FloatArray) -> FloatArray:
+        """Answer in evaluation mode, float32, ``query-batch-size`` images at a time."""
+        return _to_numpy(
+            predict(
+                self._model,
+                _to_tensor(images_NCHW),
+                self._settings.client.query_batch_size,
+            )
+        )
+
+    def distill(
+        self, images_NCHW: FloatArray, teacher_logits_NK: FloatArray, temperature: float
+    ) -> float:
+        """Take ``client-distill-steps`` full-batch steps with a fresh optimiser."""
+        client = self._settings.client
+        return distil(
+            self._model,
+            _to_tensor(images_NCHW, self._device),
+            _to_tensor(teacher_logits_NK, self._device),
+            steps=client.client_distill_steps,
+            temperature=temperature,
+            lr=client.client_distill_lr,
+            settings=self._settings.optimizer,
+        )
+
+    def evaluate(self, split: EvaluationSplit) -> ClientEvaluation:
+        """Evaluate on the common test set or on the client's own held-out images."""
+        images = (
+            load_split(self._settings.data, "test") if split == "test" else self._data().held_out
+        )
+        no_logits = np.zeros((0, self.num_classes), dtype=np.float32)
+        if len(images) == 0:
+            return ClientEvaluation(num_examples=0, loss=0.0, accuracy=0.0, logits_NK=no_logits)
+        logits_NK = self._predict(images)
+        outcome = evaluate_logits(logits_NK, _to_tensor(images.labels_N))
+        return ClientEvaluation(
+            num_examples=len(images),
+            loss=outcome.loss,
+            accuracy=outcome.accuracy,
+            logits_NK=_to_numpy(logits_NK) if split == "test" else no_logits,
+        )
+
+    def _predict(self, images: ImageSet) -> torch.Tensor:
+        batch_size = self._settings.client.query_batch_size
+        return predict(self._model, _to_tensor(images.images_NCHW), batch_size)
+
+    def state(self) -> State:
+        """Return the model's parameters and buffers."""
+        return {
+            name: np.array(tensor.detach().cpu().numpy())
+            for name, tensor in self._model.state_dict().items()
+        }
+
+    def load_state(self, state: State) -> None:
+        """Load parameters and buffers.
+
+        Raises
+        ------
+        ValueError
+            If names or shapes are not this model's.
+        """
+        tensors = {name: torch.tensor(array) for name, array in state.items()}
+        try:
+            self._model.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise ValueError(f"the kept state is not one of this model: {error}") from error
+
+
+def torch_black_box(context: Context) -> TorchBlackBox:
+    """Make the black box of the node that a Flower ``Context`` belongs to.
+
+    Parameters
+    ----------
+    context : Context
+        Its run config holds the settings; its node config ``partition-id``, ``num-partitions`` and,
+        if the node's owner wants another model than the run's ``local-models``, ``model``.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is wrong or the node config lacks its partition.
+    """
+    settings = from_run_config(context.run_config)
+    node = context.node_config
+    partition = node.get("partition-id")
+    if not isinstance(partition, int) or isinstance(partition, bool) or partition < 0:
+        raise ConfigError(
+            f"node config: 'partition-id' = {partition!r}: give this node a number from 0 "
+            '(flower-supernode --node-config "partition-id=0 num-partitions=2")'
+        )
+    num_partitions = node.get("num-partitions", settings.run.num_clients)
+    if not isinstance(num_partitions, int):
+        raise ConfigError(f"node config: 'num-partitions' = {num_partitions!r}: give a number")
+    model_name = node.get("model")
+    if partition >= settings.run.num_clients and model_name is None:
+        # Refused by the server; any model will do until then.
+        model_name = settings.client.model_of(0)
+    return TorchBlackBox(
+        settings,
+        partition,
+        num_partitions,
+        model_name=str(model_name) if model_name is not None else None,
+    )
+
+
+def gpu_share() -> float:
+    """Return this process's share of a GPU: Ray's grant, or all of a visible one without Ray."""
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        resources = ray.get_runtime_context().get_assigned_resources()
+        return float(resources.get("GPU", 0.0))
+    return 1.0 if torch.cuda.is_available() else 0.0
+
+
+def _to_tensor(
+    array: np.typing.NDArray[np.generic], device: torch.device | str = "cpu"
+) -> torch.Tensor:
+    # torch wants writable memory; the data sets' memos and decoded messages are read-only.
+    return torch.from_numpy(np.array(array)).to(device)
+
+
+def _to_numpy(tensor: torch.Tensor) -> FloatArray:
+    array: FloatArray = tensor.float().cpu().numpy()
+    return array

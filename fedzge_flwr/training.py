@@ -1,0 +1,243 @@
+"""Optimisers, schedules and the loops that fit, distil and evaluate a classifier. Plain PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
+
+from fedzge_flwr.config import OptimizerSettings
+from fedzge_flwr.losses import distillation_loss
+from fedzge_flwr.pixels import PIXEL_RANGE
+
+MIN_TRAINING_IMAGES = 2
+"""Batch norm has no variance to normalise by in a batch of one."""
+
+
+class Evaluation(NamedTuple):
+    """Mean cross-entropy in nats, and accuracy in [0, 1]."""
+
+    loss: float
+    accuracy: float
+
+
+def select_device(name: str) -> torch.device:
+    """Return the device that a ``*-device`` setting names; "auto" is a GPU if one is visible."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Compute in plain float32: no TF32 and no autocast, restored afterwards.
+
+    A step of ε moves logits by less than the rounding of TF32 (10 bits of mantissa).
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = (matmul.allow_tf32, cudnn.allow_tf32)
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+def make_optimizer(
+    parameters: Iterable[nn.Parameter], settings: OptimizerSettings, lr: float
+) -> Optimizer:
+    """Return a fresh optimiser with learning rate ``lr``."""
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=lr)
+    return torch.optim.SGD(
+        parameters, lr=lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+    )
+
+
+def make_schedule(
+    optimizer: Optimizer, settings: OptimizerSettings, span: int
+) -> LRScheduler | None:
+    """Return a schedule over ``span`` calls of its ``step``, or None for a constant rate.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        The optimiser that it drives.
+    settings : OptimizerSettings
+        "cosine" falls from the initial rate towards 0 at ``span`` (Loshchilov & Hutter, 2017,
+        arXiv 1608.03983, without restarts); "step" multiplies by ``lr-gamma`` every
+        ``lr-step-size``.
+    span : int
+        Epochs of a phase, or rounds of a run; at least 1.
+    """
+    if settings.lr_schedule == "cosine":
+        return CosineAnnealingLR(optimizer, T_max=span)
+    if settings.lr_schedule == "step":
+        return StepLR(optimizer, step_size=settings.lr_step_size, gamma=settings.lr_gamma)
+    return None
+
+
+def minibatches(num_images: int, batch_size: int, stream: torch.Generator) -> list[Tensor]:
+    """Shuffle indices into batches of at most ``batch_size``, none of a single image.
+
+    A last batch of one would stop batch norm, so it joins the batch before it (which then holds
+    ``batch_size`` + 1).
+    """
+    batches = list(torch.randperm(num_images, generator=stream).split(batch_size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        last = batches.pop()
+        batches[-1] = torch.cat((batches[-1], last))
+    return batches
+
+
+def fit(
+    model: nn.Module,
+    images_u8_NCHW: Tensor,
+    labels_N: Tensor,
+    *,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    settings: OptimizerSettings,
+    stream: torch.Generator,
+) -> float:
+    """Train a classifier on labelled images with a fresh optimiser whose schedule spans the call.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Trained in place, in training mode; left in evaluation mode.
+    images_u8_NCHW : Tensor of uint8
+        At least `MIN_TRAINING_IMAGES` images, on the model's device.
+    labels_N : Tensor of int64
+        Their classes.
+    epochs, batch_size, lr
+        Passes over the images, images a step, initial learning rate.
+    settings : OptimizerSettings
+        Optimiser and schedule (one step of it an epoch).
+    stream : torch.Generator
+        The stream of the shuffling.
+
+    Returns
+    -------
+    float
+        Mean cross-entropy over the last epoch, in nats.
+
+    Raises
+    ------
+    ValueError
+        If there are too few images.
+    """
+    if len(labels_N) < MIN_TRAINING_IMAGES:
+        raise ValueError(f"{len(labels_N)} images; training needs {MIN_TRAINING_IMAGES}")
+    optimizer = make_optimizer(model.parameters(), settings, lr)
+    schedule = make_schedule(optimizer, settings, epochs)
+    model.train()
+    loss_sum = torch.zeros((), device=images_u8_NCHW.device)
+    for _ in range(epochs):
+        loss_sum.zero_()
+        for batch in minibatches(len(labels_N), batch_size, stream):
+            indices = batch.to(images_u8_NCHW.device)
+            optimizer.zero_grad(set_to_none=True)
+            logits_NK = model(PIXEL_RANGE.from_uint8(images_u8_NCHW[indices]))
+            loss = F.cross_entropy(logits_NK, labels_N[indices])
+            loss.backward()
+            optimizer.step()
+            loss_sum += loss.detach() * len(batch)
+        if schedule is not None:
+            schedule.step()
+    model.eval()
+    return float(loss_sum) / len(labels_N)
+
+
+def distil(
+    model: nn.Module,
+    x_NCHW: Tensor,
+    teacher_logits_NK: Tensor,
+    *,
+    steps: int,
+    temperature: float,
+    lr: float,
+    settings: OptimizerSettings,
+) -> float:
+    """Take full-batch distillation steps with a fresh optimiser whose schedule spans them.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The student, trained in place, in training mode; left in evaluation mode.
+    x_NCHW : Tensor
+        At least `MIN_TRAINING_IMAGES` images in the shared pixel range, on the model's device.
+    teacher_logits_NK : Tensor
+        The teacher's logits.
+    steps : int
+        Steps, at least 1.
+    temperature : float
+        T of `fedzge_flwr.losses.distillation_loss`.
+    lr : float
+        Initial learning rate.
+    settings : OptimizerSettings
+        Optimiser and schedule.
+
+    Returns
+    -------
+    float
+        The loss before the last step.
+    """
+    optimizer = make_optimizer(model.parameters(), settings, lr)
+    schedule = make_schedule(optimizer, settings, steps)
+    model.train()
+    loss = torch.zeros(())
+    for _ in range(steps):
+        optimizer.zero_grad(set_to_none=True)
+        loss = distillation_loss(teacher_logits_NK, model(x_NCHW), temperature)
+        loss.backward()
+        optimizer.step()
+        if schedule is not None:
+            schedule.step()
+    model.eval()
+    return float(loss.detach())
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, images_NCHW: Tensor, batch_size: int) -> Tensor:
+    """Return the logits (N, K) in float32, in evaluation mode, ``batch_size`` images at a time.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Left in evaluation mode.
+    images_NCHW : Tensor
+        uint8 images, or float images in the shared pixel range, on any device.
+    batch_size : int
+        Images evaluated at once.
+
+    Returns
+    -------
+    Tensor
+        On the device of ``images_NCHW``.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    logits = []
+    with exact_float32():
+        for batch in images_NCHW.split(batch_size):
+            moved = batch.to(device)
+            x = PIXEL_RANGE.from_uint8(moved) if moved.dtype == torch.uint8 else moved
+            logits.append(model(x).float().to(images_NCHW.device))
+    return torch.cat(logits)
+
+
+def evaluate_logits(logits_NK: Tensor, labels_N: Tensor) -> Evaluation:
+    """Return loss and accuracy of logits against labels."""
+    return Evaluation(
+        loss=float(F.cross_entropy(logits_NK, labels_N)),
+        accuracy=float((logits_NK.argmax(dim=1) == labels_N).double().mean()),
+    )

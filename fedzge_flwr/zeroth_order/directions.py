@@ -1,0 +1,27 @@
+"""Random directions, one per image, from seeded streams.
+
+A sampler is a function ``(shape (Q, N, C, H, W), stream) -> float32 tensor`` on the CPU whose rows
+u of length d = C·H·W have unit norm and satisfy E[uuᵀ] = I/d.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+DirectionSampler: TypeAlias = Callable[[tuple[int, ...], torch.Generator], Tensor]
+
+
+def sphere(shape: tuple[int, ...], stream: torch.Generator) -> Tensor:
+    """Draw directions uniformly from the unit sphere of R^d (arXiv 2503.06028)."""
+    # Normalised in float64, so that the norm is 1 to the last bit of float32.
+    normal = torch.randn(shape, generator=stream, dtype=torch.float64)
+    norms = normal.flatten(2).norm(dim=2)
+    unit: Tensor = normal / norms.reshape(*shape[:2], 1, 1, 1)
+    return unit.float()
+
+
+DIRECTIONS: dict[str, DirectionSampler] = {"sphere": sphere}

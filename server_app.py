@@ -1,0 +1,52 @@
+"""FedZGE's ServerApp: wires settings, models, evaluation and run folder into the strategy."""
+
+import logging
+
+import torch
+from flwr.app import ArrayRecord, Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedzge_flwr.config import from_run_config
+from fedzge_flwr.errors import FedZGEError
+from fedzge_flwr.evaluation import TestSetEvaluation, check_partition
+from fedzge_flwr.results import RunFolder
+from fedzge_flwr.server.build import build_central, build_generator
+from fedzge_flwr.strategy import FedZGE
+
+LOGGER = logging.getLogger("flwr.fedzge")
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run FedZGE as the run config says."""
+    try:
+        settings = from_run_config(context.run_config)
+        torch.set_num_threads(settings.run.server_threads)
+        evaluation = None
+        if settings.run.server_evaluation == "test":
+            evaluation = TestSetEvaluation(settings)
+            check_partition(settings)
+        central = build_central(settings)
+        folder = RunFolder(settings)
+        LOGGER.info("run folder: %s", folder.path)
+        strategy = FedZGE(
+            settings,
+            central,
+            build_generator(settings),
+            logit_accuracy=evaluation.logit_accuracy if evaluation else None,
+            observers=[folder],
+        )
+        strategy.start(
+            grid,
+            ArrayRecord(central.state_dict()),
+            num_rounds=settings.run.num_server_rounds,
+            timeout=settings.run.exchange_timeout,
+            evaluate_fn=evaluation.central if evaluation else None,
+        )
+        LOGGER.info("run folder: %s", folder.path)
+    except FedZGEError as error:
+        # One line for people; Flower logs the traceback after it.
+        LOGGER.error("fedzge: %s", error)
+        raise
