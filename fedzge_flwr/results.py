@@ -19,6 +19,7 @@ from fedzge_flwr import __version__
 from fedzge_flwr.config import Settings
 from fedzge_flwr.errors import RunFolderError
 from fedzge_flwr.files import atomic_path, atomic_write_text
+from fedzge_flwr.naming import automatic_run_name
 from fedzge_flwr.observers import RoundRow
 from fedzge_flwr.pixels import PIXEL_RANGE
 from fedzge_flwr.server.state import RoundState, ServerState, SyntheticBatch
@@ -155,8 +156,7 @@ def _make_folder(settings: Settings) -> Path:
     # A relative path is relative to whoever serves the run, so the user is told it in full.
     parent = Path(settings.run.output_dir).expanduser().absolute()
     name = settings.run.run_name
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    automatic = f"{stamp}-{settings.data.dataset}-{settings.run.recipe}-s{settings.run.seed}"
+    automatic = automatic_run_name(settings)
     try:
         parent.mkdir(parents=True, exist_ok=True)
         if name:

@@ -108,7 +108,9 @@ def through_the_wire(message: Message) -> Message:
     """Serialise and deserialise a message as Flower does."""
     from flwr.common.serde import message_from_proto, message_to_proto
 
-    parsed = type(message_to_proto(message)).FromString(message_to_proto(message).SerializeToString())
+    parsed = type(message_to_proto(message)).FromString(
+        message_to_proto(message).SerializeToString()
+    )
     arrived = message_from_proto(parsed)
     arrived.metadata.__dict__.update(copy.copy(message.metadata.__dict__))
     return arrived

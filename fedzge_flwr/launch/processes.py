@@ -1,0 +1,104 @@
+"""Processes that are found again and ended, whatever they have become."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+MARKER = "FEDZGE_LAUNCH_ID"
+
+
+class ProcessFamily:
+    """Processes that one launch started, with all their descendants.
+
+    Flower's SuperLink starts the simulation, which starts Ray, which starts daemons and workers of
+    its own. Some leave their parent: those inherit a marker in the environment. Some overwrite
+    their environment with a title: those were seen as descendants earlier, by `watch`.
+
+    Parameters
+    ----------
+    environment : Mapping[str, str]
+        Environment of the processes; the marker is added.
+    directory : Path
+        Their working directory.
+    """
+
+    def __init__(self, environment: Mapping[str, str], directory: Path) -> None:
+        self._id = uuid.uuid4().hex
+        self._environment = {**environment, MARKER: self._id}
+        self._directory = directory
+        self._seen: set[psutil.Process] = set()
+
+    def start(self, command: Sequence[str | Path], output: IO[bytes]) -> subprocess.Popen[bytes]:
+        """Start a process in a session of its own: Ctrl-C reaches the launcher only."""
+        return subprocess.Popen(
+            [str(part) for part in command],
+            env=self._environment,
+            cwd=self._directory,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def run(self, command: Sequence[str | Path], timeout: float) -> str:
+        """Run a short command and return what it prints on standard output.
+
+        Raises
+        ------
+        subprocess.TimeoutExpired
+            If it takes longer than ``timeout`` seconds.
+        """
+        finished = subprocess.run(
+            [str(part) for part in command],
+            env=self._environment,
+            cwd=self._directory,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout,
+            check=False,
+        )
+        return finished.stdout.decode(errors="replace")
+
+    def watch(self) -> None:
+        """Remember all present descendants; to be called now and then."""
+        self._seen.update(psutil.Process().children(recursive=True))
+
+    def alive(self) -> list[psutil.Process]:
+        """Return the processes of the family that still run."""
+        self.watch()
+        for process in psutil.process_iter():
+            try:
+                if process.pid != os.getpid() and process.environ().get(MARKER) == self._id:
+                    self._seen.add(process)
+            except psutil.Error:
+                # Gone, a zombie, or another user's.
+                continue
+        return [process for process in self._seen if _runs(process)]
+
+    def end(self, patience: float = 5.0) -> None:
+        """End them all: first asked, then, after ``patience`` seconds, killed."""
+        for sign in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
+            processes = self.alive()
+            if not processes:
+                return
+            for process in processes:
+                try:
+                    process.send_signal(sign)
+                except psutil.Error:
+                    continue
+            psutil.wait_procs(processes, timeout=patience)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
