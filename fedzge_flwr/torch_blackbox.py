@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
 
 from fedzge_flwr.blackbox import (
     ClientEvaluation,
@@ -19,8 +21,9 @@ from fedzge_flwr.blackbox import (
 from fedzge_flwr.config import Settings, from_run_config
 from fedzge_flwr.data import ClientData, ImageSet, client_data, load_split
 from fedzge_flwr.errors import ConfigError
-from fedzge_flwr.models import build_model
+from fedzge_flwr.models import MODELS, build_model
 from fedzge_flwr.randomness import Purpose, seeded_initialisation, torch_stream
+from fedzge_flwr.registry import lookup
 from fedzge_flwr.training import (
     MIN_TRAINING_IMAGES,
     distil,
@@ -47,6 +50,11 @@ class TorchBlackBox:
         Number of partitions that the node was told of.
     model_name : str, optional
         Overrides the run's ``local-models`` for this client.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such model.
     """
 
     def __init__(
@@ -61,10 +69,17 @@ class TorchBlackBox:
         self._num_partitions = num_partitions
         self._device = select_device(settings.client.client_device)
         torch.set_num_threads(settings.client.client_threads)
-        name = model_name or settings.client.model_of(partition)
-        with seeded_initialisation(settings.run.seed, Purpose.INIT_CLIENT, partition=partition):
-            self._model = build_model(name, self.image_shape, self.num_classes)
-        self._model.eval().to(self._device)
+        self._model_name = model_name or settings.client.model_of(partition)
+        lookup(MODELS, self._model_name, "model")
+
+    # Built when first needed: a hello needs no model.
+    @cached_property
+    def _model(self) -> nn.Module:
+        with seeded_initialisation(
+            self._settings.run.seed, Purpose.INIT_CLIENT, partition=self._partition
+        ):
+            model = build_model(self._model_name, self.image_shape, self.num_classes)
+        return model.eval().to(self._device)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

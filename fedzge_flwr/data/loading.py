@@ -24,6 +24,8 @@ LOGGER = logging.getLogger("flwr.fedzge")
 
 Split: TypeAlias = Literal["train", "test"]
 
+_UNREADABLE = (OSError, RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError)
+
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -184,10 +186,9 @@ def _torchvision_set(
     except (RuntimeError, OSError) as error:
         if download:
             raise DataError(f"{class_name}: download to {folder} failed ({error})") from error
-        unchecked = type(base.__name__, (base,), {"_check_integrity": lambda _self: True})
         try:
-            images = unchecked(str(folder), download=False, **selector, **options)
-        except (OSError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as missing:
+            images = _without_checksums(base)(str(folder), download=False, **selector, **options)
+        except _UNREADABLE as missing:
             raise DataError(
                 f"{class_name}: no data set in torchvision's layout in {folder} ({missing}); put "
                 "it there, name its folder with 'data-dir', or set 'download' = true"
@@ -198,6 +199,22 @@ def _torchvision_set(
             folder,
         )
         return images
+
+
+def _without_checksums(base: Any) -> Any:
+    """Return torchvision's class with None for each checksum: files then need only exist."""
+    if hasattr(base, "split_list"):
+        lists = {key: [*entry[:2], None] for key, entry in base.split_list.items()}
+        return type(base.__name__, (base,), {"split_list": lists})
+    return type(
+        base.__name__,
+        (base,),
+        {
+            "train_list": [[name, None] for name, _ in base.train_list],
+            "test_list": [[name, None] for name, _ in base.test_list],
+            "meta": {**base.meta, "md5": None},
+        },
+    )
 
 
 def _load_cifar(class_name: str, folder: Path, download: bool, split: Split) -> ImageSet:

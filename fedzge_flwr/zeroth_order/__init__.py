@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from fedzge_flwr.zeroth_order.base import Estimate, Estimator, LossFn, Queries
 from fedzge_flwr.zeroth_order.batch_difference import BatchDifference
-from fedzge_flwr.zeroth_order.directions import DIRECTIONS, DirectionSampler
+from fedzge_flwr.zeroth_order.directions import DIRECTIONS, DirectionSampler, sphere
 
 ESTIMATORS: dict[str, Callable[[DirectionSampler, int, float], Estimator]] = {
     "batch-difference": BatchDifference,
@@ -25,4 +25,5 @@ __all__ = [
     "Estimator",
     "LossFn",
     "Queries",
+    "sphere",
 ]

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.inprocess import InProcessGrid
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tiny_config(tmp_path: Path) -> dict[str, Any]:
+    """Settings of a run that takes a second: real digits, few of everything."""
+    return {
+        "output-dir": str(tmp_path / "runs"),
+        "run-name": "run",
+        "num-clients": 3,
+        "num-server-rounds": 2,
+        "num-train-images": 120,
+        "num-test-images": 60,
+        "local-epochs": 1,
+        "synthetic-batch-size": 12,
+        "latent-dim": 8,
+        "generator-width": 4,
+        "q": 2,
+        "central-distill-steps": 2,
+        "client-distill-steps": 2,
+        "client-distill-lr": 0.001,
+        "server-threads": 1,
+    }
+
+
+@pytest.fixture
+def make_grid() -> Any:
+    def make(config: dict[str, Any], **options: Any) -> InProcessGrid:
+        import client_app
+
+        app = options.pop("app", client_app.app)
+        return InProcessGrid(
+            app, config, options.pop("num_nodes", config["num-clients"]), **options
+        )
+
+    return make

@@ -1,0 +1,84 @@
+"""Tiny data sets in each one's own on-disk format."""
+
+from __future__ import annotations
+
+import gzip
+import pickle
+import struct
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fedzge_flwr.datasets_spec import DATASETS
+
+
+def labels_for(num_images: int, num_classes: int) -> npt.NDArray[np.int64]:
+    return np.arange(num_images) % num_classes
+
+
+def images_for(labels: npt.NDArray[np.int64], shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    noise = np.random.default_rng(len(labels)).integers(0, 40, (len(labels), *shape))
+    return (noise + (labels * 2).reshape(-1, *(1,) * len(shape))).astype(np.uint8)
+
+
+def write_idx(path: Path, values: npt.NDArray[np.uint8]) -> None:
+    header = struct.pack(">BBBB", 0, 0, 8, values.ndim) + struct.pack(
+        f">{values.ndim}I", *values.shape
+    )
+    data = header + values.tobytes()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+def make_idx(
+    folder: Path, prefixes: tuple[str, str], num_classes: int, first: int, gz: str
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for prefix, count in zip(prefixes, (60, 30), strict=True):
+        labels = labels_for(count, num_classes)
+        write_idx(folder / f"{prefix}-images-idx3-ubyte{gz}", images_for(labels, (28, 28)))
+        write_idx(folder / f"{prefix}-labels-idx1-ubyte{gz}", (labels + first).astype(np.uint8))
+
+
+def make_cifar(folder: Path, num_classes: int) -> None:
+    hundred = num_classes == 100
+    base = folder / ("cifar-100-python" if hundred else "cifar-10-batches-py")
+    base.mkdir(parents=True)
+    key = "fine_labels" if hundred else "labels"
+    names = [("train", 200), ("test", 100)] if hundred else [
+        *((f"data_batch_{number}", 20) for number in range(1, 6)),
+        ("test_batch", 20),
+    ]  # fmt: skip
+    for name, count in names:
+        labels = labels_for(count, num_classes)
+        content = {"data": images_for(labels, (3072,)), key: labels.tolist()}
+        (base / name).write_bytes(pickle.dumps(content, protocol=2))
+    meta = {"fine_label_names" if hundred else "label_names": [str(n) for n in range(num_classes)]}
+    (base / ("meta" if hundred else "batches.meta")).write_bytes(pickle.dumps(meta, protocol=2))
+
+
+def make_svhn(folder: Path) -> None:
+    from scipy.io import savemat
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in (("train", 60), ("test", 30)):
+        labels = labels_for(count, 10)
+        images = images_for(labels, (3, 32, 32)).transpose(2, 3, 1, 0)
+        # SVHN writes the digit 0 as class 10.
+        classes = np.where(labels == 0, 10, labels).astype(np.uint8)[:, None]
+        savemat(folder / f"{split}_32x32.mat", {"X": images, "y": classes})
+
+
+def make_dataset(name: str, folder: Path) -> None:
+    """Write a tiny copy of a data set, in the layout that torchvision downloads to."""
+    classes = DATASETS[name].num_classes
+    if name in ("mnist", "fashionmnist"):
+        raw = folder / {"mnist": "MNIST", "fashionmnist": "FashionMNIST"}[name] / "raw"
+        make_idx(raw, ("train", "t10k"), classes, 0, "")
+    elif name == "emnist":
+        prefixes = ("emnist-letters-train", "emnist-letters-test")
+        make_idx(folder / "EMNIST" / "raw", prefixes, classes, 1, "")
+    elif name in ("cifar10", "cifar100"):
+        make_cifar(folder, classes)
+    elif name == "svhn":
+        make_svhn(folder)

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fedzge_flwr.errors import ConfigError
+from fedzge_flwr.generators import ConditionalGenerator
+from fedzge_flwr.models import MODELS, build_model
+from fedzge_flwr.pixels import PIXEL_RANGE
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32)])
+def test_every_model_takes_grey_and_colour(name: str, shape: tuple[int, int, int]) -> None:
+    model = build_model(name, shape, 7).eval()
+    with torch.inference_mode():
+        assert model(torch.zeros(2, *shape)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet18", "resnet18-3x3"])
+def test_digits_are_large_enough_to_train_on(name: str) -> None:
+    model = build_model(name, (1, 8, 8), 10).train()
+    model(torch.randn(2, 1, 8, 8)).sum().backward()
+
+
+def test_resnet_is_torchvisions() -> None:
+    """The number of parameters of the published ResNet-18 for 1,000 classes and colour images."""
+    model = build_model("resnet18", (3, 224, 224), 1000)
+    assert sum(p.numel() for p in model.parameters()) == 11_689_512
+
+
+def test_small_stem_keeps_the_resolution() -> None:
+    model = build_model("resnet18-3x3", (1, 32, 32), 10)
+    assert isinstance(model.maxpool, nn.Identity)
+    assert model.conv1(torch.zeros(1, 1, 32, 32)).shape[-1] == 32
+
+
+def test_unknown_model_lists_the_known() -> None:
+    with pytest.raises(ConfigError, match=r"no model named 'vgg'; known: cnn, resnet18"):
+        build_model("vgg", (1, 8, 8), 10)
+
+
+def test_generator_has_the_papers_size() -> None:
+    generator = ConditionalGenerator((3, 32, 32), 10, latent_dim=100, width=64)
+    assert sum(p.numel() for p in generator.parameters()) == pytest.approx(2.04e6, rel=0.005)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32)])
+def test_generator_fills_the_shared_range(shape: tuple[int, int, int]) -> None:
+    generator = ConditionalGenerator(shape, 10, latent_dim=6, width=4)
+    x = generator(torch.randn(64, 6), torch.arange(64) % 10).detach()
+    assert x.shape == (64, *shape)
+    assert float(x.min()) >= PIXEL_RANGE.low
+    assert float(x.max()) <= PIXEL_RANGE.high
+    # A tanh that was not scaled to the range would stay in half of it, or leave it.
+    assert float(x.max() - x.min()) > 0.5 * (PIXEL_RANGE.high - PIXEL_RANGE.low)
+
+
+def test_generator_depends_on_the_label() -> None:
+    generator = ConditionalGenerator((1, 8, 8), 10, latent_dim=6, width=4).eval()
+    z = torch.randn(1, 6)
+    assert not torch.equal(generator(z, torch.tensor([0])), generator(z, torch.tensor([1])))
+
+
+def test_generator_refuses_odd_sides() -> None:
+    with pytest.raises(ConfigError, match="multiples of 4, not 30×30"):
+        ConditionalGenerator((1, 30, 30), 10)
+
+
+def test_pixel_range_round_trip() -> None:
+    values = torch.arange(256, dtype=torch.uint8)
+    images = PIXEL_RANGE.from_uint8(values)
+    assert (float(images[0]), float(images[-1])) == pytest.approx(
+        (PIXEL_RANGE.low, PIXEL_RANGE.high)
+    )
+    assert torch.equal(PIXEL_RANGE.to_uint8(images), values)
+    unit = torch.tensor([-1.0, 0.0, 1.0])
+    middle = (PIXEL_RANGE.low + PIXEL_RANGE.high) / 2
+    assert PIXEL_RANGE.from_unit(unit).tolist() == [PIXEL_RANGE.low, middle, PIXEL_RANGE.high]

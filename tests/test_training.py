@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from fedzge_flwr.config import OptimizerSettings
+from fedzge_flwr.models import build_model
+from fedzge_flwr.training import (
+    distil,
+    evaluate_logits,
+    exact_float32,
+    fit,
+    make_optimizer,
+    make_schedule,
+    minibatches,
+    predict,
+)
+
+SHAPE = (1, 8, 8)
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return build_model("cnn", SHAPE, 3)
+
+
+@pytest.mark.parametrize(
+    ("num_images", "sizes"), [(10, [4, 4, 2]), (9, [4, 5]), (2, [2]), (1, [1])]
+)
+def test_no_batch_of_one_among_several(num_images: int, sizes: list[int]) -> None:
+    batches = minibatches(num_images, 4, torch.Generator().manual_seed(0))
+    assert [len(batch) for batch in batches] == sizes
+    assert sorted(torch.cat(batches).tolist()) == list(range(num_images))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("schedule", ["cosine", "step", "none"])
+def test_fit_learns_and_is_a_function_of_its_stream(optimizer: str, schedule: str) -> None:
+    settings = OptimizerSettings(optimizer=optimizer, lr_schedule=schedule)  # type: ignore[arg-type]
+    labels = torch.arange(60) % 3
+    images = (labels[:, None, None, None] * 100).expand(60, *SHAPE).byte().clone()
+    images[:, :, ::2] //= 2
+    weights, losses = [], []
+    for seed in (0, 0, 1):
+        torch.manual_seed(5)
+        model = build_model("cnn", SHAPE, 3)
+        loss = fit(
+            model,
+            images,
+            labels,
+            epochs=8,
+            batch_size=16,
+            lr=0.01,
+            settings=settings,
+            stream=torch.Generator().manual_seed(seed),
+        )
+        assert not model.training
+        losses.append(loss)
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert losses[0] < 0.5 * math.log(3)
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_fit_refuses_a_single_image(model: nn.Module) -> None:
+    with pytest.raises(ValueError, match="1 images; training needs 2"):
+        fit(
+            model,
+            torch.zeros(1, *SHAPE, dtype=torch.uint8),
+            torch.zeros(1, dtype=torch.int64),
+            epochs=1,
+            batch_size=4,
+            lr=0.1,
+            settings=OptimizerSettings(),
+            stream=torch.Generator(),
+        )
+
+
+def rates(settings: OptimizerSettings, span: int) -> list[float]:
+    optimizer = make_optimizer([nn.Parameter(torch.zeros(1))], settings, 0.1)
+    schedule = make_schedule(optimizer, settings, span)
+    found = []
+    for _ in range(span):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if schedule is not None:
+            schedule.step()
+    return found
+
+
+def test_schedules_span_the_phase() -> None:
+    cosine = [0.05 * (1 + math.cos(math.pi * t / 4)) for t in range(4)]
+    assert rates(OptimizerSettings(lr_schedule="cosine"), 4) == pytest.approx(cosine)
+    step = OptimizerSettings(lr_schedule="step", lr_step_size=2, lr_gamma=0.5)
+    assert rates(step, 5) == pytest.approx([0.1, 0.1, 0.05, 0.05, 0.025])
+    assert rates(OptimizerSettings(lr_schedule="none"), 3) == [0.1] * 3
+
+
+def test_sgd_takes_momentum_and_weight_decay() -> None:
+    settings = OptimizerSettings(optimizer="sgd", momentum=0.7, weight_decay=0.02)
+    group = make_optimizer([nn.Parameter(torch.zeros(1))], settings, 0.1).param_groups[0]
+    assert (group["momentum"], group["weight_decay"], group["lr"]) == (0.7, 0.02, 0.1)
+
+
+def test_distil_moves_the_student_to_the_teacher(model: nn.Module) -> None:
+    x = torch.randn(30, *SHAPE)
+    teacher = 3 * torch.randn(30, 3)
+    options = {"temperature": 2.0, "lr": 0.01, "settings": OptimizerSettings()}
+    first = distil(model, x, teacher, steps=1, **options)  # type: ignore[arg-type]
+    last = distil(model, x, teacher, steps=60, **options)  # type: ignore[arg-type]
+    assert last < 0.3 * first
+    assert not model.training
+
+
+def test_predict_leaves_no_trace_and_ignores_batching(model: nn.Module) -> None:
+    """A query must not leak into batch norm's statistics, nor depend on its neighbours."""
+    model.train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    x = 5 + 3 * torch.randn(20, *SHAPE)
+    whole = predict(model, x, 20)
+    one_by_one = predict(model, x, 1)
+    torch.testing.assert_close(whole, one_by_one, rtol=1e-5, atol=1e-5)
+    assert whole.dtype == torch.float32
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_exact_float32_is_restored() -> None:
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        with exact_float32():
+            assert not torch.backends.cuda.matmul.allow_tf32
+            assert not torch.backends.cudnn.allow_tf32
+        assert torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def test_evaluate_logits() -> None:
+    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
+    outcome = evaluate_logits(logits, torch.tensor([0, 1, 1]))
+    assert outcome.accuracy == pytest.approx(2 / 3)
+    wanted = (math.log1p(math.exp(-2)) + math.log1p(math.exp(-1)) + math.log1p(math.exp(3))) / 3
+    assert outcome.loss == pytest.approx(wanted, rel=1e-5)
