@@ -40,6 +40,7 @@ class InProcessGrid(Grid):
         self.sent: list[Message] = []
         self.received: list[Message] = []
         self.tamper = tamper
+        self.parameters: dict[str, set[bytes]] = {}
         self._random = random.Random(shuffle) if shuffle is not None else None
         first = 1000 + (shuffle or 0)
         self.contexts = {
@@ -98,10 +99,18 @@ class InProcessGrid(Grid):
         context = self.contexts[message.metadata.dst_node_id]
         delivered = through_the_wire(message)
         try:
-            return through_the_wire(self.app(delivered, context))
+            reply = through_the_wire(self.app(delivered, context))
+            self._note_parameters(context)
+            return reply
         except Exception as error:  # noqa: BLE001 - a node reports whatever its app raised
             reason = f"<class 'X'>:<'\nException ClientAppException occurred. Message: {error}'>"
             return Message(Error(code=0, reason=reason), reply_to=message)
+
+    def _note_parameters(self, context: Context) -> None:
+        """Remember the bytes of every parameter that a client has ever had, by name."""
+        for record in context.state.array_records.values():
+            for name, array in record.items():
+                self.parameters.setdefault(name, set()).add(array.numpy().tobytes())
 
 
 def through_the_wire(message: Message) -> Message:

@@ -56,4 +56,8 @@ def build_model(name: str, image_shape: ImageShape, num_classes: int) -> nn.Modu
     ConfigError
         If there is no such model.
     """
-    return lookup(MODELS, name, "model")(image_shape, num_classes)
+    import torch
+
+    model = lookup(MODELS, name, "model")(image_shape, num_classes)
+    # Convolutions run 1.3 to 2 times as fast in this layout; it changes no shape.
+    return model.to(memory_format=torch.channels_last)

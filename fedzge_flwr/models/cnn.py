@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class SmallCNN(nn.Module):
-    """Two 3×3 convolutions (32 and 64 channels, batch norm, 2×2 max-pool) and two linear layers.
+    """Two 3×3 convolutions (32 and 64 channels, 2×2 max-pool, batch norm) and two linear layers.
 
     Parameters
     ----------
@@ -34,9 +34,10 @@ class SmallCNN(nn.Module):
     def _block(channels_in: int, channels_out: int) -> tuple[nn.Module, ...]:
         return (
             nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
+            # Before batch norm and ReLU, which then work on a quarter of the values.
+            nn.MaxPool2d(2),
             nn.BatchNorm2d(channels_out),
             nn.ReLU(),
-            nn.MaxPool2d(2),
         )
 
     def forward(self, images_NCHW: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import dataclasses
 import io
 import math
 from collections.abc import Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,6 @@ _ARRAYS = "arrays"
 _VERSION_KEY = "wire-version"
 _TYPE_KEY = "type"
 _STYPE = "numpy.ndarray"
-_MAX_NPY_HEADER = 4096
 _MAX_STRING = 200
 
 M = TypeVar("M", bound=WireMessage)
@@ -203,35 +202,29 @@ def _decode_array(
         raise ProtocolError(sender, name, f"shape {shape}, expected ({wanted})")
     bound.update(zip(spec.dims, shape, strict=True))
     dtype = np.dtype(spec.dtype)
-    payload = math.prod(shape) * dtype.itemsize
-    if not payload < len(array.data) <= payload + _MAX_NPY_HEADER:
+    # np.save writes one header for a dtype and shape. It is compared, not parsed: a header that
+    # was tampered with might claim any size, or break NumPy's parser.
+    header = _npy_header(dtype, shape)
+    wanted_bytes = len(header) + math.prod(shape) * dtype.itemsize
+    if len(array.data) != wanted_bytes:
         raise ProtocolError(
-            sender, name, f"{len(array.data)} bytes for shape {shape} of {spec.dtype}"
+            sender,
+            name,
+            f"{len(array.data)} bytes; shape {shape} of {spec.dtype} takes {wanted_bytes}",
         )
-    values = _read_npy(sender, name, array.data, dtype, shape)
+    if array.data[: len(header)] != header:
+        raise ProtocolError(sender, name, "its payload is not the array that it declares")
+    values = np.frombuffer(array.data, dtype=dtype, offset=len(header)).reshape(shape)
     if not np.isfinite(values).all():
         raise ProtocolError(sender, name, "holds values that are not finite")
     return values
 
 
-def _read_npy(
-    sender: str, name: str, data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]
-) -> npt.NDArray[np.generic]:
-    """Read NumPy's format without trusting its header, which might claim any size."""
-    # Only the head is wrapped: the payload is not copied.
-    head = io.BytesIO(data[: min(len(data), _MAX_NPY_HEADER)])
-    try:
-        version = np.lib.format.read_magic(head)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        declared = read_header(head)
-    except (ValueError, KeyError, SyntaxError, EOFError) as error:
-        raise ProtocolError(sender, name, "not an array in NumPy's format") from error
-    if declared != (shape, False, dtype) or len(data) - head.tell() != math.prod(shape) * (
-        dtype.itemsize
-    ):
-        raise ProtocolError(sender, name, "its payload is not the array that it declares")
-    values = np.frombuffer(data, dtype=dtype, offset=head.tell()).reshape(shape)
-    return cast("npt.NDArray[np.generic]", values)
+def _npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """Return the header that ``np.save`` writes for a C-ordered array."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header,
+        {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape},
+    )
+    return header.getvalue()

@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Message
+
+from fedzge_flwr.errors import ConfigError
+from fedzge_flwr.protocol import (
+    DistillReply,
+    DistillRequest,
+    EvaluateReply,
+    EvaluateRequest,
+    HelloReply,
+    HelloRequest,
+    LogitsReply,
+    LogitsRequest,
+    Reply,
+    Request,
+    TrainReply,
+    TrainRequest,
+    decode,
+    encode,
+)
+from fedzge_flwr.torch_blackbox import torch_black_box
+
+IMAGES = np.random.default_rng(0).uniform(-1, 1, (12, 1, 8, 8)).astype(np.float32)
+LOGITS = np.random.default_rng(1).normal(size=(12, 10)).astype(np.float32)
+DIMS = {"K": 10}
+
+
+class Node:
+    """One node of an in-process federation, asked directly."""
+
+    def __init__(self, make_grid: Any, config: dict[str, Any], number: int = 0) -> None:
+        self.grid = make_grid(config)
+        self.node_id = sorted(self.grid.contexts)[number]
+        self.context = self.grid.contexts[self.node_id]
+
+    def ask(self, request: Request) -> Message:
+        (reply,) = self.grid.send_and_receive(
+            [Message(encode(request), self.node_id, request.ACTION)]
+        )
+        return reply
+
+    def answer(self, request: Request, reply_type: type[Reply]) -> Any:
+        reply = self.ask(request)
+        assert reply.has_content(), reply.error
+        return decode(
+            reply_type,
+            reply.content,
+            sender="node",
+            dims=DIMS,
+            limits={"B": 100, "M": 1000},
+            expect={"round": request.round},
+        )
+
+    def state(self) -> dict[str, Any]:
+        records = self.context.state.array_records
+        return {
+            name: array.numpy() for record in records.values() for name, array in record.items()
+        }
+
+
+@pytest.fixture
+def node(make_grid: Any, tiny_config: dict[str, Any]) -> Node:
+    return Node(make_grid, tiny_config)
+
+
+def test_hello(node: Node) -> None:
+    hello = node.answer(HelloRequest(round=0, version="x"), HelloReply)
+    assert (hello.partition, hello.num_partitions) == (0, 3)
+    assert hello.num_examples > 0
+    assert (hello.device, hello.gpu_share) == ("cpu", 0.0)
+    assert not node.state()
+
+
+def test_only_training_and_distillation_change_the_model(node: Node) -> None:
+    query = LogitsRequest(round=1, images=IMAGES)
+    untrained = node.answer(query, LogitsReply).logits
+    assert not node.state()
+    node.answer(TrainRequest(round=1), TrainReply)
+    trained = node.state()
+    assert trained
+    answers = node.answer(query, LogitsReply).logits
+    assert not np.allclose(untrained, answers)
+    node.answer(EvaluateRequest(round=1, split="test"), EvaluateReply)
+    # Neither query nor evaluation leaks into running statistics.
+    assert all((node.state()[name] == value).all() for name, value in trained.items())
+    assert (node.answer(query, LogitsReply).logits == answers).all()
+    distilled = DistillRequest(round=1, temperature=2.0, images=IMAGES, logits=LOGITS)
+    assert node.answer(distilled, DistillReply).loss > 0
+    assert any((node.state()[name] != value).any() for name, value in trained.items())
+
+
+def test_answers_do_not_depend_on_the_rest_of_the_query(node: Node) -> None:
+    node.answer(TrainRequest(round=1), TrainReply)
+    together = node.answer(LogitsRequest(round=1, images=IMAGES), LogitsReply).logits
+    alone = node.answer(LogitsRequest(round=1, images=IMAGES[3:4]), LogitsReply).logits
+    np.testing.assert_allclose(together[3:4], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_distillation_learns_the_teacher(make_grid: Any, tiny_config: dict[str, Any]) -> None:
+    request = DistillRequest(round=1, temperature=2.0, images=IMAGES, logits=LOGITS)
+    losses = []
+    for steps in (1, 40):
+        config = {**tiny_config, "client-distill-steps": steps, "client-distill-lr": 0.01}
+        losses.append(Node(make_grid, config).answer(request, DistillReply).loss)
+    assert losses[1] < 0.3 * losses[0]
+
+
+def test_evaluation_on_the_common_test_set_returns_logits(node: Node) -> None:
+    outcome = node.answer(EvaluateRequest(round=1, split="test"), EvaluateReply)
+    assert outcome.num_examples == 60
+    assert outcome.logits.shape == (60, 10)
+
+
+def test_evaluation_on_held_out_images_returns_none(
+    make_grid: Any, tiny_config: dict[str, Any]
+) -> None:
+    node = Node(
+        make_grid, {**tiny_config, "client-evaluation": "held-out", "holdout-fraction": 0.3}
+    )
+    outcome = node.answer(EvaluateRequest(round=1, split="held-out"), EvaluateReply)
+    assert outcome.num_examples > 0
+    assert outcome.logits.shape == (0, 10)
+
+
+@pytest.mark.parametrize(
+    ("request_", "complaint"),
+    [
+        (LogitsRequest(round=1, images=np.zeros((3, 1, 9, 8), np.float32)), "'images': shape"),
+        (LogitsRequest(round=1, images=np.zeros((999, 1, 8, 8), np.float32)), "'images': shape"),
+        (LogitsRequest(round=1, images=np.full((3, 1, 8, 8), np.nan, np.float32)), "not finite"),
+        (
+            DistillRequest(
+                round=1, temperature=1.0, images=IMAGES, logits=np.zeros((12, 9), np.float32)
+            ),
+            "'logits': shape",
+        ),
+    ],
+)
+def test_bad_requests_are_refused_and_change_nothing(
+    node: Node, request_: Request, complaint: str
+) -> None:
+    node.answer(TrainRequest(round=1), TrainReply)
+    before = node.state()
+    reply = node.ask(request_)
+    assert reply.has_error()
+    assert complaint in str(reply.error.reason)
+    assert all((node.state()[name] == value).all() for name, value in before.items())
+
+
+@pytest.mark.parametrize("min_size", [0])
+def test_partitions_too_small_for_batch_norm(
+    make_grid: Any, tiny_config: dict[str, Any], min_size: int
+) -> None:
+    """With 60 clients at α = 0.01 some have no image, some one: they answer, untrained."""
+    config = {
+        **tiny_config,
+        "num-clients": 60,
+        "alpha": 0.01,
+        "min-partition-size": min_size,
+        "min-clients": 1,
+    }
+    nodes = [Node(make_grid, config, number) for number in range(60)]
+    seen = set()
+    for node in nodes:
+        hello = node.answer(HelloRequest(round=0, version="x"), HelloReply)
+        if hello.num_examples < 2 and hello.num_examples not in seen:
+            seen.add(hello.num_examples)
+            assert node.answer(TrainRequest(round=1), TrainReply).num_examples == 0
+            logits = node.answer(LogitsRequest(round=1, images=IMAGES), LogitsReply).logits
+            assert np.isfinite(logits).all()
+    assert seen == {0, 1}
+
+
+def test_model_by_partition_and_by_owner(make_grid: Any, tiny_config: dict[str, Any]) -> None:
+    config = {**tiny_config, "local-models": "cnn,resnet18-3x3,cnn"}
+    grid = make_grid(
+        config,
+        node_configs={2: {"partition-id": 2, "num-partitions": 3, "model": "resnet18"}},
+    )
+    sizes = {}
+    for node_id, context in sorted(grid.contexts.items()):
+        (reply,) = grid.send_and_receive(
+            [Message(encode(TrainRequest(round=1)), node_id, "train.local")]
+        )
+        assert reply.has_content()
+        record = next(iter(context.state.array_records.values()))
+        sizes[node_id] = {name: tuple(array.shape) for name, array in record.items()}
+    cnn, small_stem, owners = (sizes[node_id] for node_id in sorted(sizes))
+    assert len(cnn) < len(small_stem) == len(owners)
+    assert small_stem["conv1.weight"] == (64, 1, 3, 3)
+    assert owners["conv1.weight"] == (64, 1, 7, 7)
+
+
+@pytest.mark.parametrize(
+    ("node_config", "message"),
+    [
+        ({}, "'partition-id' = None"),
+        ({"partition-id": "zero"}, "'partition-id' = 'zero'"),
+        ({"partition-id": 0, "num-partitions": "two"}, "'num-partitions' = 'two'"),
+        ({"partition-id": 0, "num-partitions": 3, "model": "vgg"}, "no model named 'vgg'; known"),
+    ],
+)
+def test_bad_node_configs(
+    make_grid: Any, tiny_config: dict[str, Any], node_config: dict[str, Any], message: str
+) -> None:
+    grid = make_grid(tiny_config, node_configs={0: node_config})
+    with pytest.raises(ConfigError, match=message):
+        torch_black_box(next(iter(grid.contexts.values())))
+
+
+def test_a_foreign_state_is_refused(node: Node) -> None:
+    box = torch_black_box(node.context)
+    with pytest.raises(ValueError, match="not one of this model"):
+        box.load_state({"weight": np.zeros(3)})

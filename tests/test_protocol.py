@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import dataclasses
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.supercore.task_identity import TaskIdentity
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedzge_flwr.errors import ProtocolError
+from fedzge_flwr.protocol import (
+    DistillReply,
+    DistillRequest,
+    EvaluateReply,
+    EvaluateRequest,
+    HelloReply,
+    HelloRequest,
+    LogitsReply,
+    LogitsRequest,
+    TrainReply,
+    TrainRequest,
+    WireMessage,
+    decode,
+    encode,
+    encoded_bytes,
+)
+from fedzge_flwr.protocol.messages import ArraySpec
+
+DIMS = {"C": 1, "H": 4, "W": 4, "K": 3}
+LIMITS = {"B": 10, "N": 10, "M": 10}
+
+
+def floats(*shape: int) -> Any:
+    return np.random.default_rng(1).normal(size=shape).astype(np.float32)
+
+
+EXAMPLES: list[WireMessage] = [
+    HelloRequest(round=0, version="1"),
+    HelloReply(
+        round=0,
+        partition=2,
+        num_partitions=3,
+        num_examples=9,
+        device="cpu",
+        gpu_share=0.25,
+        version="1",
+    ),
+    TrainRequest(round=4),
+    TrainReply(round=4, num_examples=9, loss=0.5),
+    LogitsRequest(round=4, images=floats(6, 1, 4, 4)),
+    LogitsReply(round=4, logits=floats(6, 3)),
+    DistillRequest(round=4, temperature=5.0, images=floats(2, 1, 4, 4), logits=floats(2, 3)),
+    DistillReply(round=4, loss=0.5),
+    EvaluateRequest(round=4, split="test"),
+    EvaluateReply(round=4, num_examples=8, loss=0.5, accuracy=0.75, logits=floats(8, 3)),
+    EvaluateReply(round=4, num_examples=8, loss=0.5, accuracy=0.75, logits=floats(0, 3)),
+]
+EXAMPLE_IDS = [type(example).__name__ for example in EXAMPLES]
+
+
+def wire(content: RecordDict) -> RecordDict:
+    proto = recorddict_to_proto(content)
+    return recorddict_from_proto(type(proto).FromString(proto.SerializeToString()))
+
+
+def read(example: WireMessage, content: RecordDict, **options: Any) -> WireMessage:
+    return decode(type(example), content, sender="node 5", dims=DIMS, limits=LIMITS, **options)
+
+
+def same(a: WireMessage, b: WireMessage) -> bool:
+    return all(
+        np.array_equal(getattr(a, field.name), getattr(b, field.name))
+        for field in dataclasses.fields(a)
+    )
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=EXAMPLE_IDS)
+def test_round_trip(example: WireMessage) -> None:
+    assert same(read(example, wire(encode(example))), example)
+
+
+def array_fields(example: WireMessage) -> dict[str, ArraySpec]:
+    return {
+        field.name: field.metadata["wire"]
+        for field in dataclasses.fields(example)
+        if isinstance(field.metadata["wire"], ArraySpec)
+    }
+
+
+def npy(values: Any, **save: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, values, **save)
+    return buffer.getvalue()
+
+
+def mutations(example: WireMessage) -> dict[str, tuple[str, Any]]:
+    """Each way to spoil a message: (field that the error must name, function of the content)."""
+    found: dict[str, tuple[str, Any]] = {}
+
+    def scalar(name: str, value: Any) -> Any:
+        return lambda content: content["message"].__setitem__(name, value)
+
+    def array(name: str, value: Array) -> Any:
+        return lambda content: content["arrays"].__setitem__(name, value)
+
+    found["wrong version"] = ("wire-version", scalar("wire-version", 99))
+    found["wrong type"] = ("type", scalar("type", "Other"))
+    found["extra scalar"] = ("message", scalar("more", 1))
+    found["extra record"] = ("message", lambda c: c.__setitem__("more", MetricRecord({})))
+    found["no record"] = ("message", lambda c: c.__delitem__("message"))
+    found["record of another kind"] = (
+        "message",
+        lambda c: c.__setitem__("message", MetricRecord({"round": 1})),
+    )
+    for field in dataclasses.fields(example):
+        spec = field.metadata["wire"]
+        name = field.name
+        if isinstance(spec, ArraySpec):
+            good = getattr(example, name)
+            found[f"{name} missing"] = ("arrays", lambda c, n=name: c["arrays"].__delitem__(n))
+            for label, value in {
+                "float64": Array(good.astype(np.float64)),
+                "transposed": Array(np.ascontiguousarray(good.T)),
+                "one more": Array(np.concatenate((good, floats(11, *good.shape[1:])))),
+                "flat": Array(good.ravel()),
+                "other stype": Array("float32", good.shape, "pickle", npy(good)),
+                "truncated": Array("float32", good.shape, "numpy.ndarray", npy(good)[:-4]),
+                "too long": Array("float32", good.shape, "numpy.ndarray", npy(good) + b"\0" * 8),
+                "huge": Array("float32", good.shape, "numpy.ndarray", npy(good) + b"\0" * 9999),
+                "garbage": Array("float32", good.shape, "numpy.ndarray", b"x" * (good.nbytes + 80)),
+                "lying header": Array(
+                    "float32", good.shape, "numpy.ndarray", npy(good.astype(np.int32))
+                ),
+                "negative shape": Array(
+                    "float32", (-1, *good.shape[1:]), "numpy.ndarray", npy(good)
+                ),
+            }.items():
+                found[f"{name} {label}"] = (name, array(name, value))
+            if good.size:
+                for bad in (np.nan, np.inf):
+                    spoiled = good.copy()
+                    spoiled.flat[-1] = bad
+                    found[f"{name} {bad}"] = (name, array(name, Array(spoiled)))
+            continue
+        found[f"{name} missing"] = ("message", lambda c, n=name: c["message"].__delitem__(n))
+        wrong = {
+            int: [True, 1.0, "1", -1, [1]],
+            float: [1, True, "1", float("nan"), -0.5, float("inf")],
+            str: [1, b"x", "x" * 300],
+        }
+        for value in wrong[spec.kind]:
+            found[f"{name} = {str(value)[:10]!r}"] = (name, scalar(name, value))
+        if spec.choices:
+            found[f"{name} unknown"] = (name, scalar(name, "other"))
+        if spec.high == 1.0:
+            found[f"{name} above"] = (name, scalar(name, 1.5))
+    if array_fields(example):
+        found["extra array"] = ("arrays", array("more", Array(floats(1))))
+        found["no arrays"] = ("message", lambda c: c.__delitem__("arrays"))
+        found["arrays of another kind"] = (
+            "arrays",
+            lambda c: c.__setitem__("arrays", ConfigRecord({})),
+        )
+    return found
+
+
+CASES = [
+    pytest.param(example, *case, id=f"{type(example).__name__}-{label}")
+    for example in EXAMPLES[:-1]
+    for label, case in mutations(example).items()
+]
+
+
+@pytest.mark.parametrize(("example", "field", "spoil"), CASES)
+def test_every_spoiled_field_is_named(example: WireMessage, field: str, spoil: Any) -> None:
+    content = wire(encode(example))
+    spoil(content)
+    with pytest.raises(ProtocolError) as caught:
+        read(example, content)
+    assert caught.value.field == field
+    assert str(caught.value).startswith("node 5: ")
+    assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    index=st.integers(0, len(EXAMPLES) - 1),
+    position=st.integers(0, 5000),
+    byte=st.integers(0, 255),
+)
+def test_random_bytes_never_crash(index: int, position: int, byte: int) -> None:
+    """One byte of an array's encoding is changed: it decodes to a whole message, or is refused."""
+    example = EXAMPLES[index]
+    names = list(array_fields(example))
+    if not names:
+        return
+    content = encode(example)
+    name = names[position % len(names)]
+    whole = content["arrays"][name]
+    data = bytearray(whole.data)
+    data[position % len(data)] = byte
+    content["arrays"][name] = Array(whole.dtype, whole.shape, whole.stype, bytes(data))
+    try:
+        found = read(example, content)
+    except ProtocolError:
+        return
+    assert getattr(found, name).shape == getattr(example, name).shape
+    assert np.isfinite(getattr(found, name)).all()
+
+
+def test_dimensions_must_agree_across_arrays() -> None:
+    content = encode(
+        DistillRequest(round=1, temperature=1.0, images=floats(2, 1, 4, 4), logits=floats(3, 3))
+    )
+    with pytest.raises(ProtocolError, match=r"'logits': shape \(3, 3\), expected \(2, 3\)"):
+        read(EXAMPLES[6], content)
+
+
+def test_round_must_be_the_one_asked() -> None:
+    content = encode(TrainReply(round=3, num_examples=1, loss=0.1))
+    with pytest.raises(ProtocolError, match="'round': 3, expected 4"):
+        read(EXAMPLES[3], content, expect={"round": 4})
+
+
+def test_a_header_that_claims_terabytes_allocates_nothing() -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f4", "fortran_order": False, "shape": (2**40, 3)}
+    )
+    data = header.getvalue()
+    payload = data + b"\0" * (6 * 3 * 4)
+    content = encode(LogitsReply(round=1, logits=floats(6, 3)))
+    content["arrays"]["logits"] = Array("float32", (6, 3), "numpy.ndarray", payload)
+    with pytest.raises(ProtocolError, match="not the array that it declares"):
+        read(EXAMPLES[5], content)
+
+
+def test_encode_refuses_undeclared_types() -> None:
+    with pytest.raises(TypeError, match=r"LogitsReply\.logits: float64"):
+        encode(LogitsReply(round=1, logits=np.zeros((2, 3))))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"TrainReply\.loss is a int"):
+        encode(TrainReply(round=1, num_examples=2, loss=1))
+
+
+def pushed_bytes(message: Message) -> int:
+    """What Flower's HTTP client would push for a message, object by object."""
+    from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+
+    return sum(len(item.deflate()) for item in get_all_nested_objects(message).values())
+
+
+def test_size_is_what_flower_pushes() -> None:
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 2, 3
+    shared = encode(EXAMPLES[4])
+    messages = [Message(shared, node, LogitsRequest.ACTION) for node in (4, 2**60)]
+    # An array of several chunks, two of them equal: those travel once.
+    big = ArrayRecord({"zeros": Array(np.zeros(4_000_000, np.float32))})
+    messages.append(Message(RecordDict({"arrays": big}), 4, "query.logits"))
+    sizes = encoded_bytes(messages)
+    assert sizes == [pushed_bytes(message) for message in messages]
+    assert sizes[0] < sizes[1]
+    assert sizes[0] > EXAMPLES[4].images.nbytes  # type: ignore[attr-defined]
+    assert sizes[2] < 16_000_000

@@ -1,0 +1,357 @@
+"""Whole runs in process: the real apps, real Messages, real digits."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ConfigRecord, Error, Message
+
+from fedzge_flwr.errors import RosterError, TooFewClientsError
+from tests.inprocess import InProcessGrid
+from tests.running import central_of, folder_of, rows_of, run_server
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    logging.getLogger("flwr").propagate = True
+    caplog.set_level(logging.INFO)
+    return caplog
+
+
+def named(config: dict[str, Any], name: str, **more: Any) -> dict[str, Any]:
+    return {**config, "run-name": name, **{key.replace("_", "-"): v for key, v in more.items()}}
+
+
+def test_the_order_of_replies_and_the_node_ids_do_not_matter(
+    make_grid: Any, tiny_config: dict[str, Any]
+) -> None:
+    config = {**tiny_config, "num-clients": 4, "fraction-train": 0.75, "num-server-rounds": 3}
+    files = []
+    for name, shuffle in (("a", None), ("b", 1), ("c", 2)):
+        own = named(config, name)
+        folder = run_server(make_grid(own, shuffle=shuffle), own)
+        files.append((folder / "central.safetensors").read_bytes())
+    assert files[0] == files[1] == files[2]
+
+
+def test_another_seed_gives_another_model(make_grid: Any, tiny_config: dict[str, Any]) -> None:
+    files = []
+    for seed in (0, 1):
+        own = named(tiny_config, f"seed{seed}", seed=seed)
+        files.append((run_server(make_grid(own), own) / "central.safetensors").read_bytes())
+    assert files[0] != files[1]
+
+
+def test_clients_are_sampled_by_seed_and_round(make_grid: Any, tiny_config: dict[str, Any]) -> None:
+    config = {**tiny_config, "num-clients": 6, "fraction-train": 0.3, "num-server-rounds": 5}
+    rows = rows_of(run_server(make_grid(config, shuffle=3), config))
+    sampled = [tuple(row["sampled"]) for row in rows]
+    assert all(len(chosen) == 2 and chosen == tuple(sorted(chosen)) for chosen in sampled)
+    assert len(set(sampled)) > 1
+    again = named(config, "again")
+    rows = rows_of(run_server(make_grid(again), again))
+    assert [tuple(row["sampled"]) for row in rows] == sampled
+
+
+class Loss:
+    """Spoils the replies of one client to one action."""
+
+    def __init__(self, partition: int, action: str, spoil: Any) -> None:
+        self.partition, self.action, self.spoil = partition, action, spoil
+
+    def __call__(self, request: Message, reply: Message) -> Message | None:
+        nodes = sorted({int(request.metadata.dst_node_id)} | self.nodes)
+        self.nodes = set(nodes)
+        if request.metadata.message_type != self.action:
+            return reply
+        if request.metadata.dst_node_id != nodes[self.partition]:
+            return reply
+        spoiled: Message | None = self.spoil(request, reply)
+        return spoiled
+
+    nodes: set[int] = set()  # noqa: RUF012 - replaced on the instance
+
+
+def lost(request: Message, reply: Message) -> None:
+    return None
+
+
+def error(request: Message, reply: Message) -> Message:
+    failed = Message(Error(code=3, reason="the node\nis gone"), reply_to=request)
+    failed.metadata.__dict__["_src_node_id"] = 1  # as Flower does for dead nodes
+    return failed
+
+
+def not_finite(request: Message, reply: Message) -> Message:
+    logits = reply.content["arrays"]["logits"].numpy().copy()
+    logits[0, 0] = np.nan
+    reply.content["arrays"]["logits"] = Array(logits)
+    return reply
+
+
+def misshapen(request: Message, reply: Message) -> Message:
+    logits = reply.content["arrays"]["logits"].numpy()
+    reply.content["arrays"]["logits"] = Array(logits[:-1])
+    return reply
+
+
+def stale(request: Message, reply: Message) -> Message:
+    message = reply.content["message"]
+    assert isinstance(message, ConfigRecord)
+    message["round"] = 77
+    return reply
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lost, "no reply within"),
+        (error, "the node"),
+        (not_finite, "'logits': holds values that are not finite"),
+        (misshapen, "'logits': shape (35, 10), expected (36, 10)"),
+        (stale, "'round': 77, expected 1"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_failing_client_is_left_out_and_named(
+    make_grid: Any,
+    tiny_config: dict[str, Any],
+    log: pytest.LogCaptureFixture,
+    spoil: Any,
+    reason: str,
+) -> None:
+    loss = Loss(1, "query.logits", spoil)
+    rows = rows_of(run_server(make_grid(tiny_config, tamper=loss), tiny_config))
+    assert rows[0]["sampled"] == [0, 1, 2]
+    assert rows[0]["participants"] == [0, 2]
+    (missing,) = rows[0]["missing"]
+    assert (missing["partition"], missing["action"]) == (1, "query.logits")
+    assert reason in missing["reason"]
+    assert f"client 1 left out of query.logits: {missing['reason']}" in log.text
+    assert set(rows[0]["client_accuracy"]) == {"0", "2"}
+
+
+def test_a_round_without_a_client_equals_a_federation_without_it(
+    make_grid: Any, tiny_config: dict[str, Any]
+) -> None:
+    """Weights are renormalised over who answered: the ensemble is exactly that of the others."""
+    from fedzge_flwr.server.ensemble import ensemble_logits, ensemble_weights
+
+    answers = {p: np.random.default_rng(p).normal(size=(4, 3)).astype("f4") for p in range(3)}
+    examples = {0: 10, 1: 1_000_000, 2: 30}
+    weights = ensemble_weights({0: 10, 2: 30})
+    assert weights == {0: 0.25, 2: 0.75}
+    mean = ensemble_logits({0: answers[0], 2: answers[2]}, weights)
+    np.testing.assert_allclose(mean, 0.25 * answers[0] + 0.75 * answers[2], rtol=1e-6)
+    assert sum(ensemble_weights(examples).values()) == pytest.approx(1.0)
+    assert ensemble_weights({4: 0, 2: 0}) == {2: 0.5, 4: 0.5}
+    assert list(ensemble_weights({4: 1, 2: 1})) == [2, 4]
+    shuffled = {p: answers[p] for p in (2, 0, 1)}
+    weights = ensemble_weights(examples)
+    assert (ensemble_logits(answers, weights) == ensemble_logits(shuffled, weights)).all()
+
+
+def test_too_few_clients_fail_the_run(make_grid: Any, tiny_config: dict[str, Any]) -> None:
+    config = {**tiny_config, "min-clients": 3}
+    with pytest.raises(TooFewClientsError, match="round 1: 2 of 3 clients answered the query"):
+        run_server(make_grid(config, tamper=Loss(0, "query.logits", lost)), config)
+    # What there was is kept.
+    folder = folder_of(config)
+    assert (folder / "central.safetensors").is_file()
+    assert "failed: TooFewClientsError" in (folder / "config.json").read_text()
+
+
+def test_too_few_clients_skip_the_round(make_grid: Any, tiny_config: dict[str, Any]) -> None:
+    config = {**tiny_config, "min-clients": 3, "too-few-clients": "skip"}
+
+    def only_in_round_1(request: Message, reply: Message) -> Message | None:
+        return None if request.metadata.group_id == "1" else reply
+
+    loss = Loss(0, "train.local", only_in_round_1)
+    rows = rows_of(run_server(make_grid(config, tamper=loss), config))
+    assert "round 1: 2 of 3 clients trained, 'min-clients' = 3" in rows[0]["skipped"]
+    assert rows[1]["skipped"] is None
+    assert rows[1]["participants"] == [0, 1, 2]
+
+
+def test_duplicate_partitions_are_refused(make_grid: Any, tiny_config: dict[str, Any]) -> None:
+    twice = {"partition-id": 0, "num-partitions": 3}
+    grid = make_grid(tiny_config, node_configs={1: twice})
+    with pytest.raises(RosterError, match=r"nodes \d+ and \d+ both have partition 0"):
+        run_server(grid, tiny_config)
+    assert {m.metadata.message_type for m in grid.sent} == {"query.hello"}
+
+
+def test_another_number_of_partitions_is_refused(
+    make_grid: Any, tiny_config: dict[str, Any]
+) -> None:
+    grid = make_grid(tiny_config, num_nodes=5)
+    with pytest.raises(
+        RosterError, match=r"partition 0 of 5, but 'num-clients' = 3; .*supernodes=3"
+    ):
+        run_server(grid, tiny_config)
+
+
+def test_missing_nodes_are_waited_for_and_then_named(
+    make_grid: Any, tiny_config: dict[str, Any]
+) -> None:
+    config = {**tiny_config, "node-timeout": 0.6}
+    with pytest.raises(RosterError, match="2 of 'num-clients' = 3 nodes connected within"):
+        run_server(make_grid(config, num_nodes=2), config)
+
+
+def test_nodes_that_cannot_say_hello(
+    make_grid: Any, tiny_config: dict[str, Any], log: pytest.LogCaptureFixture
+) -> None:
+    wrong = {"partition-id": 1, "num-partitions": 3, "model": "vgg"}
+    rows = rows_of(run_server(make_grid(tiny_config, node_configs={1: wrong}), tiny_config))
+    assert "does not take part: no model named 'vgg'; known: cnn" in log.text
+    assert rows[0]["participants"] == [0, 2]
+    assert rows[0]["missing"][0]["reason"] == "not connected"
+
+
+# -- what is on the wire --
+
+
+def arrays_of(message: Message) -> dict[str, np.ndarray[Any, Any]]:
+    return {
+        name: array.numpy()
+        for record in message.content.array_records.values()
+        for name, array in record.items()
+    }
+
+
+@pytest.fixture
+def captured(make_grid: Any, tiny_config: dict[str, Any]) -> tuple[InProcessGrid, Path]:
+    grid = make_grid(tiny_config)
+    return grid, run_server(grid, tiny_config)
+
+
+def test_no_message_carries_a_parameter_or_a_private_image(
+    captured: tuple[InProcessGrid, Path],
+) -> None:
+    from fedzge_flwr.config import from_run_config
+    from fedzge_flwr.data import load_split
+    from fedzge_flwr.pixels import PIXEL_RANGE
+
+    grid, _ = captured
+    messages = grid.sent + grid.received
+    # 5 actions, 2 rounds (hello: once), 3 clients, both ways.
+    assert len(messages) == 2 * 3 * (1 + 2 * 4)
+    names = set(grid.parameters)
+    assert "features.0.weight" in names
+    # Every value that any parameter had after any message; scalars would match by chance.
+    private_bytes = {
+        value for values in grid.parameters.values() for value in values if len(value) >= 16
+    }
+    assert len(private_bytes) > 3 * 2 * 2 * 10  # clients × rounds × changes × tensors
+    settings = from_run_config(next(iter(grid.contexts.values())).run_config)
+    images = torch.from_numpy(np.array(load_split(settings.data, "train").images_NCHW))
+    private_bytes |= {image.tobytes() for image in images.numpy()}
+    private_bytes |= {image.tobytes() for image in PIXEL_RANGE.from_uint8(images).numpy()}
+    num_arrays = 0
+    for message in messages:
+        assert set(message.content) <= {"message", "arrays"}
+        for name, array in arrays_of(message).items():
+            num_arrays += 1
+            assert name not in names
+            assert name in {"images", "logits"}
+            assert array.tobytes() not in private_bytes
+            assert not {row.tobytes() for row in array} & private_bytes
+    assert num_arrays > 20
+
+
+def test_the_byte_ledger_is_the_encoded_size(captured: tuple[InProcessGrid, Path]) -> None:
+    from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+
+    def encoded(messages: list[Message], evaluation: bool, round_: str) -> int:
+        return sum(
+            len(item.deflate())
+            for message in messages
+            if (message.metadata.message_type == "evaluate.local") == evaluation
+            and message.metadata.group_id in ({"0", "1"} if round_ == "1" else {round_})
+            for item in get_all_nested_objects(message).values()
+        )
+
+    grid, folder = captured
+    rows = rows_of(folder)
+    for row in rows:
+        round_ = str(row["round"])
+        assert row["bytes_down"] == encoded(grid.sent, False, round_)
+        assert row["bytes_up"] == encoded(grid.received, False, round_)
+        assert row["evaluation_bytes_down"] == encoded(grid.sent, True, round_)
+        assert row["evaluation_bytes_up"] == encoded(grid.received, True, round_)
+    assert rows[-1]["bytes_down_total"] == sum(row["bytes_down"] for row in rows)
+    # (1+q)·N float32 images of a query and N of a distillation, 3 clients, 2 rounds.
+    assert rows[-1]["bytes_down_total"] > 3 * 2 * (3 * 12 + 12) * 64 * 4
+
+
+def test_queries_are_counted(captured: tuple[InProcessGrid, Path]) -> None:
+    grid, folder = captured
+    asked = sum(
+        len(arrays_of(message)["images"])
+        for message in grid.sent
+        if message.metadata.message_type == "query.logits"
+    )
+    assert rows_of(folder)[-1]["queries"] == asked == 3 * 2 * 3 * 12
+    assert rows_of(folder)[-1]["queries_per_client"] == 2 * 3 * 12
+
+
+def test_one_query_message_holds_all_copies(captured: tuple[InProcessGrid, Path]) -> None:
+    grid, _ = captured
+    queries = [m for m in grid.sent if m.metadata.message_type == "query.logits"]
+    assert len(queries) == 3 * 2
+    images = arrays_of(queries[0])["images"].reshape(3, 12, 64)
+    steps = np.linalg.norm(images[1:] - images[0], axis=2)
+    np.testing.assert_allclose(steps, 1e-3, rtol=1e-3)
+
+
+# -- evaluation --
+
+
+def test_evaluation_rounds(make_grid: Any, tiny_config: dict[str, Any]) -> None:
+    config = {**tiny_config, "eval-every": 2, "num-server-rounds": 3}
+    rows = rows_of(run_server(make_grid(config), config))
+    assert [row["central_accuracy"] is None for row in rows] == [True, False, False]
+    assert [row["ensemble_accuracy"] is None for row in rows] == [True, False, False]
+    assert [row["client_accuracy"] == {} for row in rows] == [True, False, False]
+
+
+def test_held_out_and_no_evaluation(make_grid: Any, tiny_config: dict[str, Any]) -> None:
+    own = named(tiny_config, "own", client_evaluation="held-out", holdout_fraction=0.3)
+    rows = rows_of(run_server(make_grid(own), own))
+    assert rows[0]["ensemble_accuracy"] is None
+    assert len(rows[0]["client_accuracy"]) == 3
+    none = named(tiny_config, "none", client_evaluation="off", server_evaluation="off")
+    grid = make_grid(none)
+    rows = rows_of(run_server(grid, none))
+    assert rows[0]["central_accuracy"] is rows[0]["mean_client_accuracy"] is None
+    assert "evaluate.local" not in {m.metadata.message_type for m in grid.sent}
+
+
+def test_evaluation_changes_nothing(make_grid: Any, tiny_config: dict[str, Any]) -> None:
+    models = []
+    for name, on in (("on", "test"), ("off", "off")):
+        own = named(tiny_config, name, client_evaluation=on, server_evaluation=on)
+        models.append((run_server(make_grid(own), own) / "central.safetensors").read_bytes())
+    assert models[0] == models[1]
+
+
+def test_clients_that_never_distil(make_grid: Any, tiny_config: dict[str, Any]) -> None:
+    config = {**tiny_config, "client-distill-steps": 0}
+    grid = make_grid(config)
+    run_server(grid, config)
+    assert "train.distill" not in {m.metadata.message_type for m in grid.sent}
+
+
+def test_central_statistics_come_from_distillation_alone(
+    make_grid: Any, tiny_config: dict[str, Any]
+) -> None:
+    """Neither evaluating the objective nor testing counts as a training batch."""
+    folder = run_server(make_grid(tiny_config), tiny_config)
+    assert int(central_of(folder)["features.2.num_batches_tracked"]) == 2 * 2  # rounds × steps
