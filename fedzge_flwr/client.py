@@ -94,20 +94,23 @@ def register_endpoints(app: ClientApp, make_black_box: BlackBoxFactory) -> None:
     make_black_box : Callable[[Context], BlackBox]
         Makes the black box of the node that the context belongs to. Called once for each message.
     """
-    app.query("hello")(_endpoint(make_black_box, HelloRequest, hello, changes_model=False))
-    app.train("local")(_endpoint(make_black_box, TrainRequest, train, changes_model=True))
-    app.query("logits")(_endpoint(make_black_box, LogitsRequest, answer, changes_model=False))
-    app.train("distill")(_endpoint(make_black_box, DistillRequest, distill, changes_model=True))
-    app.evaluate("local")(_endpoint(make_black_box, EvaluateRequest, evaluate, changes_model=False))
+    _register(app, HelloRequest, make_black_box, hello, changes_model=False)
+    _register(app, TrainRequest, make_black_box, train, changes_model=True)
+    _register(app, LogitsRequest, make_black_box, answer, changes_model=False)
+    _register(app, DistillRequest, make_black_box, distill, changes_model=True)
+    _register(app, EvaluateRequest, make_black_box, evaluate, changes_model=False)
 
 
-def _endpoint(
-    make_black_box: BlackBoxFactory,
+def _register(
+    app: ClientApp,
     request_type: type[R],
+    make_black_box: BlackBoxFactory,
     act: Callable[[BlackBox, R], Reply],
     *,
     changes_model: bool,
-) -> Callable[[Message, Context], Message]:
+) -> None:
+    """Register the handler of one type of request under the action that it is sent to."""
+
     def handle(message: Message, context: Context) -> Message:
         box = make_black_box(context)
         channels, height, width = box.image_shape
@@ -124,7 +127,9 @@ def _endpoint(
             _keep_private_state(box, context)
         return Message(encode(reply), reply_to=message)
 
-    return handle
+    category, action = request_type.ACTION.split(".")
+    register = {"train": app.train, "query": app.query, "evaluate": app.evaluate}[category]
+    register(action)(handle)
 
 
 def _load_private_state(box: BlackBox, context: Context) -> None:

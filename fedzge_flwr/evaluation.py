@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord, MetricRecord
 
 from fedzge_flwr.config import Settings
 from fedzge_flwr.data import load_split, partition_indices
-from fedzge_flwr.server.build import build_central
+from fedzge_flwr.models import rebuild_model
 from fedzge_flwr.server.clients import FloatArray
 from fedzge_flwr.training import evaluate_logits, predict, select_device
 
@@ -43,8 +43,13 @@ class TestSetEvaluation:
 
     def central(self, round_: int, arrays: ArrayRecord) -> MetricRecord:
         """Return "loss" and "accuracy" of the central model with these arrays, evaluation mode."""
-        model = build_central(self.settings)
-        model.load_state_dict(arrays.to_torch_state_dict())
+        spec = self.settings.data.spec
+        model = rebuild_model(
+            self.settings.server.central_model,
+            spec.image_shape,
+            spec.num_classes,
+            arrays.to_torch_state_dict(),
+        )
         model.to(select_device(self.settings.run.server_device))
         images = load_split(self.settings.data, "test")
         logits_NK = predict(

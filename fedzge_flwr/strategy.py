@@ -109,8 +109,8 @@ class FedZGE(Strategy):
         train_config, evaluate_config : ConfigRecord, optional
             Must be empty: clients take their settings from the run config, not from messages.
         evaluate_fn : Callable[[int, ArrayRecord], MetricRecord | None], optional
-            Evaluates the central model, every ``eval-every`` rounds and at the last; its
-            "accuracy" and "loss" go into the round's row.
+            Evaluates the central model: before the first round, every ``eval-every`` rounds and
+            at the last. Its "accuracy" and "loss" go into the round's row.
 
         Returns
         -------
@@ -145,6 +145,10 @@ class FedZGE(Strategy):
         started = False
         try:
             clients.gather()
+            if evaluate_fn is not None:
+                initial = evaluate_fn(0, initial_arrays)
+                if initial is not None:
+                    result.evaluate_metrics_serverapp[0] = initial
             self._announce(server, clients)
             started = True
             for round_ in range(1, num_rounds + 1):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +20,7 @@ from fedzge_flwr.blackbox import (
 from fedzge_flwr.config import Settings, from_run_config
 from fedzge_flwr.data import ClientData, ImageSet, client_data, load_split
 from fedzge_flwr.errors import ConfigError
-from fedzge_flwr.models import MODELS, build_model
+from fedzge_flwr.models import MODELS, build_model, rebuild_model
 from fedzge_flwr.randomness import Purpose, seeded_initialisation, torch_stream
 from fedzge_flwr.registry import lookup
 from fedzge_flwr.training import (
@@ -71,15 +70,17 @@ class TorchBlackBox:
         torch.set_num_threads(settings.client.client_threads)
         self._model_name = model_name or settings.client.model_of(partition)
         lookup(MODELS, self._model_name, "model")
+        self._built: nn.Module | None = None
 
-    # Built when first needed: a hello needs no model.
-    @cached_property
+    @property
     def _model(self) -> nn.Module:
-        with seeded_initialisation(
-            self._settings.run.seed, Purpose.INIT_CLIENT, partition=self._partition
-        ):
-            model = build_model(self._model_name, self.image_shape, self.num_classes)
-        return model.eval().to(self._device)
+        """The model; initialised when first needed, since a hello needs none."""
+        if self._built is None:
+            run = self._settings.run
+            with seeded_initialisation(run.seed, Purpose.INIT_CLIENT, partition=self._partition):
+                model = build_model(self._model_name, self.image_shape, self.num_classes)
+            self._built = model.eval().to(self._device)
+        return self._built
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -207,10 +208,8 @@ class TorchBlackBox:
             If names or shapes are not this model's.
         """
         tensors = {name: torch.tensor(array) for name, array in state.items()}
-        try:
-            self._model.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise ValueError(f"the kept state is not one of this model: {error}") from error
+        model = rebuild_model(self._model_name, self.image_shape, self.num_classes, tensors)
+        self._built = model.eval().to(self._device)
 
 
 def torch_black_box(context: Context) -> TorchBlackBox:

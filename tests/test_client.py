@@ -215,5 +215,5 @@ def test_bad_node_configs(
 
 def test_a_foreign_state_is_refused(node: Node) -> None:
     box = torch_black_box(node.context)
-    with pytest.raises(ValueError, match="not one of this model"):
+    with pytest.raises(ValueError, match="not one of a cnn"):
         box.load_state({"weight": np.zeros(3)})

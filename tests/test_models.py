@@ -6,7 +6,7 @@ from torch import nn
 
 from fedzge_flwr.errors import ConfigError
 from fedzge_flwr.generators import ConditionalGenerator
-from fedzge_flwr.models import MODELS, build_model
+from fedzge_flwr.models import MODELS, build_model, rebuild_model
 from fedzge_flwr.pixels import PIXEL_RANGE
 
 
@@ -78,3 +78,14 @@ def test_pixel_range_round_trip() -> None:
     unit = torch.tensor([-1.0, 0.0, 1.0])
     middle = (PIXEL_RANGE.low + PIXEL_RANGE.high) / 2
     assert PIXEL_RANGE.from_unit(unit).tolist() == [PIXEL_RANGE.low, middle, PIXEL_RANGE.high]
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_rebuilt_model_is_the_same(name: str) -> None:
+    model = build_model(name, (3, 32, 32), 5).eval()
+    state = {key: tensor.clone().contiguous() for key, tensor in model.state_dict().items()}
+    again = rebuild_model(name, (3, 32, 32), 5, state).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(model(images), again(images))
+    assert again.state_dict().keys() == state.keys()

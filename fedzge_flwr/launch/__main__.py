@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 import sys
 import tomllib
@@ -12,8 +13,13 @@ from typing import Any
 from fedzge_flwr.errors import FedZGEError
 from fedzge_flwr.launch.simulate import Resources, simulate
 
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
+
 
 def _interrupt(_signal: int, _frame: object) -> None:
+    # An impatient second Ctrl-C must not stop the clean-up.
+    for sign in _STOPPING:
+        signal.signal(sign, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
@@ -33,6 +39,10 @@ def _run_config(preset: Path | None, pairs: list[str]) -> dict[str, Any]:
     from click import ClickException
     from flwr.common.config import parse_config_args
 
+    for text in pairs:
+        # Flower passes over whatever is not KEY=VALUE, such as KEY = VALUE.
+        if rest := re.sub(r"\S+?=('[^']*'|\"[^\"]*\"|\S+)", "", text).split():
+            raise FedZGEError(f"--run-config: '{rest[0]}' is not KEY=VALUE (without spaces)")
     try:
         overrides = parse_config_args(pairs)
     except (ClickException, ValueError) as error:
@@ -58,7 +68,7 @@ def main() -> int:
     parser.add_argument("--client-gpus", type=float, default=0.0, help="share of a GPU a client")
     arguments = parser.parse_args()
     # A shell starts background jobs with SIGINT ignored, and Python then leaves it so.
-    for sign in (signal.SIGINT, signal.SIGTERM):
+    for sign in _STOPPING:
         signal.signal(sign, _interrupt)
     try:
         run_config = _run_config(arguments.preset, arguments.run_config)

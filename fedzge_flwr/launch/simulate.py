@@ -183,11 +183,7 @@ def _submit_and_follow(
 ) -> None:
     config = home / "run-config.toml"
     atomic_write_text(config, tomli_w.dumps(dict(overrides)))
-    federation = (
-        f"num-supernodes={settings.run.num_clients} "
-        f"client-resources-num-cpus={resources.num_cpus} "
-        f"client-resources-num-gpus={float(resources.num_gpus)}"
-    )
+    federation = federation_config(settings, resources)
     log = home / "flower.log"
     with log.open("wb") as output:
         flwr = family.start(
@@ -208,6 +204,15 @@ def _submit_and_follow(
     status = _status(family, submitted.group(1))
     if status != "finished:completed":
         raise LaunchError(_failure(text) or f"the run ended as '{status}':\n{_tail(log)}")
+
+
+def federation_config(settings: Settings, resources: Resources) -> str:
+    """Return Flower's ``--federation-config`` for a run."""
+    return (
+        f"num-supernodes={settings.run.num_clients} "
+        f"client-resources-num-cpus={resources.num_cpus} "
+        f"client-resources-num-gpus={float(resources.num_gpus)}"
+    )
 
 
 def _status(family: ProcessFamily, run_id: str) -> str:

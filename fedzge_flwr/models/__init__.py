@@ -7,14 +7,14 @@ The builders import torchvision only when called: a client with a small CNN neve
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from fedzge_flwr.registry import lookup
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 ImageShape: TypeAlias = tuple[int, int, int]
 ModelBuilder: TypeAlias = "Callable[[ImageShape, int], nn.Module]"
@@ -56,8 +56,41 @@ def build_model(name: str, image_shape: ImageShape, num_classes: int) -> nn.Modu
     ConfigError
         If there is no such model.
     """
+    return _in_layout(lookup(MODELS, name, "model")(image_shape, num_classes))
+
+
+def rebuild_model(
+    name: str, image_shape: ImageShape, num_classes: int, state: Mapping[str, Tensor]
+) -> nn.Module:
+    """Build a classifier with given parameters and buffers, without initialising it first.
+
+    Parameters
+    ----------
+    name, image_shape, num_classes
+        As for `build_model`.
+    state : Mapping[str, Tensor]
+        All its parameters and buffers; the model takes the tensors over.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such model.
+    ValueError
+        If it is not a state of this model.
+    """
     import torch
 
-    model = lookup(MODELS, name, "model")(image_shape, num_classes)
+    with torch.device("meta"):
+        model = build_model(name, image_shape, num_classes)
+    try:
+        model.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"the kept state is not one of a {name}: {error}") from error
+    return _in_layout(model)
+
+
+def _in_layout(model: nn.Module) -> nn.Module:
+    import torch
+
     # Convolutions run 1.3 to 2 times as fast in this layout; it changes no shape.
     return model.to(memory_format=torch.channels_last)

@@ -1,0 +1,51 @@
+# Two commands do everything on a fresh machine: make run, make test. Both install first, if needed.
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# Settings of `make run`, e.g. make run RUN_CONFIG='seed=1 alpha=0.1' or PRESET=configs/cifar10-homo-a1.toml
+RUN_CONFIG ?=
+PRESET ?=
+OUTPUT_DIR ?= runs
+CLIENT_GPUS ?= 0
+
+.PHONY: help run install test check lint types clean
+
+help:
+	@echo "make run      install, then run FedZGE on handwritten digits in simulation"
+	@echo "make test     install, then the whole test suite"
+	@echo "make check    lint, types, tests"
+	@echo "make install  only the set-up in $(VENV)"
+
+run: $(STAMP)
+	@$(BIN)/python -m fedzge_flwr.launch --app . --output-dir '$(OUTPUT_DIR)' --client-gpus $(CLIENT_GPUS) \
+		$(if $(PRESET),--preset '$(PRESET)') $(if $(RUN_CONFIG),--run-config '$(RUN_CONFIG)')
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@test -n '$(PYTHON)' || { echo "error: no Python 3.11, 3.12 or 3.13 found: install one, or make PYTHON=/path/to/python"; exit 1; }
+	@echo "installing into $(VENV) with $$($(PYTHON) --version) (PyTorch is several GB: minutes)"
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on --editable '.[dev]'
+	@$(BIN)/python -c 'import torch, torchvision' || { echo "error: torch and torchvision in $(VENV) do not match: rm -r $(VENV), then make install with both from one package index"; exit 1; }
+	@touch $(STAMP)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+check: lint types test
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

@@ -1,0 +1,135 @@
+"""The Flower app as it is shipped: bundle, presets, README's tables."""
+
+from __future__ import annotations
+
+import io
+import re
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedzge_flwr import __version__
+from fedzge_flwr.config import from_run_config
+from tests.fabricate import make_dataset
+from tests.running import rows_of, run_server
+
+ROOT = Path(__file__).parent.parent
+PRESETS = sorted((ROOT / "configs").glob("*.toml"))
+
+
+def read_preset(path: Path) -> dict[str, Any]:
+    return tomllib.loads(path.read_text())
+
+
+def test_version_is_the_same_everywhere() -> None:
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert pyproject["project"]["version"] == __version__
+    assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_bundle_holds_what_it_needs_and_nothing_else() -> None:
+    from flwr.cli.build import build_fab_from_disk
+
+    with zipfile.ZipFile(io.BytesIO(build_fab_from_disk(ROOT))) as bundle:
+        names = set(bundle.namelist())
+    needed = {path.relative_to(ROOT).as_posix() for path in (ROOT / "fedzge_flwr").rglob("*.py")}
+    needed |= {"server_app.py", "client_app.py", "pyproject.toml", "LICENSE"}
+    # Flower adds its own manifest.
+    assert {name for name in names if not name.startswith(".info/")} == needed
+
+
+def test_components_load_from_pyproject() -> None:
+    from flwr.cli.config_utils import load_and_validate
+
+    config, warnings = load_and_validate(ROOT / "pyproject.toml")
+    assert not warnings
+    assert config["tool"]["flwr"]["app"]["components"] == {
+        "serverapp": "server_app:app",
+        "clientapp": "client_app:app",
+    }
+
+
+def test_there_is_a_preset_for_each_published_command() -> None:
+    assert {path.stem for path in PRESETS} == {
+        f"{dataset}-{kind}-a{alpha}"
+        for dataset in ("cifar10", "cifar100")
+        for kind in ("homo", "hetero")
+        for alpha in ("1", "0.1")
+    }
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_preset_is_the_published_command(path: Path) -> None:
+    settings = from_run_config(read_preset(path))
+    dataset, kind, alpha = path.stem.split("-")
+    assert settings.data.dataset == dataset
+    assert settings.data.alpha == float(alpha.removeprefix("a"))
+    assert (settings.run.num_server_rounds, settings.run.num_clients) == (100, 10)
+    models = [settings.client.model_of(number) for number in range(10)]
+    if kind == "homo":
+        assert {settings.server.central_model, *models} == {"resnet18"}
+    else:
+        assert settings.server.central_model == "resnet50"
+        assert models == ["resnet18"] * 3 + ["resnet34"] * 3 + ["resnet50"] * 4
+    defaults = from_run_config({})
+    changed = {
+        key
+        for key, value in settings.to_run_config().items()
+        if value != defaults.to_run_config()[key]
+    }
+    assert changed <= {"dataset", "alpha", "num-server-rounds", "central-model", "local-models"}
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_preset_runs_a_tiny_round(path: Path, make_grid: Any, tmp_path: Path) -> None:
+    preset = read_preset(path)
+    make_dataset(preset["dataset"], tmp_path / "data")
+    heterogeneous = "," in preset["local-models"]
+    config = {
+        **preset,
+        "data-dir": str(tmp_path / "data"),
+        "output-dir": str(tmp_path / "runs"),
+        "run-name": "run",
+        "num-server-rounds": 1,
+        # One of each architecture where they differ, by the models' own order.
+        "num-clients": 3 if heterogeneous else 2,
+        "local-models": "resnet18,resnet34,resnet50" if heterogeneous else preset["local-models"],
+        "min-partition-size": 0,
+        "num-train-images": 60,
+        "num-test-images": 4,
+        "local-epochs": 1,
+        "central-distill-steps": 1,
+        "client-distill-steps": 1,
+        "synthetic-batch-size": 2,
+        "q": 1,
+    }
+    (row,) = rows_of(run_server(make_grid(config), config))
+    assert row["missing"] == []
+    assert row["queries_per_client"] == 4
+    torch.set_num_threads(1)
+
+
+def test_readme_maps_every_original_flag() -> None:
+    readme = (ROOT / "README.md").read_text()
+    flags = re.findall(r"^\| `--(\w+)`.*?\| (.+?) \|$", readme, re.MULTILINE)
+    known = from_run_config({}).to_run_config()
+    assert {flag for flag, _ in flags} >= {
+        *("algorithm", "seed", "K", "C", "R", "E1", "E2", "E3", "data_dir", "dataset"),
+        *("batch_size", "partition", "alpha", "central_model", "global_model", "local_models"),
+        *("optimizer", "scheduler", "lr_k", "momentum", "weight_decay", "generator", "nz"),
+        *("lr_G", "lr", "synthetic_size", "temperature", "beta1", "beta2", "beta3", "q", "eps"),
+        *("dis_epochs", "dis_lr", "output_dir"),
+    }
+    for flag, meaning in flags:
+        for key in re.findall(r"`([a-z0-9-]+)`", meaning.split(":")[0]):
+            assert key in known, (flag, key)
+
+
+def test_readme_shows_every_key() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for key in from_run_config({}).to_run_config():
+        assert f"`{key}`" in readme, key

@@ -1,0 +1,139 @@
+"""The launcher's own parts; whole launches are in test_e2e.py."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedzge_flwr.config import from_run_config
+from fedzge_flwr.launch.processes import ProcessFamily
+from fedzge_flwr.launch.progress import Progress
+from fedzge_flwr.launch.simulate import Resources, federation_config
+from fedzge_flwr.observers import MissingReply, RoundRow
+
+GRANDCHILD = """
+import os, subprocess, sys, time
+# A grandchild that leaves its parent, as Ray's daemons do.
+subprocess.Popen([sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); "
+                  "print('deaf', flush=True); time.sleep(100)"], start_new_session=True)
+time.sleep({wait})
+"""
+
+
+@pytest.mark.parametrize("wait", [0.5, 100])
+def test_a_family_is_ended_whole(tmp_path: Path, wait: float) -> None:
+    import os
+
+    family = ProcessFamily(os.environ, tmp_path)
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+    try:
+        with (tmp_path / "log").open("wb") as output:
+            child = family.start([sys.executable, "-c", GRANDCHILD.format(wait=wait)], output)
+        while "deaf" not in (tmp_path / "log").read_text():
+            time.sleep(0.05)
+        if wait < 1:
+            child.wait(10)
+        else:
+            assert len([p for p in family.alive() if p.pid != bystander.pid]) == 2
+        family.end(patience=0.5)
+        assert not [p for p in family.alive() if p.pid != bystander.pid]
+        child.wait(5)
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def make_row(number: int, **more: Any) -> RoundRow:
+    values: dict[str, Any] = {
+        "round": number,
+        "central_accuracy": 0.5,
+        "central_loss": 1.0,
+        "ensemble_accuracy": None,
+        "mean_client_accuracy": 0.25,
+        "client_accuracy": {0: 0.25},
+        "sampled": (0, 1),
+        "participants": (0,),
+        "missing": (),
+        "skipped": None,
+        "queries_per_client": 3000,
+        "queries": 3000,
+        "bytes_down": 1_000_000,
+        "bytes_up": 10,
+        "bytes_down_total": 2_000_000,
+        "bytes_up_total": 20,
+        "evaluation_bytes_down": 0,
+        "evaluation_bytes_up": 0,
+        "seconds": 1.5,
+    }
+    return RoundRow(**{**values, **more})
+
+
+def test_rows_are_shown_once_and_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = tmp_path / "rounds.jsonl"
+    first = json.dumps(make_row(1).to_json()) + "\n"
+    missing = MissingReply(1, "query.logits", "no reply within 5 s")
+    second = json.dumps(make_row(2, missing=(missing,), skipped="too few").to_json()) + "\n"
+    with Progress(tmp_path, 3) as progress:
+        progress.poll("starting")
+        rows.write_text(first + second[:40])
+        progress.poll("starting")
+        progress.poll("starting")
+        assert capsys.readouterr().out.count("1/3") == 1
+        rows.write_text(first + second)
+        progress.poll("starting")
+    text = capsys.readouterr().out
+    assert "2/3  50.0 %        –      25.0 %          3,000      2.0     0.0   1.5" in text
+    assert "client 1 left out of query.logits: no reply within 5 s" in text
+    assert "skipped: too few" in text
+
+
+def test_row_as_a_log_line() -> None:
+    line = make_row(2, missing=(MissingReply(4, "a", "b"),)).to_line(9)
+    assert line.startswith("round 2/9 | central 50.0 % | ensemble – | mean client 25.0 % | queries")
+    assert line.endswith("left out: 4")
+
+
+def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "fedzge_flwr.launch", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--run-config", "q=0"], "error: run config: 'q' = 0: "),
+        (["--run-config", "lr=1"], "error: run config: unknown key 'lr'"),
+        (["--run-config", 'central-model="vgg"'], "no model named 'vgg'; known: cnn, "),
+        (["--run-config", "q = 3"], "error: --run-config: 'q' is not KEY=VALUE"),
+        (["--run-config", "q=three"], "error: --run-config: The provided configuration string"),
+        (["--preset", "/nowhere.toml"], "error: --preset /nowhere.toml: No such file"),
+    ],
+)
+def test_bad_arguments_end_at_once(arguments: list[str], message: str) -> None:
+    started = time.monotonic()
+    run = launch(*arguments)
+    assert run.returncode == 1
+    assert message in run.stderr
+    assert len(run.stderr.strip().splitlines()) == 1
+    assert time.monotonic() - started < 20
+
+
+def test_resources_reach_flower() -> None:
+    from flwr.common.config import parse_config_args
+    from flwr.supercore.utils import simulation_config_from_json
+
+    text = federation_config(from_run_config({"num-clients": 4}), Resources(num_gpus=0.25))
+    parsed = {k.replace("-", "_"): v for k, v in parse_config_args([text]).items()}
+    config = simulation_config_from_json(parsed)
+    assert config.num_supernodes == 4
+    assert (config.client_resources_num_cpus, config.client_resources_num_gpus) == (1, 0.25)

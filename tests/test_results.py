@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from fedzge_flwr.config import from_run_config
+from fedzge_flwr.errors import RunFolderError
+from fedzge_flwr.files import atomic_path, atomic_write_text
+from fedzge_flwr.results import RunFolder
+from fedzge_flwr.server.build import build_central, build_generator
+from tests.running import rows_of, run_server
+
+
+@pytest.fixture
+def folder(make_grid: Any, tiny_config: dict[str, Any]) -> Path:
+    return run_server(make_grid(tiny_config), tiny_config)
+
+
+def test_contents(folder: Path, tiny_config: dict[str, Any]) -> None:
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json",
+        "rounds.jsonl",
+        "central.safetensors",
+        "generator.safetensors",
+        "accuracy.png",
+        "synthetic.png",
+        "accuracy.csv",
+    }
+    config = json.loads((folder / "config.json").read_text())
+    assert config["status"] == "finished"
+    assert config["seed"] == 0
+    assert config["settings"] == from_run_config(tiny_config).to_run_config()
+    assert {"python", "fedzge-flwr", "flwr", "ray", "torch"} <= set(config["versions"])
+    assert len(config["clients"]) == 3
+    rows = rows_of(folder)
+    assert [row["round"] for row in rows] == [1, 2]
+    assert rows[1]["queries_per_client"] == 2 * rows[0]["queries_per_client"]
+    for name in ("accuracy.png", "synthetic.png"):
+        with Image.open(folder / name) as picture:
+            assert picture.format == "PNG"
+            assert len(picture.convert("L").getcolors()) > 3
+
+
+def test_accuracy_table(folder: Path) -> None:
+    table = pd.read_csv(folder / "accuracy.csv", index_col="round")
+    assert list(table.columns) == ["central", "client-0", "client-1", "client-2"]
+    rows = rows_of(folder)
+    assert table["central"].tolist() == [row["central_accuracy"] for row in rows]
+    assert table.loc[2, "client-1"] == rows[1]["client_accuracy"]["1"]
+
+
+def test_models_load_into_fresh_ones(folder: Path, tiny_config: dict[str, Any]) -> None:
+    settings = from_run_config({**tiny_config, "seed": 9})
+    build_central(settings).load_state_dict(load_file(folder / "central.safetensors"))
+    build_generator(settings).load_state_dict(load_file(folder / "generator.safetensors"))
+
+
+def test_a_client_that_is_not_sampled_has_an_empty_cell(
+    make_grid: Any, tiny_config: dict[str, Any]
+) -> None:
+    config = {**tiny_config, "fraction-train": 0.4, "num-server-rounds": 1}
+    table = pd.read_csv(run_server(make_grid(config), config) / "accuracy.csv")
+    assert int(table.filter(like="client").isna().sum(axis=1).iloc[0]) == 1
+
+
+def test_taken_name(folder: Path, tiny_config: dict[str, Any]) -> None:
+    with pytest.raises(RunFolderError, match=r"'run-name' = 'run': .* exists already"):
+        RunFolder(from_run_config(tiny_config))
+
+
+def test_automatic_names_never_collide(tmp_path: Path) -> None:
+    settings = from_run_config({"output-dir": str(tmp_path)})
+    folders = {RunFolder(settings).path for _ in range(3)}
+    assert len(folders) == 3
+
+
+@pytest.mark.parametrize("place", ["file", "below-file", "proc"])
+def test_folder_that_cannot_be_made(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    output = {
+        "file": tmp_path / "file",
+        "below-file": tmp_path / "file" / "runs",
+        "proc": Path("/proc/fedzge"),
+    }[place]
+    with pytest.raises(RunFolderError) as caught:
+        RunFolder(from_run_config({"output-dir": str(output)}))
+    assert str(output) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_vanishes_in_mid_run_is_one_clear_line(
+    make_grid: Any, tiny_config: dict[str, Any]
+) -> None:
+    def vanish(request: Any, reply: Any) -> Any:
+        if request.metadata.group_id == "2":
+            folder = Path(tiny_config["output-dir"]) / "run"
+            if folder.is_dir():
+                folder.rename(folder.with_name("moved"))
+        return reply
+
+    with pytest.raises(RunFolderError, match=r"run folder .*run cannot be written"):
+        run_server(make_grid(tiny_config, tamper=vanish), tiny_config)
+    kept = Path(tiny_config["output-dir"]) / "moved"
+    assert len(rows_of(kept)) == 1
+
+
+def test_atomic_write_keeps_the_old_file_on_failure(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    atomic_write_text(path, "old")
+
+    def fail_half_way() -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_half_way()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file.txt"]  # noqa: PTH208
+    mask = os.umask(0)
+    os.umask(mask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_random_bytes_of_a_model_survive(tmp_path: Path, make_grid: Any, folder: Path) -> None:
+    state = load_file(folder / "central.safetensors")
+    assert all(torch.isfinite(tensor.float()).all() for tensor in state.values())
+    assert any(tensor.float().abs().sum() > 0 for tensor in state.values())
