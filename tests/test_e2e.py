@@ -67,11 +67,13 @@ def _nothing_is_left() -> Any:
 def test_the_same_command_twice_and_in_process_are_bit_identical(
     tiny_config: dict[str, Any],
 ) -> None:
+    # At the same time: two launches on one machine do not get in each other's way.
+    configs = [{**tiny_config, "run-name": name, "fraction-train": 0.6} for name in ("a", "b")]
+    runs = [start(config) for config in configs]
     models = []
-    for name in ("first", "second"):
-        config = {**tiny_config, "run-name": name, "fraction-train": 0.6}
-        out, err = (run := start(config)).communicate(timeout=300)
-        folder = Path(config["output-dir"]) / name
+    for run, config in zip(runs, configs, strict=True):
+        out, err = run.communicate(timeout=300)
+        folder = Path(config["output-dir"]) / config["run-name"]
         assert run.returncode == 0, out + err
         assert out.strip().splitlines()[-1] == f"run folder: {folder}"
         assert "2/2" in out
@@ -80,12 +82,12 @@ def test_the_same_command_twice_and_in_process_are_bit_identical(
 
     import client_app
 
-    config["run-name"] = "in-process"
+    config = {**configs[0], "run-name": "in-process"}
     grid = InProcessGrid(client_app.app, config, 3)
     folder = run_server(grid, config)
     assert (folder / "central.safetensors").read_bytes() == models[0]
     # Bytes are counted the same over Flower's own grid, but for the digits of node ids and times.
-    there = rows_of(folder.with_name("first"))[-1]["bytes_down_total"]
+    there = rows_of(folder.with_name("a"))[-1]["bytes_down_total"]
     here = rows_of(folder)[-1]["bytes_down_total"]
     assert there == pytest.approx(here, rel=1e-2)
 
