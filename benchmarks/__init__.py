@@ -1,0 +1,1 @@
+"""Scripts that print tables; run them from the repository: `python -m benchmarks.NAME`."""

@@ -1,4 +1,4 @@
-"""Print a Markdown table of a run folder: ``python -m benchmarks.run_table RUN [--rounds 1,5,15]``."""
+"""Print a run folder as a Markdown table: ``python -m benchmarks.run_table RUN``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ HEADER = (
 
 
 def percent(fraction: float | None) -> str:
+    """Return a fraction in per cent."""
     return "–" if fraction is None else f"{100 * fraction:.1f} %"
 
 
