@@ -110,6 +110,24 @@ def test_distillation_learns_the_teacher(make_grid: Any, tiny_config: dict[str, 
     assert losses[1] < 0.3 * losses[0]
 
 
+def test_every_client_begins_and_shuffles_by_itself(
+    make_grid: Any, tiny_config: dict[str, Any]
+) -> None:
+    """Initial weights depend on the partition; the order of examples on partition and round."""
+    config = {**tiny_config, "batch-size": 8, "num-clients": 2, "partition": "iid"}
+    query = LogitsRequest(round=1, images=IMAGES)
+    nodes = [Node(make_grid, config, number) for number in (0, 1)]
+    first, second = (node.answer(query, LogitsReply).logits for node in nodes)
+    assert not np.allclose(first, second)
+    trained = []
+    for round_ in (1, 2, 1):
+        node = Node(make_grid, config)
+        node.answer(TrainRequest(round=round_), TrainReply)
+        trained.append(node.answer(query, LogitsReply).logits)
+    assert (trained[0] == trained[2]).all()
+    assert not np.allclose(trained[0], trained[1])
+
+
 def test_evaluation_on_the_common_test_set_returns_logits(node: Node) -> None:
     outcome = node.answer(EvaluateRequest(round=1, split="test"), EvaluateReply)
     assert outcome.num_examples == 60

@@ -114,7 +114,11 @@ def test_a_folder_that_vanishes_in_mid_run_is_one_clear_line(
 
 def test_atomic_write_keeps_the_old_file_on_failure(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
-    atomic_write_text(path, "old")
+    atomic_write_text(path, "older")
+    with path.open() as reader:
+        atomic_write_text(path, "old")
+        # Whoever reads meanwhile sees the whole file that was there.
+        assert reader.read() == "older"
 
     def fail_half_way() -> None:
         with atomic_path(path) as temporary:

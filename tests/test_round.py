@@ -1,0 +1,234 @@
+"""The phases of a round, over clients that are plain functions: no Flower, no messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fedzge_flwr.config import from_run_config
+from fedzge_flwr.server.build import build_central, build_generator
+from fedzge_flwr.server.clients import ClientAccuracy, FloatArray
+from fedzge_flwr.server.round import (
+    PAPER_ROUND,
+    distil_central,
+    make_loss_fn,
+    query_clients,
+    run_round,
+    synthesise,
+    update_generator,
+)
+from fedzge_flwr.server.state import RoundState, ServerState
+from fedzge_flwr.zeroth_order import Estimate, LossFn, Queries
+
+CONFIG = {
+    "num-clients": 2,
+    "synthetic-batch-size": 16,
+    "latent-dim": 6,
+    "generator-width": 4,
+    "q": 2,
+    "generator-lr": 0.01,
+    "central-distill-steps": 3,
+}
+
+
+def linear_logits(images_BCHW: FloatArray) -> FloatArray:
+    weights = np.random.default_rng(0).normal(size=(64, 10)) / 8
+    return (images_BCHW.reshape(-1, 64) @ weights).astype(np.float32)
+
+
+@dataclass
+class FunctionClients:
+    """Two clients that answer with a function of the images."""
+
+    answer: Callable[[FloatArray], FloatArray] = linear_logits
+    queries: list[FloatArray] = field(default_factory=list)
+    distilled: list[tuple[FloatArray, FloatArray, float]] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
+
+    @property
+    def num_examples(self) -> dict[int, int]:
+        return {0: 30, 1: 10}
+
+    def train(self, round_: int, partitions: Sequence[int]) -> dict[int, float]:
+        self.calls.append("train")
+        return dict.fromkeys(partitions, 0.5)
+
+    def query(
+        self, round_: int, partitions: Sequence[int], images_BCHW: FloatArray
+    ) -> dict[int, FloatArray]:
+        self.calls.append("query")
+        self.queries.append(images_BCHW)
+        # Client 1 answers twice client 0: the ensemble is 0.75·f + 0.25·2f = 1.25·f.
+        return {number: (number + 1) * self.answer(images_BCHW) for number in partitions}
+
+    def distill(
+        self,
+        round_: int,
+        partitions: Sequence[int],
+        images_NCHW: FloatArray,
+        logits_NK: FloatArray,
+        temperature: float,
+    ) -> dict[int, float]:
+        self.calls.append("distill")
+        self.distilled.append((images_NCHW, logits_NK, temperature))
+        return dict.fromkeys(partitions, 0.1)
+
+    def evaluate(
+        self, round_: int, partitions: Sequence[int], split: str
+    ) -> dict[int, ClientAccuracy]:
+        self.calls.append("evaluate")
+        logits = np.ones((5, 10), np.float32)
+        return {n: ClientAccuracy(5, 0.5, (n + 1) * logits) for n in partitions}
+
+
+def make_server(num_rounds: int = 4, **more: Any) -> ServerState:
+    settings = from_run_config({**CONFIG, **more})
+    return ServerState.create(
+        settings,
+        build_central(settings),
+        build_generator(settings),
+        num_rounds=num_rounds,
+        device=torch.device("cpu"),
+    )
+
+
+def no_report(round_: int, phase: str) -> None:
+    """Nobody watches."""
+
+
+def flat(model: torch.nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+
+
+def test_a_round_of_the_paper_in_order() -> None:
+    server, clients = make_server(), FunctionClients()
+    phases: list[str] = []
+    current = run_round(PAPER_ROUND, server, clients, 1, lambda round_, phase: phases.append(phase))
+    assert clients.calls == ["train", "query", "distill", "evaluate"]
+    assert phases == [phase.__name__ for phase in PAPER_ROUND] == list(current.seconds)
+    (images,) = clients.queries
+    assert images.shape == (3 * 16, 1, 8, 8)
+    base, perturbed = images[:16], images[16:].reshape(2, 16, -1)
+    steps = np.linalg.norm(perturbed - base.reshape(16, -1), axis=2)
+    np.testing.assert_allclose(steps, 1e-3, rtol=2e-3)
+    ((distilled, targets, temperature),) = clients.distilled
+    assert (distilled == base).all()
+    np.testing.assert_allclose(targets, 1.25 * linear_logits(base), rtol=1e-5, atol=1e-6)
+    assert temperature == 5.0
+    assert current.ensemble_test_logits_MK is not None
+    np.testing.assert_allclose(current.ensemble_test_logits_MK, 1.25)
+    assert current.weights == {0: 0.75, 1: 0.25}
+    assert server.num_queries == {0: 48, 1: 48}
+
+
+def test_generator_step_follows_the_estimate_down() -> None:
+    """With the exact gradient for an estimate, one step must lower the objective."""
+
+    class Exact:
+        copies = 1
+
+        def ask(self, x_NCHW: Tensor, stream: torch.Generator) -> Queries:
+            return Queries(x_NCHW, x_NCHW.new_zeros((0, *x_NCHW.shape)), 1.0)
+
+        def tell(self, queries: Queries, logits_BNK: Tensor, loss_fn: LossFn) -> Estimate:
+            weights = torch.from_numpy(np.random.default_rng(0).normal(size=(64, 10)) / 8).float()
+            x = queries.base_NCHW.clone().requires_grad_()
+            terms = loss_fn(x, 1.25 * x.flatten(1) @ weights)
+            (gradient,) = torch.autograd.grad(terms.total, x)
+            return Estimate(gradient, terms)
+
+    server, clients = make_server(), FunctionClients()
+    server.estimator = Exact()
+    current = RoundState(round=1, sampled=(0, 1), participants=(0, 1))
+    synthesise(server, clients, current)
+    query_clients(server, clients, current)
+    batch = current.batch
+    assert batch is not None
+
+    def objective() -> float:
+        x = server.generator(batch.z_ND, batch.y_N).detach()
+        logits = torch.from_numpy(1.25 * linear_logits(x.numpy()))
+        with torch.no_grad():
+            return float(make_loss_fn(server, batch)(x, logits).total)
+
+    before, parameters = objective(), flat(server.generator)
+    update_generator(server, clients, current)
+    assert objective() < before - 0.01
+    # Adam's first step has the size of the learning rate wherever there is a gradient.
+    moved = (flat(server.generator) - parameters).abs()
+    assert float(moved.max()) == pytest.approx(0.01, rel=1e-2)
+
+
+def test_one_optimiser_and_one_schedule_for_the_whole_run() -> None:
+    server, clients = make_server(num_rounds=4), FunctionClients()
+    rates = []
+    for round_ in range(1, 5):
+        rates.append(server.generator_optimizer.param_groups[0]["lr"])
+        run_round(PAPER_ROUND, server, clients, round_, no_report)
+    cosine = [0.005 * (1 + np.cos(np.pi * t / 4)) for t in range(4)]
+    assert rates == pytest.approx(cosine)
+    state = next(iter(server.generator_optimizer.state.values()))
+    assert int(state["step"]) == 4
+
+
+def test_noise_labels_and_directions_are_new_in_every_round() -> None:
+    server, clients = make_server(), FunctionClients()
+    rounds = []
+    for round_ in (1, 2, 1):
+        current = RoundState(round=round_)
+        synthesise(server, clients, current)
+        assert current.batch is not None
+        assert current.queries is not None
+        rounds.append((current.batch.z_ND, current.batch.y_N, current.queries.directions_QNCHW))
+    for first, second, again in zip(*rounds, strict=True):
+        assert not torch.equal(first, second)
+        assert torch.equal(first, again)
+
+
+def test_labels_are_uniform_and_noise_is_normal() -> None:
+    server = make_server(**{"synthetic-batch-size": 4000})
+    current = RoundState(round=1)
+    synthesise(server, FunctionClients(), current)
+    assert current.batch is not None
+    counts = torch.bincount(current.batch.y_N, minlength=10)
+    assert int(counts.min()) > 330
+    assert int(counts.max()) < 470
+    assert float(current.batch.z_ND.mean()) == pytest.approx(0.0, abs=0.03)
+    assert float(current.batch.z_ND.std()) == pytest.approx(1.0, abs=0.03)
+
+
+def test_central_model_distils_the_answers_on_the_unperturbed_images() -> None:
+    def answer(images: FloatArray) -> FloatArray:
+        logits = np.zeros((len(images), 10), np.float32)
+        logits[:16, 3] = 20.0  # the base
+        logits[16:, 7] = 20.0  # its perturbed copies
+        return logits
+
+    server = make_server(**{"central-distill-steps": 30, "temperature": 1.0})
+    clients = FunctionClients(answer)
+    current = RoundState(round=1, sampled=(0, 1), participants=(0, 1))
+    synthesise(server, clients, current)
+    query_clients(server, clients, current)
+    distil_central(server, clients, current)
+    assert current.batch is not None
+    server.central.train()
+    with torch.no_grad():
+        answers = server.central(current.batch.x_NCHW.detach()).argmax(dim=1)
+    assert (answers == 3).all()
+
+
+def test_objective_leaves_the_central_model_alone() -> None:
+    server, clients = make_server(), FunctionClients()
+    before = {name: tensor.clone() for name, tensor in server.central.state_dict().items()}
+    current = RoundState(round=1, sampled=(0, 1), participants=(0, 1))
+    for phase in (synthesise, query_clients, update_generator):
+        phase(server, clients, current)
+    for name, tensor in server.central.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert all(parameter.grad is None for parameter in server.central.parameters())

@@ -1,0 +1,70 @@
+"""The strategy as another Flower project uses it: a class with Flower's own signature."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.serverapp.strategy import Strategy
+
+from fedzge_flwr.config import from_run_config
+from fedzge_flwr.server.build import build_central, build_generator
+from fedzge_flwr.strategy import FedZGE
+
+
+def make_strategy(config: dict[str, Any]) -> tuple[FedZGE, torch.nn.Module]:
+    settings = from_run_config(config)
+    central = build_central(settings)
+    return FedZGE(settings, central, build_generator(settings)), central
+
+
+def test_start_has_flowers_signature() -> None:
+    ours, theirs = (inspect.signature(cls.start) for cls in (FedZGE, Strategy))
+    assert list(ours.parameters) == list(theirs.parameters)
+    for name, parameter in theirs.parameters.items():
+        assert ours.parameters[name].default == parameter.default
+
+
+def test_result(make_grid: Any, tiny_config: dict[str, Any]) -> None:
+    strategy, central = make_strategy(tiny_config)
+    initial = ArrayRecord(central.state_dict())
+    seen: list[int] = []
+
+    def evaluate(round_: int, arrays: ArrayRecord) -> MetricRecord:
+        seen.append(round_)
+        return MetricRecord({"accuracy": float(round_), "loss": 1.0})
+
+    result = strategy.start(make_grid(tiny_config), initial, num_rounds=3, evaluate_fn=evaluate)
+    assert seen == [0, 1, 2, 3]
+    assert list(result.evaluate_metrics_serverapp) == [0, 1, 2, 3]
+    assert list(result.evaluate_metrics_clientapp) == [1, 2, 3]
+    assert 0 <= float(result.evaluate_metrics_clientapp[1]["accuracy"]) <= 1  # type: ignore[arg-type]
+    assert {"total", "fidelity", "central_distillation"} <= set(result.train_metrics_clientapp[3])
+    final = result.arrays.to_torch_state_dict()
+    assert final.keys() == central.state_dict().keys()
+    assert all(torch.equal(final[name], tensor) for name, tensor in central.state_dict().items())
+
+
+def test_training_starts_from_the_initial_arrays(
+    make_grid: Any, tiny_config: dict[str, Any]
+) -> None:
+    results = []
+    for scale in (1.0, 0.5):
+        strategy, central = make_strategy(tiny_config)
+        arrays = {
+            name: tensor * scale if tensor.is_floating_point() else tensor
+            for name, tensor in central.state_dict().items()
+        }
+        result = strategy.start(make_grid(tiny_config), ArrayRecord(arrays), num_rounds=1)
+        results.append(result.arrays.to_torch_state_dict()["features.0.weight"])
+    assert not torch.allclose(results[0], results[1])
+
+
+def test_configuration_for_clients_is_refused(make_grid: Any, tiny_config: dict[str, Any]) -> None:
+    strategy, central = make_strategy(tiny_config)
+    arrays = ArrayRecord(central.state_dict())
+    with pytest.raises(ValueError, match="sends clients no configuration"):
+        strategy.start(make_grid(tiny_config), arrays, train_config=ConfigRecord({"lr": 1.0}))
