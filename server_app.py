@@ -27,7 +27,7 @@ def main(grid: Grid, context: Context) -> None:
         evaluation = None
         if settings.run.server_evaluation == "test":
             evaluation = TestSetEvaluation(settings)
-            check_partition(settings)
+        check_partition(settings)
         central = build_central(settings)
         folder = RunFolder(settings)
         LOGGER.info("run folder: %s", folder.path)
@@ -35,7 +35,7 @@ def main(grid: Grid, context: Context) -> None:
             settings,
             central,
             build_generator(settings),
-            logit_accuracy=evaluation.logit_accuracy if evaluation else None,
+            test_set=evaluation,
             observers=[folder],
         )
         strategy.start(

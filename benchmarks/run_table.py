@@ -7,15 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fedzge_flwr.display import percent
+
 HEADER = (
     "| round | central | ensemble | mean client | queries a client | down MB | up MB | seconds |\n"
     "|---|---|---|---|---|---|---|---|"
 )
-
-
-def percent(fraction: float | None) -> str:
-    """Return a fraction in per cent."""
-    return "–" if fraction is None else f"{100 * fraction:.1f} %"
 
 
 def table(rows: list[dict[str, Any]], rounds: list[int]) -> str:

@@ -13,7 +13,8 @@ from typing import Literal, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-FloatArray: TypeAlias = npt.NDArray[np.float32]
+from fedzge_flwr.arrays import FloatArray
+
 State: TypeAlias = "dict[str, npt.NDArray[np.generic]]"
 EvaluationSplit: TypeAlias = Literal["test", "held-out"]
 

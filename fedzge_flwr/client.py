@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias, TypeVar, cast
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 
 from fedzge_flwr import __version__
 from fedzge_flwr.blackbox import BlackBox, EvaluationSplit
+from fedzge_flwr.errors import DataError, DivergenceError
 from fedzge_flwr.protocol import (
     DistillReply,
     DistillRequest,
@@ -74,12 +76,18 @@ def evaluate(box: BlackBox, request: EvaluateRequest) -> EvaluateReply:
     """Evaluate the model."""
     # The codec has checked the choice.
     outcome = box.evaluate(cast(EvaluationSplit, request.split))
+    num_logits = request.num_logits if request.split == "test" else 0
+    if num_logits and len(outcome.logits_NK) != num_logits:
+        raise DataError(
+            f"the test set has {len(outcome.logits_NK)} images here and {num_logits} at the "
+            "server; give both the same 'num-test-images' and files"
+        )
     return EvaluateReply(
         round=request.round,
         num_examples=outcome.num_examples,
         loss=outcome.loss,
         accuracy=outcome.accuracy,
-        logits=outcome.logits_NK,
+        logits=outcome.logits_NK[:num_logits],
     )
 
 
@@ -139,7 +147,13 @@ def _load_private_state(box: BlackBox, context: Context) -> None:
 
 
 def _keep_private_state(box: BlackBox, context: Context) -> None:
+    """Keep the model; one that has diverged is thrown away for the one before."""
     record = ArrayRecord()
     for name, value in box.state().items():
+        if np.issubdtype(value.dtype, np.inexact) and not np.isfinite(value).all():
+            raise DivergenceError(
+                f"the model diverged ('{name}' is not finite) and is kept as it was before; lower "
+                "'local-lr' or 'client-distill-lr'"
+            )
         record[name] = Array(value)
     context.state[_STATE] = record

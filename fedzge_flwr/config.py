@@ -1,8 +1,8 @@
 """The settings of a run: one frozen, validated view of Flower's run config.
 
 Every key is kebab-case and flat; `from_run_config` sorts the keys into the sections that the parts
-of the system take. Defaults are those of the published commands, except for the data set, the
-models, the number of rounds and the output folder, which suit a quick first run.
+of the system take. What the published commands set has their value for a default, except for the
+data set, the models, the number of rounds and the output folder, which suit a quick first run.
 """
 
 from __future__ import annotations

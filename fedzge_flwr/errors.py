@@ -13,6 +13,10 @@ class DataError(FedZGEError):
     """A data set is missing, malformed, or cannot be divided as asked."""
 
 
+class MissingDataError(DataError):
+    """The files of a data set are not there."""
+
+
 class ProtocolError(FedZGEError, ValueError):
     """A message breaks the wire's rules.
 
@@ -31,6 +35,10 @@ class ProtocolError(FedZGEError, ValueError):
         self.sender = sender
         self.field = field
         self.problem = problem
+
+
+class DivergenceError(FedZGEError):
+    """A model's loss or parameters are no longer finite."""
 
 
 class RosterError(FedZGEError):

@@ -6,22 +6,26 @@ the check of the partition reads the training labels when they lie on this machi
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, MetricRecord
 
+from fedzge_flwr.arrays import FloatArray
 from fedzge_flwr.config import Settings
 from fedzge_flwr.data import load_split, partition_indices
+from fedzge_flwr.errors import MissingDataError
 from fedzge_flwr.models import rebuild_model
-from fedzge_flwr.server.clients import FloatArray
 from fedzge_flwr.training import evaluate_logits, predict, select_device
+
+LOGGER = logging.getLogger("flwr.fedzge")
 
 
 @dataclass(frozen=True)
 class TestSetEvaluation:
-    """Scores models and logits on the common test set.
+    """Scores models and logits on the common test set (a `fedzge_flwr.strategy.CommonTestSet`).
 
     Parameters
     ----------
@@ -60,28 +64,31 @@ class TestSetEvaluation:
         outcome = evaluate_logits(logits_NK, torch.from_numpy(np.array(images.labels_N)))
         return MetricRecord({"loss": outcome.loss, "accuracy": outcome.accuracy})
 
-    def logit_accuracy(self, logits_MK: FloatArray) -> float:
-        """Return the accuracy of logits on the test set, in its order.
+    @property
+    def num_images(self) -> int:
+        """Number of test images."""
+        return len(load_split(self.settings.data, "test"))
 
-        Raises
-        ------
-        ValueError
-            If there are not as many as test images.
-        """
+    def accuracy(self, logits_MK: FloatArray) -> float:
+        """Return the accuracy of logits (M, K) on the test images, in their order."""
         labels = load_split(self.settings.data, "test").labels_N
-        if len(labels) != len(logits_MK):
-            raise ValueError(f"{len(logits_MK)} logits for {len(labels)} test images")
         return evaluate_logits(
             torch.from_numpy(np.array(logits_MK)), torch.from_numpy(np.array(labels))
         ).accuracy
 
 
 def check_partition(settings: Settings) -> None:
-    """Check that the data set can be divided as the settings ask.
+    """Check, before any client starts, that the data can be divided as the settings ask.
+
+    In a simulation the data lie on this machine, and a download happens here, once. In a deployment
+    they may lie with the clients alone: then there is nothing to check here.
 
     Raises
     ------
     DataError
-        If files are missing, or there are too few images for so many clients.
+        If there are too few images for so many clients, or files are malformed.
     """
-    partition_indices(settings.data, settings.run.num_clients, settings.run.seed)
+    try:
+        partition_indices(settings.data, settings.run.num_clients, settings.run.seed)
+    except MissingDataError as error:
+        LOGGER.info("training images are not checked here, but by the clients (%s)", error)

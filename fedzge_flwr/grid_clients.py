@@ -12,6 +12,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedzge_flwr import __version__
+from fedzge_flwr.arrays import FloatArray
 from fedzge_flwr.config import Settings
 from fedzge_flwr.errors import ProtocolError, RosterError
 from fedzge_flwr.ledger import ByteLedger
@@ -33,13 +34,12 @@ from fedzge_flwr.protocol import (
     encode,
     encoded_bytes,
 )
-from fedzge_flwr.server.clients import ClientAccuracy, FloatArray
+from fedzge_flwr.server.clients import ClientAccuracy
 
 LOGGER = logging.getLogger("flwr.fedzge")
 
 R = TypeVar("R", bound=Reply)
 
-_MAX_TEST_IMAGES = 1_000_000
 _POLL_S = 0.5
 _NOTICE_S = 5.0
 
@@ -71,6 +71,7 @@ class GridClients:
         self._timeout = timeout
         self._members: dict[int, Member] = {}
         self._missing: list[MissingReply] = []
+        self._untrained: set[int] = set()
         self._ledger = ByteLedger()
         self._round_ledger = ByteLedger()
 
@@ -153,18 +154,21 @@ class GridClients:
 
     # -- what a round asks --------------------------------------------------------------------
 
-    def train(self, round_: int, partitions: Sequence[int]) -> dict[int, float]:
-        """Have clients train on their own data; the losses of those that did."""
+    def train(self, round_: int, partitions: Sequence[int]) -> dict[int, float | None]:
+        """Have clients train on their own data; losses, None of who has too few images to."""
         replies = self.exchange(TrainRequest(round=round_), TrainReply, partitions)
+        losses: dict[int, float | None] = {}
         for partition, reply in replies.items():
-            if reply.num_examples == 0 and round_ == 1:
+            losses[partition] = reply.loss if reply.num_examples else None
+            if not reply.num_examples and partition not in self._untrained:
+                self._untrained.add(partition)
                 LOGGER.warning(
                     "client %d has too few images to train on (%d): it answers with the model "
                     "that it began with",
                     partition,
                     self.num_examples[partition],
                 )
-        return {partition: reply.loss for partition, reply in replies.items()}
+        return losses
 
     def query(
         self, round_: int, partitions: Sequence[int], images_BCHW: FloatArray
@@ -194,24 +198,18 @@ class GridClients:
         return {partition: reply.loss for partition, reply in replies.items()}
 
     def evaluate(
-        self, round_: int, partitions: Sequence[int], split: str
+        self, round_: int, partitions: Sequence[int], split: str, num_logits: int
     ) -> dict[int, ClientAccuracy]:
         """Have clients evaluate their models on ``"test"`` or ``"held-out"`` images."""
         replies = self.exchange(
-            EvaluateRequest(round=round_, split=split),
+            EvaluateRequest(round=round_, split=split, num_logits=num_logits),
             EvaluateReply,
             partitions,
-            limits={"M": _MAX_TEST_IMAGES if split == "test" else 0},
+            dims={"M": num_logits},
+            expect={"num_examples": num_logits} if num_logits else None,
         )
-        sizes = {len(reply.logits) for reply in replies.values()}
-        if len(sizes) > 1:
-            LOGGER.warning("clients' test sets differ in size (%s): no ensemble accuracy", sizes)
         return {
-            partition: ClientAccuracy(
-                reply.num_examples,
-                reply.accuracy,
-                reply.logits if len(sizes) == 1 else reply.logits[:0],
-            )
+            partition: ClientAccuracy(reply.num_examples, reply.accuracy, reply.logits)
             for partition, reply in replies.items()
             if reply.num_examples > 0
         }
@@ -225,7 +223,7 @@ class GridClients:
         partitions: Sequence[int],
         *,
         dims: Mapping[str, int] | None = None,
-        limits: Mapping[str, int] | None = None,
+        expect: Mapping[str, int] | None = None,
     ) -> dict[int, R]:
         """Send one request to some clients and decode their replies.
 
@@ -237,8 +235,8 @@ class GridClients:
             The request's reply type.
         partitions : Sequence[int]
             Whom to ask. A client that is not connected counts as missing.
-        dims, limits : Mapping[str, int], optional
-            As in `fedzge_flwr.protocol.decode`; the number of classes is known.
+        dims, expect : Mapping[str, int], optional
+            As in `fedzge_flwr.protocol.decode`; the number of classes and the round are known.
 
         Returns
         -------
@@ -254,7 +252,7 @@ class GridClients:
         failures = {number: "not connected" for number in partitions if number not in nodes}
         known = {"K": self._settings.data.spec.num_classes, **(dims or {})}
         replies, failed = self._exchange_nodes(
-            request, reply_type, known, limits or {}, list(nodes.values())
+            request, reply_type, known, expect or {}, list(nodes.values())
         )
         failures |= {
             number: failed[node_id] for number, node_id in nodes.items() if node_id in failed
@@ -279,7 +277,7 @@ class GridClients:
         request: Request,
         reply_type: type[R],
         dims: Mapping[str, int],
-        limits: Mapping[str, int],
+        expect: Mapping[str, int],
         node_ids: Sequence[int],
     ) -> tuple[dict[int, R], dict[int, str]]:
         """Return decoded replies, and why there is none, by node."""
@@ -308,9 +306,8 @@ class GridClients:
                         reply_type,
                         message.content,
                         sender=f"node {node_id}",
-                        expect={"round": request.round},
+                        expect={"round": request.round, **expect},
                         dims=dims,
-                        limits=limits,
                     )
                 except ProtocolError as error:
                     failures[node_id] = str(error)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
+from fedzge_flwr.display import percent
 from fedzge_flwr.server.state import RoundState, ServerState
 
 
@@ -33,9 +35,9 @@ class RoundRow:
     mean_client_accuracy : float, optional
         Mean over the clients evaluated, after distillation.
     client_accuracy : dict[int, float]
-        By partition.
+        By partition; of all clients, sampled or not.
     sampled, participants : tuple of int
-        Partitions sampled, and those that took part to the end.
+        Partitions sampled, and those whose answers made the ensemble.
     missing : tuple of MissingReply
         Who was left out, and why.
     skipped : str, optional
@@ -82,8 +84,9 @@ class RoundRow:
     phase_seconds: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the row as JSON types; partitions become strings."""
-        row = asdict(self)
+        """Return the row as JSON types: partitions become strings, infinite losses null."""
+        row: dict[str, Any] = asdict(self)
+        row["loss"] = {k: v if math.isfinite(v) else None for k, v in self.loss.items()}
         row["client_accuracy"] = {str(k): v for k, v in self.client_accuracy.items()}
         return row
 
@@ -91,9 +94,9 @@ class RoundRow:
         """Return the row as one line for people."""
         parts = [
             f"round {self.round}/{num_rounds}",
-            f"central {_percent(self.central_accuracy)}",
-            f"ensemble {_percent(self.ensemble_accuracy)}",
-            f"mean client {_percent(self.mean_client_accuracy)}",
+            f"central {percent(self.central_accuracy)}",
+            f"ensemble {percent(self.ensemble_accuracy)}",
+            f"mean client {percent(self.mean_client_accuracy)}",
             f"queries {self.queries_per_client:,} a client",
             f"down {self.bytes_down_total / 1e6:,.1f} MB",
             f"up {self.bytes_up_total / 1e6:,.1f} MB",
@@ -105,10 +108,6 @@ class RoundRow:
         if self.skipped:
             parts.append(f"SKIPPED: {self.skipped}")
         return " | ".join(parts)
-
-
-def _percent(fraction: float | None) -> str:
-    return "–" if fraction is None else f"{100 * fraction:.1f} %"
 
 
 class Observer(Protocol):
@@ -127,5 +126,5 @@ class Observer(Protocol):
         ...
 
     def on_end(self, server: ServerState, error: BaseException | None) -> None:
-        """Take note that the run has ended, by itself or by an error."""
+        """Take note that the run has ended, by itself or by an error, perhaps before round 1."""
         ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -13,11 +13,12 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import nn
 
+from fedzge_flwr.arrays import FloatArray
 from fedzge_flwr.config import Settings
+from fedzge_flwr.errors import TooFewClientsError
 from fedzge_flwr.grid_clients import GridClients
 from fedzge_flwr.observers import Observer, RoundRow
 from fedzge_flwr.registry import lookup
-from fedzge_flwr.server.clients import FloatArray
 from fedzge_flwr.server.round import RECIPES, is_evaluation_round, run_round
 from fedzge_flwr.server.state import RoundState, ServerState
 from fedzge_flwr.training import select_device
@@ -25,8 +26,19 @@ from fedzge_flwr.training import select_device
 LOGGER = logging.getLogger("flwr.fedzge")
 
 EvaluateFn: TypeAlias = Callable[[int, ArrayRecord], MetricRecord | None]
-LogitAccuracy: TypeAlias = Callable[[FloatArray], float]
-"""Accuracy in [0, 1] of logits (M, K) on the common test set, in its order."""
+
+
+class CommonTestSet(Protocol):
+    """The common test set, as far as the strategy may know it."""
+
+    @property
+    def num_images(self) -> int:
+        """Number M of test images."""
+        ...
+
+    def accuracy(self, logits_MK: FloatArray) -> float:
+        """Return the accuracy in [0, 1] of logits (M, K) in the test set's order."""
+        ...
 
 
 class FedZGE(Strategy):
@@ -43,8 +55,9 @@ class FedZGE(Strategy):
         Student: maps images (N, C, H, W) in the shared pixel range to logits (N, K).
     generator : nn.Module
         Maps noise (N, nz) and labels (N,) to images in the shared pixel range.
-    logit_accuracy : Callable, optional
-        Scores the clients' ensemble on the common test set.
+    test_set : CommonTestSet, optional
+        Scores the clients' ensemble, from the logits that clients return on the common test set
+        (``client-evaluation = "test"``). Without it no such logits are asked for.
     observers : Sequence[Observer]
         Follow the run.
 
@@ -60,13 +73,13 @@ class FedZGE(Strategy):
         central_model: nn.Module,
         generator: nn.Module,
         *,
-        logit_accuracy: LogitAccuracy | None = None,
+        test_set: CommonTestSet | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
         self._settings = settings
         self._central = central_model
         self._generator = generator
-        self._logit_accuracy = logit_accuracy
+        self._test_set = test_set
         self._observers = tuple(observers)
         self._phases = lookup(RECIPES, settings.run.recipe, "recipe")
 
@@ -122,7 +135,10 @@ class FedZGE(Strategy):
         RosterError
             If the nodes are not the federation of the settings.
         TooFewClientsError
-            If too few clients answer in a round and ``too-few-clients`` is "fail".
+            If too few clients answer in a round and ``too-few-clients`` is "fail", or in every
+            round.
+        DivergenceError
+            If generator or central model diverge.
         ValueError
             If ``train_config`` or ``evaluate_config`` holds anything.
         """
@@ -137,12 +153,11 @@ class FedZGE(Strategy):
             self._generator,
             num_rounds=num_rounds,
             device=select_device(self._settings.run.server_device),
+            num_test_images=self._test_set.num_images if self._test_set is not None else 0,
         )
         self.summary()
         clients = GridClients(grid, self._settings, timeout)
         result = Result()
-        error: BaseException | None = None
-        started = False
         try:
             clients.gather()
             if evaluate_fn is not None:
@@ -150,18 +165,29 @@ class FedZGE(Strategy):
                 if initial is not None:
                     result.evaluate_metrics_serverapp[0] = initial
             self._announce(server, clients)
-            started = True
+            skipped = 0
             for round_ in range(1, num_rounds + 1):
-                self._one_round(server, clients, round_, result, evaluate_fn)
+                skipped += self._one_round(server, clients, round_, result, evaluate_fn)
+            if num_rounds and skipped == num_rounds:
+                raise TooFewClientsError(
+                    f"all {num_rounds} rounds were skipped: see what the log says of each client"
+                )
             result.arrays = ArrayRecord(server.central.state_dict())
-        except BaseException as caught:
-            error = caught
+        except BaseException as error:
+            self._close(server, error)
             raise
-        finally:
-            if started:
-                for observer in self._observers:
-                    observer.on_end(server, error)
+        self._close(server, None)
         return result
+
+    def _close(self, server: ServerState, error: BaseException | None) -> None:
+        for observer in self._observers:
+            try:
+                observer.on_end(server, error)
+            except Exception as another:
+                if error is None:
+                    raise
+                # What ended the run is what the user must see.
+                LOGGER.error("and when closing: %s", another)
 
     def _announce(self, server: ServerState, clients: GridClients) -> None:
         described = {
@@ -181,7 +207,8 @@ class FedZGE(Strategy):
         round_: int,
         result: Result,
         evaluate_fn: EvaluateFn | None,
-    ) -> None:
+    ) -> bool:
+        """Run a round, report it, and return whether it was skipped."""
         started = time.perf_counter()
         current = run_round(self._phases, server, clients, round_, self._on_phase)
         central: MetricRecord | None = None
@@ -196,6 +223,7 @@ class FedZGE(Strategy):
         LOGGER.info(row.to_line(server.num_rounds))
         for observer in self._observers:
             observer.on_round(server, current, row)
+        return row.skipped is not None
 
     def _on_phase(self, round_: int, phase: str) -> None:
         for observer in self._observers:
@@ -213,8 +241,8 @@ class FedZGE(Strategy):
         accuracies = {number: item.accuracy for number, item in current.accuracies.items()}
         test_logits = current.ensemble_test_logits_MK
         ensemble = (
-            self._logit_accuracy(test_logits)
-            if self._logit_accuracy is not None and test_logits is not None
+            self._test_set.accuracy(test_logits)
+            if self._test_set is not None and test_logits is not None
             else None
         )
         queries = server.num_queries.values()
@@ -276,8 +304,8 @@ def _metric(record: MetricRecord | None, name: str) -> float | None:
 
 def _losses(current: RoundState) -> dict[str, float]:
     losses: dict[str, float] = {}
-    if current.train_losses:
-        losses["local_training"] = float(np.mean(list(current.train_losses.values())))
+    if trained := [loss for loss in current.train_losses.values() if loss is not None]:
+        losses["local_training"] = float(np.mean(trained))
     if current.terms is not None:
         losses |= {name: float(value) for name, value in current.terms._asdict().items()}
     if current.gradient_norm is not None:

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedzge_flwr.arrays import FloatArray
 from fedzge_flwr.blackbox import (
     ClientEvaluation,
     ClientProfile,
     EvaluationSplit,
     FitReport,
-    FloatArray,
     State,
 )
 from fedzge_flwr.config import Settings, from_run_config

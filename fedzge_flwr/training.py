@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -35,19 +35,45 @@ def select_device(name: str) -> torch.device:
 
 
 @contextmanager
+def _backend_flags(*flags: tuple[Any, str, object]) -> Iterator[None]:
+    """Set attributes of torch's backends, each (object, name, value), and restore them."""
+    before = [(backend, name, getattr(backend, name)) for backend, name, _ in flags]
+    for backend, name, value in flags:
+        setattr(backend, name, value)
+    try:
+        yield
+    finally:
+        for backend, name, value in before:
+            setattr(backend, name, value)
+
+
+@contextmanager
 def exact_float32() -> Iterator[None]:
     """Compute in plain float32: no TF32 and no autocast, restored afterwards.
 
     A step of ε moves logits by less than the rounding of TF32 (10 bits of mantissa).
     """
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = (matmul.allow_tf32, cudnn.allow_tf32)
-    matmul.allow_tf32 = cudnn.allow_tf32 = False
-    try:
-        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
-            yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    flags: list[tuple[Any, str, object]]
+    if hasattr(matmul, "fp32_precision"):  # torch 2.9 and later; mixing it with the other raises
+        flags = [(matmul, "fp32_precision", "ieee"), (cudnn.conv, "fp32_precision", "ieee")]
+    else:
+        flags = [(matmul, "allow_tf32", False), (cudnn, "allow_tf32", False)]
+    with (
+        _backend_flags(*flags),
+        torch.autocast("cuda", enabled=False),
+        torch.autocast("cpu", enabled=False),
+    ):
+        yield
+
+
+@contextmanager
+def reproducible() -> Iterator[None]:
+    """Have cuDNN choose deterministic convolutions, always the same; restored afterwards."""
+    cudnn = torch.backends.cudnn
+    with _backend_flags((cudnn, "deterministic", True), (cudnn, "benchmark", False)):
+        yield
 
 
 def make_optimizer(
@@ -97,6 +123,7 @@ def minibatches(num_images: int, batch_size: int, stream: torch.Generator) -> li
     return batches
 
 
+@reproducible()
 def fit(
     model: nn.Module,
     images_u8_NCHW: Tensor,
@@ -157,6 +184,7 @@ def fit(
     return float(loss_sum) / len(labels_N)
 
 
+@reproducible()
 def distil(
     model: nn.Module,
     x_NCHW: Tensor,
@@ -227,7 +255,7 @@ def predict(model: nn.Module, images_NCHW: Tensor, batch_size: int) -> Tensor:
     model.eval()
     device = next(model.parameters()).device
     logits = []
-    with exact_float32():
+    with exact_float32(), reproducible():
         for batch in images_NCHW.split(batch_size):
             moved = batch.to(device)
             x = PIXEL_RANGE.from_uint8(moved) if moved.dtype == torch.uint8 else moved

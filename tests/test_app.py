@@ -133,3 +133,11 @@ def test_readme_shows_every_key() -> None:
     readme = (ROOT / "README.md").read_text()
     for key in from_run_config({}).to_run_config():
         assert f"`{key}`" in readme, key
+
+
+def test_documented_commands_keep_flower_from_building_an_environment() -> None:
+    for path in (ROOT / "README.md", *PRESETS):
+        text = path.read_text().replace("\\\n#   ", "").replace("\\\n", "")
+        for line in text.splitlines():
+            if line.lstrip("# ").startswith(("flwr run", "FLWR_")):
+                assert "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1" in line, (path, line)

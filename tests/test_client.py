@@ -85,7 +85,7 @@ def test_only_training_and_distillation_change_the_model(node: Node) -> None:
     assert trained
     answers = node.answer(query, LogitsReply).logits
     assert not np.allclose(untrained, answers)
-    node.answer(EvaluateRequest(round=1, split="test"), EvaluateReply)
+    node.answer(EvaluateRequest(round=1, split="test", num_logits=60), EvaluateReply)
     # Neither query nor evaluation leaks into running statistics.
     assert all((node.state()[name] == value).all() for name, value in trained.items())
     assert (node.answer(query, LogitsReply).logits == answers).all()
@@ -129,7 +129,7 @@ def test_every_client_begins_and_shuffles_by_itself(
 
 
 def test_evaluation_on_the_common_test_set_returns_logits(node: Node) -> None:
-    outcome = node.answer(EvaluateRequest(round=1, split="test"), EvaluateReply)
+    outcome = node.answer(EvaluateRequest(round=1, split="test", num_logits=60), EvaluateReply)
     assert outcome.num_examples == 60
     assert outcome.logits.shape == (60, 10)
 
@@ -140,7 +140,7 @@ def test_evaluation_on_held_out_images_returns_none(
     node = Node(
         make_grid, {**tiny_config, "client-evaluation": "held-out", "holdout-fraction": 0.3}
     )
-    outcome = node.answer(EvaluateRequest(round=1, split="held-out"), EvaluateReply)
+    outcome = node.answer(EvaluateRequest(round=1, split="held-out", num_logits=60), EvaluateReply)
     assert outcome.num_examples > 0
     assert outcome.logits.shape == (0, 10)
 
@@ -170,18 +170,27 @@ def test_bad_requests_are_refused_and_change_nothing(
     assert all((node.state()[name] == value).all() for name, value in before.items())
 
 
-@pytest.mark.parametrize("min_size", [0])
-def test_partitions_too_small_for_batch_norm(
-    make_grid: Any, tiny_config: dict[str, Any], min_size: int
-) -> None:
+def test_another_test_set_than_the_servers_is_refused(node: Node) -> None:
+    reply = node.ask(EvaluateRequest(round=1, split="test", num_logits=59))
+    assert "the test set has 60 images here and 59 at the server" in str(reply.error.reason)
+    outcome = node.answer(EvaluateRequest(round=1, split="test", num_logits=0), EvaluateReply)
+    assert (outcome.num_examples, len(outcome.logits)) == (60, 0)
+
+
+def test_a_diverged_model_is_not_kept(make_grid: Any, tiny_config: dict[str, Any]) -> None:
+    node = Node(make_grid, {**tiny_config, "client-distill-lr": 1e30, "client-distill-steps": 4})
+    node.answer(TrainRequest(round=1), TrainReply)
+    before = node.state()
+    reply = node.ask(DistillRequest(round=1, temperature=2.0, images=IMAGES, logits=LOGITS))
+    assert "diverged" in str(reply.error.reason)
+    assert "is kept as it was before" in str(reply.error.reason)
+    assert all((node.state()[name] == value).all() for name, value in before.items())
+    assert node.answer(TrainRequest(round=2), TrainReply).loss >= 0
+
+
+def test_partitions_too_small_for_batch_norm(make_grid: Any, tiny_config: dict[str, Any]) -> None:
     """With 60 clients at α = 0.01 some have no image, some one: they answer, untrained."""
-    config = {
-        **tiny_config,
-        "num-clients": 60,
-        "alpha": 0.01,
-        "min-partition-size": min_size,
-        "min-clients": 1,
-    }
+    config = {**tiny_config, "num-clients": 60, "alpha": 0.01, "min-partition-size": 0}
     nodes = [Node(make_grid, config, number) for number in range(60)]
     seen = set()
     for node in nodes:

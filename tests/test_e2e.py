@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,16 +24,15 @@ pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parent.parent
 
 
-def processes_of_flower() -> set[int]:
-    names = ("flower-superlink", "flwr", "ray::", "raylet", "gcs_server")
-    found = set()
+def processes_below(folder: Path) -> list[str]:
+    """Processes that work in a folder: a launch and all that it starts, whatever their titles."""
+    found = []
     for process in psutil.process_iter():
         try:
-            line = " ".join(process.cmdline()[:3])
+            if Path(process.cwd()).is_relative_to(folder) and process.status() != "zombie":
+                found.append(f"{process.pid} {process.cmdline()}")
         except psutil.Error:
             continue
-        if any(name in line for name in names) and "pytest" not in line:
-            found.add(process.pid)
     return found
 
 
@@ -40,36 +40,40 @@ def toml_pairs(config: dict[str, Any]) -> str:
     return " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
 
 
-def start(config: dict[str, Any], *options: str) -> subprocess.Popen[str]:
-    arguments = ["--app", str(ROOT), "--run-config", toml_pairs(config), *options]
-    return subprocess.Popen(
-        [sys.executable, "-m", "fedzge_flwr.launch", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A user's own working directory must not matter.
-        cwd=tempfile.gettempdir(),
-    )
+@pytest.fixture
+def start() -> Any:
+    """Start launches; afterwards nothing of them may be left, neither processes nor files."""
+    # Short, since Ray's sockets are to live below it.
+    place = Path(tempfile.mkdtemp(prefix="e2e-"))
+    (place / "cwd").mkdir()
 
+    def begin(config: dict[str, Any], *options: str) -> subprocess.Popen[str]:
+        arguments = ["--app", str(ROOT), "--run-config", toml_pairs(config), *options]
+        return subprocess.Popen(
+            [sys.executable, "-m", "fedzge_flwr.launch", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # A user's own working directory must not matter.
+            cwd=place / "cwd",
+            env={**os.environ, "TMPDIR": str(place)},
+        )
 
-@pytest.fixture(autouse=True)
-def _nothing_is_left() -> Any:
-    before = processes_of_flower()
-    folders = set(Path(tempfile.gettempdir()).glob("fedzge-*"))
-    yield
-    deadline = time.monotonic() + 10
-    while (left := processes_of_flower() - before) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert not left, [psutil.Process(pid).cmdline() for pid in left]
-    assert set(Path(tempfile.gettempdir()).glob("fedzge-*")) == folders
+    yield begin
+    assert processes_below(place) == []
+    assert [path.name for path in place.iterdir()] == ["cwd"]
+    assert list((place / "cwd").iterdir()) == []
+    shutil.rmtree(place)
 
 
 def test_the_same_command_twice_and_in_process_are_bit_identical(
-    tiny_config: dict[str, Any],
+    tiny_config: dict[str, Any], start: Any
 ) -> None:
     # At the same time: two launches on one machine do not get in each other's way.
     configs = [{**tiny_config, "run-name": name, "fraction-train": 0.6} for name in ("a", "b")]
-    runs = [start(config) for config in configs]
+    # Ray is told of a logical GPU, of which each client gets a tenth; torch finds none.
+    options = ["--client-gpus", "0.1", "--federation-config", "init-args-num-gpus=1"]
+    runs = [start(config, *options) for config in configs]
     models = []
     for run, config in zip(runs, configs, strict=True):
         out, err = run.communicate(timeout=300)
@@ -79,6 +83,9 @@ def test_the_same_command_twice_and_in_process_are_bit_identical(
         assert "2/2" in out
         models.append((folder / "central.safetensors").read_bytes())
     assert models[0] == models[1]
+    clients = json.loads((folder / "config.json").read_text())["clients"]
+    assert len(clients) == 3
+    assert all("examples on cpu (0.1 of a GPU)" in text for text in clients.values()), clients
 
     import client_app
 
@@ -92,7 +99,7 @@ def test_the_same_command_twice_and_in_process_are_bit_identical(
     assert there == pytest.approx(here, rel=1e-2)
 
 
-def test_a_failing_server_app_is_told_in_one_line(tiny_config: dict[str, Any]) -> None:
+def test_a_failing_server_app_is_told_in_one_line(tiny_config: dict[str, Any], start: Any) -> None:
     config = {**tiny_config, "num-clients": 100, "num-train-images": 50}
     out, err = (run := start(config)).communicate(timeout=300)
     assert run.returncode == 1, out + err
@@ -101,7 +108,9 @@ def test_a_failing_server_app_is_told_in_one_line(tiny_config: dict[str, Any]) -
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_stops_and_cleans_up(tiny_config: dict[str, Any], sign: int) -> None:
+def test_an_interrupted_run_stops_and_cleans_up(
+    tiny_config: dict[str, Any], start: Any, sign: int
+) -> None:
     config = {**tiny_config, "num-server-rounds": 1000}
     run = start(config)
     rows = Path(config["output-dir"]) / "run" / "rounds.jsonl"
@@ -114,6 +123,8 @@ def test_an_interrupted_run_stops_and_cleans_up(tiny_config: dict[str, Any], sig
         time.sleep(0.2)
     os.kill(run.pid, sign)
     interrupted = time.monotonic()
+    time.sleep(0.5)
+    os.kill(run.pid, sign)  # impatience must not stop the clean-up
     _, err = run.communicate(timeout=60)
     assert run.returncode == 130
     assert time.monotonic() - interrupted < 15

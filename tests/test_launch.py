@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from fedzge_flwr.config import from_run_config
+from fedzge_flwr.errors import RunFolderError
+from fedzge_flwr.launch import simulate as simulate_module
 from fedzge_flwr.launch.processes import ProcessFamily
 from fedzge_flwr.launch.progress import Progress
 from fedzge_flwr.launch.simulate import Resources, federation_config
@@ -40,10 +42,11 @@ def test_a_family_is_ended_whole(tmp_path: Path, wait: float) -> None:
         if wait < 1:
             child.wait(10)
         else:
-            assert len([p for p in family.alive() if p.pid != bystander.pid]) == 2
-        family.end(patience=0.5)
-        assert not [p for p in family.alive() if p.pid != bystander.pid]
+            assert len(family.alive()) == 2
+        assert family.end(patience=0.5) == []
         child.wait(5)
+        # The caller's other children are none of the family.
+        assert bystander.poll() is None
     finally:
         bystander.kill()
         bystander.wait()
@@ -137,3 +140,46 @@ def test_resources_reach_flower() -> None:
     config = simulation_config_from_json(parsed)
     assert config.num_supernodes == 4
     assert (config.client_resources_num_cpus, config.client_resources_num_gpus) == (1, 0.25)
+
+
+def run_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: dict[str, Any]) -> Any:
+    """Launch up to the submission, and return the settings that would be submitted."""
+    submitted: list[Any] = []
+
+    def submit(family: Any, home: Any, app: Any, overrides: Any, *rest: Any) -> None:
+        submitted.append(dict(overrides))
+
+    monkeypatch.setattr(simulate_module, "_start_superlink", lambda *_: 1)
+    monkeypatch.setattr(simulate_module, "_submit_and_follow", submit)
+    monkeypatch.chdir(tmp_path)
+    folder = simulate_module.simulate(tmp_path, config, Resources())
+    return folder, submitted[0]
+
+
+def test_relative_paths_are_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"data-dir": "data", "output-dir": "out", "run-name": "a"}
+    folder, submitted = run_launch(tmp_path, monkeypatch, config)
+    assert folder == tmp_path / "out" / "a"
+    assert submitted["data-dir"] == str(tmp_path / "data")
+    assert submitted["output-dir"] == str(tmp_path / "out")
+
+
+def test_a_taken_run_name_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = tmp_path / "out" / "a"
+    taken.mkdir(parents=True)
+    (taken / "config.json").write_text('{"status": "finished"}')
+    with pytest.raises(RunFolderError, match=r"'run-name' = 'a': .* exists already"):
+        run_launch(tmp_path, monkeypatch, {"output-dir": str(tmp_path / "out"), "run-name": "a"})
+    assert (taken / "config.json").read_text() == '{"status": "finished"}'
+    assert [path.name for path in taken.iterdir()] == ["config.json"]
+
+
+def test_automatic_names_avoid_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(simulate_module, "automatic_run_name", lambda settings: "auto")
+    (tmp_path / "auto").mkdir()
+    folder, _ = run_launch(tmp_path, monkeypatch, {"output-dir": str(tmp_path)})
+    assert folder.name == "auto-2"

@@ -89,3 +89,24 @@ def test_rebuilt_model_is_the_same(name: str) -> None:
     with torch.inference_mode():
         assert torch.equal(model(images), again(images))
     assert again.state_dict().keys() == state.keys()
+
+
+class Awkward(nn.Module):
+    """Keeps a buffer out of its state, and reads a value while it is built."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, num_classes)
+        self.register_buffer("scale", torch.full((1,), 3.0), persistent=False)
+        self.bound = float(self.linear.weight.abs().max().item())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scale * self.linear(x.flatten(1))
+
+
+def test_rebuilding_a_model_that_cannot_be_built_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "awkward", lambda shape, num_classes: Awkward(num_classes))
+    model = build_model("awkward", (1, 2, 2), 3)
+    again = rebuild_model("awkward", (1, 2, 2), 3, model.state_dict())
+    x = torch.randn(2, 1, 2, 2)
+    assert torch.equal(model(x), again(x))

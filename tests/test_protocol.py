@@ -56,7 +56,7 @@ EXAMPLES: list[WireMessage] = [
     LogitsReply(round=4, logits=floats(6, 3)),
     DistillRequest(round=4, temperature=5.0, images=floats(2, 1, 4, 4), logits=floats(2, 3)),
     DistillReply(round=4, loss=0.5),
-    EvaluateRequest(round=4, split="test"),
+    EvaluateRequest(round=4, split="test", num_logits=8),
     EvaluateReply(round=4, num_examples=8, loss=0.5, accuracy=0.75, logits=floats(8, 3)),
     EvaluateReply(round=4, num_examples=8, loss=0.5, accuracy=0.75, logits=floats(0, 3)),
 ]

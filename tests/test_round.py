@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fedzge_flwr.config import from_run_config
+from fedzge_flwr.errors import DivergenceError
 from fedzge_flwr.server.build import build_central, build_generator
 from fedzge_flwr.server.clients import ClientAccuracy, FloatArray
 from fedzge_flwr.server.round import (
@@ -55,7 +56,7 @@ class FunctionClients:
     def num_examples(self) -> dict[int, int]:
         return {0: 30, 1: 10}
 
-    def train(self, round_: int, partitions: Sequence[int]) -> dict[int, float]:
+    def train(self, round_: int, partitions: Sequence[int]) -> dict[int, float | None]:
         self.calls.append("train")
         return dict.fromkeys(partitions, 0.5)
 
@@ -80,10 +81,10 @@ class FunctionClients:
         return dict.fromkeys(partitions, 0.1)
 
     def evaluate(
-        self, round_: int, partitions: Sequence[int], split: str
+        self, round_: int, partitions: Sequence[int], split: str, num_logits: int
     ) -> dict[int, ClientAccuracy]:
         self.calls.append("evaluate")
-        logits = np.ones((5, 10), np.float32)
+        logits = np.ones((num_logits, 10), np.float32)
         return {n: ClientAccuracy(5, 0.5, (n + 1) * logits) for n in partitions}
 
 
@@ -95,6 +96,7 @@ def make_server(num_rounds: int = 4, **more: Any) -> ServerState:
         build_generator(settings),
         num_rounds=num_rounds,
         device=torch.device("cpu"),
+        num_test_images=5,
     )
 
 
@@ -232,3 +234,31 @@ def test_objective_leaves_the_central_model_alone() -> None:
     for name, tensor in server.central.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     assert all(parameter.grad is None for parameter in server.central.parameters())
+
+
+def test_weights_are_those_of_who_answered() -> None:
+    class OneSilent(FunctionClients):
+        def query(
+            self, round_: int, partitions: Sequence[int], images_BCHW: FloatArray
+        ) -> dict[int, FloatArray]:
+            return {1: super().query(round_, partitions, images_BCHW)[1]}
+
+    server, clients = make_server(), OneSilent()
+    current = run_round(PAPER_ROUND, server, clients, 1, no_report)
+    assert current.participants == (1,)
+    ((base, targets, _),) = clients.distilled
+    np.testing.assert_allclose(targets, 2 * linear_logits(base), rtol=1e-5, atol=1e-6)
+
+
+def test_a_diverged_central_model_is_one_clear_line() -> None:
+    server = make_server(**{"central-lr": 1e30, "optimizer": "sgd"})
+    with pytest.raises(DivergenceError, match=r"round 1: the central model diverged.*'central-lr'"):
+        run_round(PAPER_ROUND, server, FunctionClients(), 1, no_report)
+
+
+def test_a_gradient_that_is_not_finite_is_one_clear_line() -> None:
+    def endless(images: FloatArray) -> FloatArray:
+        return np.full((len(images), 10), np.inf, np.float32)
+
+    with pytest.raises(DivergenceError, match="round 1: the generator's gradient is not finite"):
+        run_round(PAPER_ROUND, make_server(), FunctionClients(endless), 1, no_report)

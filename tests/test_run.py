@@ -133,12 +133,11 @@ def test_a_failing_client_is_left_out_and_named(
     assert (missing["partition"], missing["action"]) == (1, "query.logits")
     assert reason in missing["reason"]
     assert f"client 1 left out of query.logits: {missing['reason']}" in log.text
-    assert set(rows[0]["client_accuracy"]) == {"0", "2"}
+    # It is evaluated all the same, as clients that were not sampled are.
+    assert set(rows[0]["client_accuracy"]) == {"0", "1", "2"}
 
 
-def test_a_round_without_a_client_equals_a_federation_without_it(
-    make_grid: Any, tiny_config: dict[str, Any]
-) -> None:
+def test_ensemble_weights_and_sums() -> None:
     """Weights are renormalised over who answered: the ensemble is exactly that of the others."""
     from fedzge_flwr.server.ensemble import ensemble_logits, ensemble_weights
 
@@ -236,44 +235,80 @@ def captured(make_grid: Any, tiny_config: dict[str, Any]) -> tuple[InProcessGrid
     return grid, run_server(grid, tiny_config)
 
 
-def test_no_message_carries_a_parameter_or_a_private_image(
-    captured: tuple[InProcessGrid, Path],
-) -> None:
+def encoded(message: Message) -> bytes:
+    """Everything that Flower sends of a message."""
+    from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+
+    return b"".join(item.deflate() for item in get_all_nested_objects(message).values())
+
+
+def windows(values: bytes, width: int) -> set[bytes]:
+    """A few pieces of a value that are telling: not the same few bytes over and over."""
+    step = max(len(values) // 5, 4) // 4 * 4
+    pieces = {values[start : start + width] for start in range(0, len(values), step)}
+    return {piece for piece in pieces if len(piece) == width and len(set(piece)) > width // 3}
+
+
+def leaks(grid: InProcessGrid, secrets: set[bytes]) -> list[str]:
+    found = []
+    for message in grid.sent + grid.received:
+        blob = encoded(message)
+        if any(secret in blob for secret in secrets):
+            found.append(message.metadata.message_type)
+    return found
+
+
+def secrets_of(grid: InProcessGrid) -> set[bytes]:
+    """Pieces of every value that any parameter had after any message, and of training images."""
     from fedzge_flwr.config import from_run_config
     from fedzge_flwr.data import load_split
     from fedzge_flwr.pixels import PIXEL_RANGE
 
-    grid, _ = captured
-    messages = grid.sent + grid.received
-    # 5 actions, 2 rounds (hello: once), 3 clients, both ways.
-    assert len(messages) == 2 * 3 * (1 + 2 * 4)
-    names = set(grid.parameters)
-    assert "features.0.weight" in names
-    # Every value that any parameter had after any message; scalars would match by chance.
-    private_bytes = {
-        value for values in grid.parameters.values() for value in values if len(value) >= 16
-    }
-    assert len(private_bytes) > 3 * 2 * 2 * 10  # clients × rounds × changes × tensors
+    found: set[bytes] = set()
+    for values in grid.parameters.values():
+        for value in values:
+            found |= windows(value, 32)
+    assert len(found) > 3 * 2 * 2 * 10  # clients × rounds × changes × tensors
     settings = from_run_config(next(iter(grid.contexts.values())).run_config)
     images = torch.from_numpy(np.array(load_split(settings.data, "train").images_NCHW))
-    private_bytes |= {image.tobytes() for image in images.numpy()}
-    private_bytes |= {image.tobytes() for image in PIXEL_RANGE.from_uint8(images).numpy()}
-    num_arrays = 0
-    for message in messages:
+    for image in images:
+        found |= windows(image.numpy().tobytes(), 16)
+        found |= windows(PIXEL_RANGE.from_uint8(image).numpy().tobytes(), 64)
+    return found
+
+
+def test_no_message_carries_a_piece_of_a_parameter_or_of_a_private_image(
+    captured: tuple[InProcessGrid, Path],
+) -> None:
+    grid, _ = captured
+    # 5 actions, 2 rounds (hello: once), 3 clients, both ways.
+    assert len(grid.sent + grid.received) == 2 * 3 * (1 + 2 * 4)
+    names = set(grid.parameters)
+    assert "features.0.weight" in names
+    for message in grid.sent + grid.received:
         assert set(message.content) <= {"message", "arrays"}
-        for name, array in arrays_of(message).items():
-            num_arrays += 1
-            assert name not in names
-            assert name in {"images", "logits"}
-            assert array.tobytes() not in private_bytes
-            assert not {row.tobytes() for row in array} & private_bytes
-    assert num_arrays > 20
+        if "arrays" in message.content:
+            assert set(arrays_of(message)) <= {"images", "logits"}
+        blob = encoded(message)
+        assert not [name for name in names if name.encode() in blob]
+    assert leaks(grid, secrets_of(grid)) == []
+
+
+def test_a_leak_would_be_found(captured: tuple[InProcessGrid, Path]) -> None:
+    """Weights, flattened and reshaped into a reply's logits, are seen."""
+    grid, _ = captured
+    secrets = secrets_of(grid)
+    largest = max((value for values in grid.parameters.values() for value in values), key=len)
+    weights = np.frombuffer(largest[128:], np.float32)
+    reply = next(m for m in grid.received if m.metadata.message_type == "evaluate.local")
+    reply.content["arrays"]["logits"] = Array(weights[: len(weights) // 10 * 10].reshape(-1, 10))
+    assert leaks(grid, secrets) == ["evaluate.local"]
 
 
 def test_the_byte_ledger_is_the_encoded_size(captured: tuple[InProcessGrid, Path]) -> None:
     from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
-    def encoded(messages: list[Message], evaluation: bool, round_: str) -> int:
+    def encoded_size(messages: list[Message], evaluation: bool, round_: str) -> int:
         return sum(
             len(item.deflate())
             for message in messages
@@ -286,10 +321,10 @@ def test_the_byte_ledger_is_the_encoded_size(captured: tuple[InProcessGrid, Path
     rows = rows_of(folder)
     for row in rows:
         round_ = str(row["round"])
-        assert row["bytes_down"] == encoded(grid.sent, False, round_)
-        assert row["bytes_up"] == encoded(grid.received, False, round_)
-        assert row["evaluation_bytes_down"] == encoded(grid.sent, True, round_)
-        assert row["evaluation_bytes_up"] == encoded(grid.received, True, round_)
+        assert row["bytes_down"] == encoded_size(grid.sent, False, round_)
+        assert row["bytes_up"] == encoded_size(grid.received, False, round_)
+        assert row["evaluation_bytes_down"] == encoded_size(grid.sent, True, round_)
+        assert row["evaluation_bytes_up"] == encoded_size(grid.received, True, round_)
     assert rows[-1]["bytes_down_total"] == sum(row["bytes_down"] for row in rows)
     # (1+q)·N float32 images of a query and N of a distillation, 3 clients, 2 rounds.
     assert rows[-1]["bytes_down_total"] > 3 * 2 * (3 * 12 + 12) * 64 * 4
@@ -316,6 +351,49 @@ def test_one_query_message_holds_all_copies(captured: tuple[InProcessGrid, Path]
 
 
 # -- evaluation --
+
+
+def test_another_number_of_test_logits_leaves_only_that_client_out(
+    make_grid: Any, tiny_config: dict[str, Any]
+) -> None:
+    loss = Loss(1, "evaluate.local", misshapen)
+    rows = rows_of(run_server(make_grid(tiny_config, tamper=loss), tiny_config))
+    assert rows[0]["ensemble_accuracy"] is not None
+    assert set(rows[0]["client_accuracy"]) == {"0", "2"}
+    (missing,) = rows[0]["missing"]
+    assert "'logits': shape (59, 10), expected (60, 10)" in missing["reason"]
+
+
+def test_a_run_of_skipped_rounds_has_failed(make_grid: Any, tiny_config: dict[str, Any]) -> None:
+    config = {**tiny_config, "min-clients": 3, "too-few-clients": "skip"}
+    with pytest.raises(TooFewClientsError, match="all 2 rounds were skipped"):
+        run_server(make_grid(config, tamper=Loss(0, "train.local", lost)), config)
+
+
+def test_a_federation_with_tiny_partitions(
+    make_grid: Any, tiny_config: dict[str, Any], log: pytest.LogCaptureFixture
+) -> None:
+    """Clients without an image, or with one, take part and weigh accordingly."""
+    config = {**tiny_config, "num-clients": 12, "alpha": 0.02, "min-partition-size": 0}
+    rows = rows_of(run_server(make_grid(config), config))
+    assert rows[-1]["missing"] == []
+    assert "has too few images to train on (0)" in log.text
+
+
+def test_training_images_need_not_be_on_the_server(
+    tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
+    from fedzge_flwr.config import from_run_config
+    from fedzge_flwr.evaluation import TestSetEvaluation, check_partition
+    from tests.fabricate import make_dataset
+
+    make_dataset("mnist", tmp_path)
+    for path in (tmp_path / "MNIST" / "raw").glob("train-*"):
+        path.unlink()
+    settings = from_run_config({"dataset": "mnist", "data-dir": str(tmp_path)})
+    assert TestSetEvaluation(settings).num_images == 30
+    check_partition(settings)
+    assert "are not checked here, but by the clients" in log.text
 
 
 def test_evaluation_rounds(make_grid: Any, tiny_config: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from fedzge_flwr.training import (
     make_schedule,
     minibatches,
     predict,
+    reproducible,
 )
 
 SHAPE = (1, 8, 8)
@@ -128,15 +129,30 @@ def test_predict_leaves_no_trace_and_ignores_batching(model: nn.Module) -> None:
         assert torch.equal(tensor, before[name]), name
 
 
-def test_exact_float32_is_restored() -> None:
-    torch.backends.cuda.matmul.allow_tf32 = True
+@pytest.mark.parametrize("host", ["legacy", "precision"])
+def test_exact_float32_is_restored(host: str) -> None:
+    """Whichever of torch's two interfaces the host program has used."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
     try:
+        if host == "legacy":
+            matmul.allow_tf32 = True
+        else:
+            matmul.fp32_precision = "tf32"
         with exact_float32():
-            assert not torch.backends.cuda.matmul.allow_tf32
-            assert not torch.backends.cudnn.allow_tf32
-        assert torch.backends.cuda.matmul.allow_tf32
+            assert matmul.fp32_precision == "ieee"
+            assert torch.backends.cudnn.conv.fp32_precision == "ieee"
+        assert matmul.fp32_precision == "tf32"
+        assert torch.backends.cudnn.conv.fp32_precision == "tf32"
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = False
+        matmul.fp32_precision = before
+
+
+def test_reproducible_is_restored() -> None:
+    assert not torch.backends.cudnn.deterministic
+    with reproducible():
+        assert torch.backends.cudnn.deterministic
+    assert not torch.backends.cudnn.deterministic
 
 
 def test_evaluate_logits() -> None:

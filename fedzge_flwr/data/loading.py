@@ -16,7 +16,7 @@ import numpy.typing as npt
 from fedzge_flwr.config import DataSettings
 from fedzge_flwr.data.idx import find_idx, read_idx
 from fedzge_flwr.datasets_spec import DATASETS
-from fedzge_flwr.errors import DataError
+from fedzge_flwr.errors import DataError, MissingDataError
 from fedzge_flwr.randomness import Purpose, numpy_stream
 from fedzge_flwr.registry import lookup
 
@@ -91,7 +91,7 @@ def load_split(settings: DataSettings, split: Split) -> ImageSet:
 # each: a memo of read-only arrays, not state.
 @lru_cache(maxsize=4)
 def _load_all(dataset: str, data_dir: str, download: bool, split: Split) -> ImageSet:
-    folder = Path(data_dir).expanduser()
+    folder = Path(data_dir).expanduser().absolute()
     images = lookup(LOADERS, dataset, "data set")(folder, download, split)
     spec = DATASETS[dataset]
     if len(images) == 0:
@@ -154,7 +154,7 @@ class _IdxSet:
             paths = self._find([raw], split)
         if paths is None:
             name = f"{self.prefix[split]}-images-idx3-ubyte"
-            raise DataError(
+            raise MissingDataError(
                 f"no {name}[.gz] with its labels in {raw} or {folder}; put the idx files there, "
                 "name their folder with 'data-dir', or set 'download' = true"
             )
@@ -189,7 +189,7 @@ def _torchvision_set(
         try:
             images = _without_checksums(base)(str(folder), download=False, **selector, **options)
         except _UNREADABLE as missing:
-            raise DataError(
+            raise MissingDataError(
                 f"{class_name}: no data set in torchvision's layout in {folder} ({missing}); put "
                 "it there, name its folder with 'data-dir', or set 'download' = true"
             ) from error

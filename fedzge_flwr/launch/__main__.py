@@ -11,15 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from fedzge_flwr.errors import FedZGEError
-from fedzge_flwr.launch.simulate import Resources, simulate
-
-_STOPPING = (signal.SIGINT, signal.SIGTERM)
+from fedzge_flwr.launch.simulate import STOPPING_SIGNALS, Resources, simulate
 
 
 def _interrupt(_signal: int, _frame: object) -> None:
-    # An impatient second Ctrl-C must not stop the clean-up.
-    for sign in _STOPPING:
-        signal.signal(sign, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
@@ -66,9 +61,12 @@ def main() -> int:
     parser.add_argument("--output-dir", type=Path, help="the same as output-dir=…")
     parser.add_argument("--client-cpus", type=int, default=1, help="CPUs a client (default 1)")
     parser.add_argument("--client-gpus", type=float, default=0.0, help="share of a GPU a client")
+    parser.add_argument(
+        "--federation-config", default="", metavar="'KEY=VALUE …'", help="more for Flower's Ray"
+    )
     arguments = parser.parse_args()
     # A shell starts background jobs with SIGINT ignored, and Python then leaves it so.
-    for sign in _STOPPING:
+    for sign in STOPPING_SIGNALS:
         signal.signal(sign, _interrupt)
     try:
         run_config = _run_config(arguments.preset, arguments.run_config)
@@ -77,7 +75,7 @@ def main() -> int:
         folder = simulate(
             arguments.app,
             run_config,
-            Resources(num_cpus=arguments.client_cpus, num_gpus=arguments.client_gpus),
+            Resources(arguments.client_cpus, arguments.client_gpus, arguments.federation_config),
         )
     except FedZGEError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -34,11 +34,12 @@ class ProcessFamily:
         self._id = uuid.uuid4().hex
         self._environment = {**environment, MARKER: self._id}
         self._directory = directory
+        self._started: list[subprocess.Popen[bytes]] = []
         self._seen: set[psutil.Process] = set()
 
     def start(self, command: Sequence[str | Path], output: IO[bytes]) -> subprocess.Popen[bytes]:
         """Start a process in a session of its own: Ctrl-C reaches the launcher only."""
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [str(part) for part in command],
             env=self._environment,
             cwd=self._directory,
@@ -47,6 +48,8 @@ class ProcessFamily:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        self._started.append(process)
+        return process
 
     def run(self, command: Sequence[str | Path], timeout: float) -> str:
         """Run a short command and return what it prints on standard output.
@@ -68,8 +71,16 @@ class ProcessFamily:
         return finished.stdout.decode(errors="replace")
 
     def watch(self) -> None:
-        """Remember all present descendants; to be called now and then."""
-        self._seen.update(psutil.Process().children(recursive=True))
+        """Remember the started processes' present descendants; to be called now and then."""
+        for started in self._started:
+            # Once waited for, its number may be another process's.
+            if started.poll() is not None:
+                continue
+            try:
+                process = psutil.Process(started.pid)
+                self._seen.update((process, *process.children(recursive=True)))
+            except psutil.Error:
+                continue
 
     def alive(self) -> list[psutil.Process]:
         """Return the processes of the family that still run."""
@@ -83,18 +94,19 @@ class ProcessFamily:
                 continue
         return [process for process in self._seen if _runs(process)]
 
-    def end(self, patience: float = 5.0) -> None:
-        """End them all: first asked, then, after ``patience`` seconds, killed."""
+    def end(self, patience: float = 5.0) -> list[psutil.Process]:
+        """End them all: first asked, then, after ``patience`` seconds, killed; who is left."""
         for sign in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
             processes = self.alive()
             if not processes:
-                return
+                break
             for process in processes:
                 try:
                     process.send_signal(sign)
                 except psutil.Error:
                     continue
             psutil.wait_procs(processes, timeout=patience)
+        return self.alive()
 
 
 def _runs(process: psutil.Process) -> bool:

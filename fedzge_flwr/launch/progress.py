@@ -11,6 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
+from fedzge_flwr.display import percent
+
 _QUIET_S = 10.0
 _COLUMNS = (
     ("round", 9),
@@ -105,9 +107,9 @@ class Progress:
         self._rows += 1
         cells = (
             f"{row['round']}/{self._num_rounds}",
-            _percent(row["central_accuracy"]),
-            _percent(row["ensemble_accuracy"]),
-            _percent(row["mean_client_accuracy"]),
+            percent(row["central_accuracy"]),
+            percent(row["ensemble_accuracy"]),
+            percent(row["mean_client_accuracy"]),
             f"{row['queries_per_client']:,}",
             f"{row['bytes_down_total'] / 1e6:,.1f}",
             f"{row['bytes_up_total'] / 1e6:,.1f}",
@@ -123,7 +125,3 @@ class Progress:
             )
         if row["skipped"]:
             self.say(f"  skipped: {row['skipped']}")
-
-
-def _percent(fraction: float | None) -> str:
-    return "–" if fraction is None else f"{100 * fraction:.1f} %"

@@ -6,13 +6,15 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
-from collections.abc import Mapping
-from contextlib import closing, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,14 @@ from typing import Any
 import tomli_w
 
 from fedzge_flwr.config import Settings, from_run_config
-from fedzge_flwr.errors import FedZGEError
+from fedzge_flwr.errors import FedZGEError, RunFolderError
 from fedzge_flwr.files import atomic_write_text
 from fedzge_flwr.launch.processes import ProcessFamily
 from fedzge_flwr.launch.progress import Progress
 from fedzge_flwr.naming import automatic_run_name
+
+STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, ``kill``, and a terminal that is closed."""
 
 _CONNECTION = "fedzge"
 _POLL_S = 0.3
@@ -46,10 +51,13 @@ class Resources:
         CPUs a client; as many clients run at once as fit.
     num_gpus : float
         Share of a GPU a client, e.g. 0.1.
+    more : str
+        More of Flower's federation config, e.g. ``"init-args-num-gpus=1"``.
     """
 
     num_cpus: int = 1
     num_gpus: float = 0.0
+    more: str = ""
 
 
 def simulate(app: Path, run_config: Mapping[str, Any], resources: Resources) -> Path:
@@ -78,9 +86,17 @@ def simulate(app: Path, run_config: Mapping[str, Any], resources: Resources) -> 
     """
     settings = from_run_config(run_config)
     folder = _run_folder(settings)
-    overrides = {**run_config, "output-dir": str(folder.parent), "run-name": folder.name}
+    # The SuperLink works in a folder of its own, where relative paths must not follow it.
+    data_dir = Path(settings.data.data_dir).expanduser().absolute()
+    overrides = {
+        **run_config,
+        "output-dir": str(folder.parent),
+        "run-name": folder.name,
+        "data-dir": str(data_dir),
+    }
     home = Path(tempfile.mkdtemp(prefix="fedzge-"))
     family = ProcessFamily(_environment(home), home)
+    completed = False
     try:
         with Progress(folder, settings.run.num_server_rounds) as progress:
             progress.say(
@@ -91,26 +107,52 @@ def simulate(app: Path, run_config: Mapping[str, Any], resources: Resources) -> 
             _write_connection(home, port)
             _submit_and_follow(family, home, app, overrides, settings, resources, progress)
             progress.poll("finished")
-    except BaseException as error:
-        _keep_log(home, folder)
-        if not isinstance(error, Exception):
-            _mark_interrupted(folder)
-        raise
+        completed = True
     finally:
-        family.end()
-        shutil.rmtree(home, ignore_errors=True)
+        with _uninterrupted():
+            left = family.end()
+            if not completed:
+                _mark_interrupted(folder)
+                _keep_log(home, folder)
+            shutil.rmtree(home, ignore_errors=True)
+    if left:
+        raise LaunchError(f"these processes could not be ended: {[item.pid for item in left]}")
     return folder
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let no impatient second Ctrl-C stop the clean-up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {sign: signal.signal(sign, signal.SIG_IGN) for sign in STOPPING_SIGNALS}
+    try:
+        yield
+    finally:
+        for sign, handler in before.items():
+            signal.signal(sign, handler)
 
 
 def _run_folder(settings: Settings) -> Path:
     parent = Path(settings.run.output_dir).expanduser().absolute()
-    return parent / (settings.run.run_name or automatic_run_name(settings))
+    name = settings.run.run_name
+    if name and (parent / name).exists():
+        raise RunFolderError(
+            f"'run-name' = '{name}': {parent / name} exists already; choose another name, or "
+            "remove it"
+        )
+    automatic = automatic_run_name(settings)
+    free = (parent / (automatic + suffix) for suffix in ("", "-2", "-3", "-4", "-5"))
+    return parent / name if name else next(path for path in free if not path.exists())
 
 
 def _environment(home: Path) -> dict[str, str]:
     environment = {
         **os.environ,
         "FLWR_HOME": str(home / "flwr"),
+        # torch keeps a cache there.
+        "TMPDIR": str(home),
         # The app's dependencies are in this environment already; without this Flower builds
         # another of several gigabytes for each run.
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
@@ -211,7 +253,7 @@ def federation_config(settings: Settings, resources: Resources) -> str:
     return (
         f"num-supernodes={settings.run.num_clients} "
         f"client-resources-num-cpus={resources.num_cpus} "
-        f"client-resources-num-gpus={float(resources.num_gpus)}"
+        f"client-resources-num-gpus={float(resources.num_gpus)} {resources.more}"
     )
 
 
@@ -246,9 +288,11 @@ def _keep_log(home: Path, folder: Path) -> None:
 
 
 def _mark_interrupted(folder: Path) -> None:
-    """Correct the status of a run whose server had no time to."""
+    """Correct the status of a run whose server had no time to; to be called when it is gone."""
     path = folder / "config.json"
     with suppress(OSError, ValueError):
         (folder / "progress.json").unlink(missing_ok=True)
         content = json.loads(path.read_text(encoding="utf-8"))
+        if content["status"] not in ("starting", "running"):
+            return
         atomic_write_text(path, json.dumps({**content, "status": "interrupted"}, indent=2) + "\n")

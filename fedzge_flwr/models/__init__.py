@@ -80,12 +80,22 @@ def rebuild_model(
     """
     import torch
 
-    with torch.device("meta"):
-        model = build_model(name, image_shape, num_classes)
     try:
+        with torch.device("meta"):
+            model = build_model(name, image_shape, num_classes)
         model.load_state_dict(state, assign=True)
-    except RuntimeError as error:
-        raise ValueError(f"the kept state is not one of a {name}: {error}") from error
+        complete = not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+    except (RuntimeError, NotImplementedError):
+        complete = False
+    if not complete:
+        # A model that reads its own values while it is built, or that keeps a buffer out of its
+        # state, needs the ordinary way.
+        with torch.random.fork_rng(devices=[]):
+            model = build_model(name, image_shape, num_classes)
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"the kept state is not one of a {name}: {error}") from error
     return _in_layout(model)
 
 

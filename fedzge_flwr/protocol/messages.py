@@ -11,10 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import numpy as np
-import numpy.typing as npt
-
-FloatArray = npt.NDArray[np.float32]
+from fedzge_flwr.arrays import FloatArray
 
 
 @dataclass(frozen=True)
@@ -76,8 +73,6 @@ class Request(WireMessage):
 
     ACTION: ClassVar[str]
     """Flower's message type, ``category.action``: the endpoint."""
-    REPLY: ClassVar[type[Reply]]
-    """The type of its reply."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +92,6 @@ class HelloRequest(Request):
     """Ask a node who it is."""
 
     ACTION = "query.hello"
-    REPLY = HelloReply
 
     version: str = _scalar(str)
 
@@ -115,7 +109,6 @@ class TrainRequest(Request):
     """Train on your own data, as your own settings say."""
 
     ACTION = "train.local"
-    REPLY = TrainReply
 
 
 @dataclass(frozen=True)
@@ -130,7 +123,6 @@ class LogitsRequest(Request):
     """Ask for logits on these images; which are perturbed copies of which is not said."""
 
     ACTION = "query.logits"
-    REPLY = LogitsReply
 
     images: FloatArray = _array("B C H W")
 
@@ -147,9 +139,8 @@ class DistillRequest(Request):
     """Distil the ensemble's logits on these images into your model."""
 
     ACTION = "train.distill"
-    REPLY = DistillReply
 
-    temperature: float = _scalar(float, low=0.0)
+    temperature: float = _scalar(float, low=1e-6)
     images: FloatArray = _array("N C H W")
     logits: FloatArray = _array("N K")
 
@@ -166,9 +157,15 @@ class EvaluateReply(Reply):
 
 @dataclass(frozen=True)
 class EvaluateRequest(Request):
-    """Evaluate your model, on the common test set or on your own held-out images."""
+    """Evaluate your model, on the common test set or on your own held-out images.
+
+    Parameters
+    ----------
+    num_logits : int
+        0, or how many images the common test set has: then their logits are returned too.
+    """
 
     ACTION = "evaluate.local"
-    REPLY = EvaluateReply
 
     split: str = _scalar(str, choices=("test", "held-out"))
+    num_logits: int = _scalar(int, low=0, high=_MAX_COUNT)

@@ -11,17 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-FloatArray = npt.NDArray[np.float32]
+from fedzge_flwr.arrays import FloatArray
 
 
 @dataclass(frozen=True)
 class ClientAccuracy:
     """A client's evaluation: images, accuracy in [0, 1], logits (M, K) on the common test set.
 
-    ``logits_MK`` has no rows when the client was evaluated on its own held-out images.
+    ``logits_MK`` has no rows when none were asked for.
     """
 
     num_examples: int
@@ -37,8 +34,8 @@ class Clients(Protocol):
         """Training examples of each known client, by partition."""
         ...
 
-    def train(self, round_: int, partitions: Sequence[int]) -> dict[int, float]:
-        """Have clients train on their own data; the losses of those that did."""
+    def train(self, round_: int, partitions: Sequence[int]) -> dict[int, float | None]:
+        """Have clients train on their own data; losses, None of who has too few images to."""
         ...
 
     def query(
@@ -59,7 +56,10 @@ class Clients(Protocol):
         ...
 
     def evaluate(
-        self, round_: int, partitions: Sequence[int], split: str
+        self, round_: int, partitions: Sequence[int], split: str, num_logits: int
     ) -> dict[int, ClientAccuracy]:
-        """Have clients evaluate their models on ``"test"`` or ``"held-out"`` images."""
+        """Have clients evaluate their models on ``"test"`` or ``"held-out"`` images.
+
+        ``num_logits`` is 0, or the size of the common test set: its logits are then returned.
+        """
         ...

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import numpy.typing as npt
+
+from fedzge_flwr.arrays import FloatArray
 
 
 def ensemble_weights(num_examples: Mapping[int, int]) -> dict[int, float]:
@@ -29,9 +30,7 @@ def ensemble_weights(num_examples: Mapping[int, int]) -> dict[int, float]:
     }
 
 
-def ensemble_logits(
-    logits: Mapping[int, npt.NDArray[np.float32]], weights: Mapping[int, float]
-) -> npt.NDArray[np.float32]:
+def ensemble_logits(logits: Mapping[int, FloatArray], weights: Mapping[int, float]) -> FloatArray:
     """Return the weighted mean of the clients' logits.
 
     Parameters

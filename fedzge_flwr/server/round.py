@@ -12,13 +12,13 @@ from typing import TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from fedzge_flwr.errors import TooFewClientsError
+from fedzge_flwr.errors import DivergenceError, TooFewClientsError
 from fedzge_flwr.losses import LossTerms, generator_objective
 from fedzge_flwr.randomness import Purpose, numpy_stream, torch_stream
 from fedzge_flwr.server.clients import Clients
 from fedzge_flwr.server.ensemble import ensemble_logits, ensemble_weights
 from fedzge_flwr.server.state import RoundState, ServerState, SyntheticBatch
-from fedzge_flwr.training import distil, exact_float32
+from fedzge_flwr.training import distil, exact_float32, reproducible
 from fedzge_flwr.zeroth_order import LossFn
 
 Phase: TypeAlias = Callable[[ServerState, Clients, RoundState], None]
@@ -81,8 +81,13 @@ def update_generator(server: ServerState, clients: Clients, current: RoundState)
         estimate = server.estimator.tell(
             _present(current.queries), logits_BNK, make_loss_fn(server, batch)
         )
+    if not torch.isfinite(estimate.gradient_NCHW).all():
+        raise DivergenceError(
+            f"round {current.round}: the generator's gradient is not finite; lower 'generator-lr'"
+        )
     server.generator_optimizer.zero_grad(set_to_none=True)
-    batch.x_NCHW.backward(estimate.gradient_NCHW.to(batch.x_NCHW.dtype))
+    with reproducible():
+        batch.x_NCHW.backward(estimate.gradient_NCHW.to(batch.x_NCHW.dtype))
     server.generator_optimizer.step()
     if server.generator_schedule is not None:
         server.generator_schedule.step()
@@ -125,6 +130,11 @@ def distil_central(server: ServerState, clients: Clients, current: RoundState) -
         lr=settings.server.central_lr,
         settings=settings.optimizer,
     )
+    if not all(torch.isfinite(tensor).all() for tensor in server.central.state_dict().values()):
+        raise DivergenceError(
+            f"round {current.round}: the central model diverged (its parameters are not finite); "
+            "lower 'central-lr'"
+        )
 
 
 def distil_clients(server: ServerState, clients: Clients, current: RoundState) -> None:
@@ -141,20 +151,24 @@ def distil_clients(server: ServerState, clients: Clients, current: RoundState) -
 
 
 def evaluate_clients(server: ServerState, clients: Clients, current: RoundState) -> None:
-    """On evaluation rounds, learn the participants' accuracy and their ensemble's test logits."""
+    """On evaluation rounds, learn all clients' accuracies and this round's ensemble's test logits.
+
+    Whether sampled or not, every client is asked; the ensemble is that of the participants.
+    """
     split = server.settings.run.client_evaluation
     if split == "off" or not is_evaluation_round(server, current.round):
         return
-    current.accuracies = clients.evaluate(current.round, current.participants, split)
-    with_logits = {
-        number: accuracy.logits_MK
-        for number, accuracy in current.accuracies.items()
-        if len(accuracy.logits_MK)
+    num_logits = server.num_test_images if split == "test" else 0
+    examples = clients.num_examples
+    current.accuracies = clients.evaluate(current.round, tuple(examples), split, num_logits)
+    logits = {
+        number: current.accuracies[number].logits_MK
+        for number in current.participants
+        if num_logits and number in current.accuracies
     }
-    if with_logits:
-        examples = clients.num_examples
-        weights = ensemble_weights({number: examples[number] for number in with_logits})
-        current.ensemble_test_logits_MK = ensemble_logits(with_logits, weights)
+    if logits:
+        weights = ensemble_weights({number: examples[number] for number in logits})
+        current.ensemble_test_logits_MK = ensemble_logits(logits, weights)
 
 
 def is_evaluation_round(server: ServerState, round_: int) -> bool:
@@ -208,6 +222,8 @@ def run_round(
     ------
     TooFewClientsError
         If fewer than ``min-clients`` answer and ``too-few-clients`` is "fail".
+    DivergenceError
+        If generator or central model diverge.
     """
     current = RoundState(round=round_)
     for phase in phases:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from fedzge_flwr.arrays import FloatArray
 from fedzge_flwr.config import Settings
 from fedzge_flwr.losses import LossTerms, ObjectiveWeights
 from fedzge_flwr.registry import lookup
 from fedzge_flwr.server.clients import ClientAccuracy
 from fedzge_flwr.training import make_optimizer, make_schedule
 from fedzge_flwr.zeroth_order import DIRECTIONS, ESTIMATORS, Estimator, Queries
-
-FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass
@@ -42,6 +38,8 @@ class ServerState:
         One optimiser for the whole run, its schedule over all rounds.
     estimator : Estimator
         The zeroth-order estimator.
+    num_test_images : int
+        Size of the common test set, if the clients' ensemble is to be scored on it; else 0.
     num_queries : dict[int, int]
         Images that each client has been asked about so far, by partition.
     """
@@ -54,6 +52,7 @@ class ServerState:
     generator_optimizer: Optimizer
     generator_schedule: LRScheduler | None
     estimator: Estimator
+    num_test_images: int = 0
     num_queries: dict[int, int] = field(default_factory=dict)
 
     @classmethod
@@ -65,6 +64,7 @@ class ServerState:
         *,
         num_rounds: int,
         device: torch.device,
+        num_test_images: int = 0,
     ) -> ServerState:
         """Start a run with models as they are; they are moved to ``device``."""
         central.to(device).eval()
@@ -77,6 +77,7 @@ class ServerState:
         return cls(
             settings=settings,
             num_rounds=num_rounds,
+            num_test_images=num_test_images,
             device=device,
             central=central,
             generator=generator,
@@ -119,16 +120,18 @@ class RoundState:
     ----------
     round : int
         From 1.
-    participants : tuple of int
-        The sampled clients, then those that are still in after each phase; in order of partition.
     sampled : tuple of int
-        The sampled clients.
+        The sampled clients, in order of partition.
+    participants : tuple of int
+        Those of them that are still in: after the query, those that answered it.
+    train_losses : dict[int, float | None]
+        Of those that trained; None of those that have too few images to.
     """
 
     round: int
     sampled: tuple[int, ...] = ()
     participants: tuple[int, ...] = ()
-    train_losses: dict[int, float] = field(default_factory=dict)
+    train_losses: dict[int, float | None] = field(default_factory=dict)
     batch: SyntheticBatch | None = None
     queries: Queries | None = None
     ensemble_logits_BNK: FloatArray | None = None
@@ -141,4 +144,3 @@ class RoundState:
     ensemble_test_logits_MK: FloatArray | None = None
     skipped: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
-    started: float = field(default_factory=time.perf_counter)
