@@ -145,8 +145,13 @@ from fedzge_flwr.torch_blackbox import TorchBlackBox, torch_black_box
 def slow_black_box(context: Context) -> TorchBlackBox:
     """The PyTorch black box, that notes when it was at work."""
     started = time.time()
-    time.sleep(1.0)
-    with open(os.path.join({folder!r}, f"{{context.node_id}}"), "w") as file:
+    open(os.path.join({folder!r}, f"{{context.node_id}}.in"), "w").close()
+    # The first four wait for one another: they do run together, however slowly workers start.
+    while sum(name.endswith(".in") for name in os.listdir({folder!r})) < 4:
+        assert time.time() < started + 60
+        time.sleep(0.05)
+    time.sleep(0.5)
+    with open(os.path.join({folder!r}, f"{{context.node_id}}.span"), "w") as file:
         file.write(f"{{started}} {{time.time()}}")
     return torch_black_box(context)
 
@@ -189,11 +194,7 @@ def test_gpu_shares_bound_how_many_clients_run_at_once(tmp_path: Path) -> None:
     )
     assert (folder / "shares").is_file(), run.stdout + run.stderr
     assert (folder / "shares").read_text().split() == ["0.25"] * 8
-    spans = [
-        tuple(map(float, path.read_text().split()))
-        for path in folder.iterdir()
-        if path.name != "shares"
-    ]
+    spans = [tuple(map(float, path.read_text().split())) for path in folder.glob("*.span")]
     assert len(spans) == 8
     together = max(sum(a <= start < b for a, b in spans) for start, _ in spans)
     assert together == 4
