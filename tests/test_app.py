@@ -99,12 +99,13 @@ def test_preset_runs_a_tiny_round(path: Path, make_grid: Any, tmp_path: Path) ->
         "num-clients": 3 if heterogeneous else 2,
         "local-models": "resnet18,resnet34,resnet50" if heterogeneous else preset["local-models"],
         "min-partition-size": 0,
-        "num-train-images": 60,
+        "num-train-images": 40,
         "num-test-images": 4,
         "local-epochs": 1,
         "central-distill-steps": 1,
         "client-distill-steps": 1,
         "synthetic-batch-size": 2,
+        "client-evaluation": "off",
         "q": 1,
     }
     (row,) = rows_of(run_server(make_grid(config), config))
