@@ -19,7 +19,7 @@ from fedzge_flwr import __version__
 from fedzge_flwr.config import Settings
 from fedzge_flwr.errors import RunFolderError
 from fedzge_flwr.files import atomic_path, atomic_write_text
-from fedzge_flwr.naming import automatic_run_name
+from fedzge_flwr.naming import free_run_folder
 from fedzge_flwr.observers import RoundRow
 from fedzge_flwr.pixels import PIXEL_RANGE
 from fedzge_flwr.server.state import RoundState, ServerState, SyntheticBatch
@@ -153,32 +153,22 @@ class RunFolder:
 
 
 def _make_folder(settings: Settings) -> Path:
-    # A relative path is relative to whoever serves the run, so the user is told it in full.
-    parent = Path(settings.run.output_dir).expanduser().absolute()
-    name = settings.run.run_name
-    automatic = automatic_run_name(settings)
+    folder = free_run_folder(settings)
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        if name:
-            (parent / name).mkdir()
-            return parent / name
-        for suffix in ("", *(f"-{number}" for number in range(2, 100))):
-            with suppress(FileExistsError):
-                (parent / (automatic + suffix)).mkdir()
-                return parent / (automatic + suffix)
-    except FileExistsError as error:
-        raise RunFolderError(
-            f"'run-name' = '{name}': {parent / name} exists already; choose another name, or "
-            "remove it"
-            if name and parent.is_dir()
-            else f"'output-dir' = '{parent}' is not a folder; name another"
-        ) from error
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        if not folder.parent.is_dir():
+            raise RunFolderError(
+                f"'output-dir' = '{folder.parent}' is not a folder; name another"
+            ) from None
+        # Another run has just taken the name: there is a next one, or an explanation.
+        return _make_folder(settings)
     except OSError as error:
         raise RunFolderError(
-            f"'output-dir' = '{parent}' cannot be written ({error.strerror}); name a folder that "
-            "you may write to"
+            f"'output-dir' = '{folder.parent}' cannot be written ({error.strerror}); name a folder "
+            "that you may write to"
         ) from error
-    raise RunFolderError(f"{parent} already holds 99 runs named {automatic}")
+    return folder
 
 
 def _labelled_samples(

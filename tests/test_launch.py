@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from fedzge_flwr import naming
 from fedzge_flwr.config import from_run_config
 from fedzge_flwr.errors import RunFolderError
 from fedzge_flwr.launch import simulate as simulate_module
@@ -179,7 +180,7 @@ def test_a_taken_run_name_is_refused_before_anything_starts(
 def test_automatic_names_avoid_what_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(simulate_module, "automatic_run_name", lambda settings: "auto")
+    monkeypatch.setattr(naming, "automatic_run_name", lambda settings: "auto")
     (tmp_path / "auto").mkdir()
     folder, _ = run_launch(tmp_path, monkeypatch, {"output-dir": str(tmp_path)})
     assert folder.name == "auto-2"

@@ -22,11 +22,11 @@ from typing import Any
 import tomli_w
 
 from fedzge_flwr.config import Settings, from_run_config
-from fedzge_flwr.errors import FedZGEError, RunFolderError
+from fedzge_flwr.errors import FedZGEError
 from fedzge_flwr.files import atomic_write_text
 from fedzge_flwr.launch.processes import ProcessFamily
 from fedzge_flwr.launch.progress import Progress
-from fedzge_flwr.naming import automatic_run_name
+from fedzge_flwr.naming import free_run_folder
 
 STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, ``kill``, and a terminal that is closed."""
@@ -85,7 +85,7 @@ def simulate(app: Path, run_config: Mapping[str, Any], resources: Resources) -> 
         If the run failed.
     """
     settings = from_run_config(run_config)
-    folder = _run_folder(settings)
+    folder = free_run_folder(settings)
     # The SuperLink works in a folder of its own, where relative paths must not follow it.
     data_dir = Path(settings.data.data_dir).expanduser().absolute()
     overrides = {
@@ -132,19 +132,6 @@ def _uninterrupted() -> Iterator[None]:
     finally:
         for sign, handler in before.items():
             signal.signal(sign, handler)
-
-
-def _run_folder(settings: Settings) -> Path:
-    parent = Path(settings.run.output_dir).expanduser().absolute()
-    name = settings.run.run_name
-    if name and (parent / name).exists():
-        raise RunFolderError(
-            f"'run-name' = '{name}': {parent / name} exists already; choose another name, or "
-            "remove it"
-        )
-    automatic = automatic_run_name(settings)
-    free = (parent / (automatic + suffix) for suffix in ("", "-2", "-3", "-4", "-5"))
-    return parent / name if name else next(path for path in free if not path.exists())
 
 
 def _environment(home: Path) -> dict[str, str]:
