@@ -18,14 +18,14 @@ from fedzge_flwr.server.clients import ClientAccuracy, FloatArray
 from fedzge_flwr.server.round import (
     PAPER_ROUND,
     distil_central,
-    make_loss_fn,
+    make_objective,
     query_clients,
     run_round,
     synthesise,
     update_generator,
 )
 from fedzge_flwr.server.state import RoundState, ServerState
-from fedzge_flwr.zeroth_order import Estimate, LossFn, Queries
+from fedzge_flwr.zeroth_order import Estimate, Objective, Queries
 
 CONFIG = {
     "num-clients": 2,
@@ -134,14 +134,15 @@ def test_generator_step_follows_the_estimate_down() -> None:
 
     class Exact:
         copies = 1
+        unbiased = True
 
-        def ask(self, x_NCHW: Tensor, stream: torch.Generator) -> Queries:
+        def ask(self, x_NCHW: Tensor, stream: torch.Generator, objective: Objective) -> Queries:
             return Queries(x_NCHW, x_NCHW.new_zeros((0, *x_NCHW.shape)), 1.0)
 
-        def tell(self, queries: Queries, logits_BNK: Tensor, loss_fn: LossFn) -> Estimate:
+        def tell(self, queries: Queries, logits_BNK: Tensor, objective: Objective) -> Estimate:
             weights = torch.from_numpy(np.random.default_rng(0).normal(size=(64, 10)) / 8).float()
             x = queries.base_NCHW.clone().requires_grad_()
-            terms = loss_fn(x, 1.25 * x.flatten(1) @ weights)
+            terms = objective.terms(x, 1.25 * x.flatten(1) @ weights)
             (gradient,) = torch.autograd.grad(terms.total, x)
             return Estimate(gradient, terms)
 
@@ -157,7 +158,7 @@ def test_generator_step_follows_the_estimate_down() -> None:
         x = server.generator(batch.z_ND, batch.y_N).detach()
         logits = torch.from_numpy(1.25 * linear_logits(x.numpy()))
         with torch.no_grad():
-            return float(make_loss_fn(server, batch)(x, logits).total)
+            return float(make_objective(server, batch).terms(x, logits).total)
 
     before, parameters = objective(), flat(server.generator)
     update_generator(server, clients, current)

@@ -84,7 +84,7 @@ class ServerState:
             generator_optimizer=optimizer,
             generator_schedule=make_schedule(optimizer, settings.optimizer, num_rounds),
             estimator=lookup(ESTIMATORS, server.estimator, "estimator")(
-                sampler, server.q, server.eps
+                sampler, server.q, server.eps, server.differences
             ),
         )
 
