@@ -281,8 +281,8 @@ def test_every_estimator_serves_a_round(name: str, differences: str) -> None:
     synthesise(server, clients, current)
     query_clients(server, clients, current)
     assert current.queries is not None
-    assert server.num_queries[0] == server.estimator.copies * 16
-    batch, objective = current.batch, None
+    assert server.num_queries[0] == server.settings.server.copies * 16
+    batch = current.batch
     assert batch is not None
     objective = make_objective(server, batch)
     logits = torch.from_numpy(current.ensemble_logits_BNK)
