@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -159,7 +160,7 @@ def test_images(settings: Settings) -> Tensor:
     return PIXEL_RANGE.from_uint8(torch.tensor(load_split(settings.data, "test").images_NCHW))
 
 
-def trained_generator(settings: Settings, effort: Effort, central: nn.Module) -> nn.Module:
+def train_generator(settings: Settings, effort: Effort, central: nn.Module) -> State:
     """Train a generator a little, the central model standing in for the clients."""
     generator = build_generator(settings)
     optimizer = torch.optim.Adam(generator.parameters(), lr=settings.server.generator_lr)
@@ -173,7 +174,7 @@ def trained_generator(settings: Settings, effort: Effort, central: nn.Module) ->
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return generator
+    return _copy(generator)
 
 
 def _noise(settings: Settings, stream: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -189,20 +190,30 @@ def objective_weights(settings: Settings) -> ObjectiveWeights:
     return ObjectiveWeights(server.temperature, server.beta1, server.beta2, server.beta3)
 
 
+def images_for(
+    settings: Settings, effort: Effort, stage: str, central: nn.Module, cache: Path | None
+) -> Images:
+    """Return the images to try one stage's central model on."""
+    path = cache / f"generator-{settings.run.seed}-{stage}.safetensors" if cache else None
+    generator = build_generator(settings)
+    generator.load_state_dict(cached(path, partial(train_generator, settings, effort, central)))
+    return Images(settings, generator)
+
+
 class Images:
     """Batches of each kind of image, new ones for each draw.
 
     Parameters
     ----------
-    settings, effort
-        Sizes and seeds.
-    central : nn.Module
-        The central model that the generator is trained against.
+    settings : Settings
+        Sizes and seed.
+    generator : nn.Module
+        Trained against the central model that is measured; in training mode, as in a round.
     """
 
-    def __init__(self, settings: Settings, effort: Effort, central: nn.Module) -> None:
+    def __init__(self, settings: Settings, generator: nn.Module) -> None:
         self._settings = settings
-        self._generator = trained_generator(settings, effort, central)
+        self._generator = generator.train()
         self._test_MCHW = test_images(settings)
 
     def batch(self, kind: str, draw: int) -> SyntheticBatch:

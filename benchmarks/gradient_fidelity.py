@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -28,6 +28,7 @@ from benchmarks.fidelity_models import (
     Ensemble,
     Images,
     agreement,
+    images_for,
     objective_weights,
     test_images,
     train_central,
@@ -76,8 +77,6 @@ def cases() -> dict[str, list[Case]]:
             Case(stage, "surrogate", shift=0),
             Case(stage, "surrogate"),
             Case(stage, "guided", q=1),
-            Case(stage, "guided", q=2),
-            Case(stage, "guided", shift=0),
             Case(stage, "guided"),
         )
     ]
@@ -87,6 +86,8 @@ def cases() -> dict[str, list[Case]]:
         replace(half, estimator="per-image", directions="rademacher"),
         replace(half, estimator="per-image", q=1),
         replace(half, estimator="per-image", q=20),
+        replace(half, shift=0),
+        replace(half, q=2),
         replace(half, q=9),
         replace(half, q=20),
         replace(half, q=2, differences="central"),
@@ -102,6 +103,15 @@ def cases() -> dict[str, list[Case]]:
 
 
 @dataclass(frozen=True)
+class Truth:
+    """A batch with the two parts of its exact gradient: direct, and through the clients."""
+
+    objective: BatchObjective
+    direct_NCHW: Tensor
+    clients_NCHW: Tensor
+
+
+@dataclass(frozen=True)
 class Scene:
     """Clients, a central model at one stage, and images to try it on."""
 
@@ -109,6 +119,7 @@ class Scene:
     ensemble: Ensemble
     central: nn.Module
     images: Images
+    truths: dict[tuple[str, int], Truth] = field(default_factory=dict)
 
     def measure(self, case: Case, kind: str, draw: int) -> dict[str, float]:
         """Estimate one gradient and compare it with the exact one.
@@ -119,33 +130,37 @@ class Scene:
             ``cosine`` and ``norm_ratio`` of the whole gradient; ``clients_cosine`` of what only the
             clients know, Jᵀ·∂L/∂e, with the exact direct part taken from the estimate.
         """
-        batch = self.images.batch(kind, draw)
-        objective = BatchObjective(
-            self.central, batch, objective_weights(self.settings), case.shift
-        )
+        truth = self._truth(kind, draw)
+        objective = replace(truth.objective, surrogate_shift=case.shift)
         estimator = ESTIMATORS[case.estimator](
             DIRECTIONS[case.directions], case.q, case.eps, case.differences
         )
         stream = torch_stream(self.settings.run.seed, Purpose.DIRECTIONS, round_=draw)
         with exact_float32():
-            queries = estimator.ask(batch.x_NCHW, stream, objective)
+            queries = estimator.ask(objective.batch.x_NCHW, stream, objective)
             asked_BNCHW = FORMATS[case.format](queries.images_BNCHW)
             answers = predict(self.ensemble, asked_BNCHW.flatten(0, 1), 500)
             answers_BNK = answers.unflatten(0, asked_BNCHW.shape[:2]).clone()
             found = estimator.tell(queries, answers_BNK, objective).gradient_NCHW
-            direct, clients = self._exact(objective, batch.x_NCHW)
+        exact = truth.direct_NCHW + truth.clients_NCHW
         return {
-            "cosine": _cosine(found, direct + clients),
-            "clients_cosine": _cosine(found - direct, clients),
-            "norm_ratio": float(found.norm() / (direct + clients).norm()),
+            "cosine": _cosine(found, exact),
+            "clients_cosine": _cosine(found - truth.direct_NCHW, truth.clients_NCHW),
+            "norm_ratio": float(found.norm() / exact.norm()),
         }
 
-    def _exact(self, objective: BatchObjective, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
-        x = x_NCHW.clone().requires_grad_()
-        logits_NK = self.ensemble(x)
-        parts = exact_parts(objective, x_NCHW, logits_NK)
-        (clients,) = torch.autograd.grad(logits_NK, x, parts.by_logits_NK.float())
-        return parts.direct_NCHW, clients.double()
+    def _truth(self, kind: str, draw: int) -> Truth:
+        """Return a batch and its exact gradient, the same for all cases."""
+        if (kind, draw) not in self.truths:
+            batch = self.images.batch(kind, draw)
+            objective = BatchObjective(self.central, batch, objective_weights(self.settings), 0)
+            x = batch.x_NCHW.clone().requires_grad_()
+            with exact_float32():
+                logits_NK = self.ensemble(x)
+                parts = exact_parts(objective, batch.x_NCHW, logits_NK)
+                (clients,) = torch.autograd.grad(logits_NK, x, parts.by_logits_NK.float())
+            self.truths[kind, draw] = Truth(objective, parts.direct_NCHW, clients.double())
+        return self.truths[kind, draw]
 
 
 def _cosine(first: Tensor, second: Tensor) -> float:
@@ -244,8 +259,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--central-model", default="cnn")
     parser.add_argument("--local-epochs", type=int, default=10)
     parser.add_argument("--transfer-images", type=int, default=4000)
-    parser.add_argument("--central-steps", type=int, default=500)
-    parser.add_argument("--generator-steps", type=int, default=30)
+    parser.add_argument("--central-steps", type=int, default=400)
+    parser.add_argument("--generator-steps", type=int, default=20)
     parser.add_argument("--tables", nargs="+", choices=list(cases()), default=list(cases()))
     return parser.parse_args(arguments)
 
@@ -271,7 +286,9 @@ def main(arguments: list[str] | None = None) -> None:
         test = test_images(settings)
         agreements = {name: agreement(model, ensemble, test) for name, model in centrals.items()}
         scenes = {
-            name: Scene(settings, ensemble, model, Images(settings, effort, model))
+            name: Scene(
+                settings, ensemble, model, images_for(settings, effort, name, model, folder)
+            )
             for name, model in centrals.items()
         }
         _say(f"{time.perf_counter() - started:4.0f} s  seed {seed}: agreement {agreements}")
@@ -312,8 +329,8 @@ def settings_of(options: argparse.Namespace, seed: int) -> Settings:
 def num_draws(table: str, case: Case, draws: int) -> int:
     """Return how often to measure: all draws where estimators are compared, fewer elsewhere."""
     if table == "estimators":
-        return draws if case.stage == "half" else max(draws // 5, 1)
-    return max(draws // (4 if table == "settings" else 10), 1)
+        return draws if case.stage == "half" else max(draws // 10, 1)
+    return max(draws // (10 if table == "settings" else 20), 1)
 
 
 def product_of(tables: list[str]) -> Iterator[tuple[str, Case, str]]:

@@ -260,7 +260,7 @@ def test_paper_estimator_shares_one_difference_among_the_images(x: Tensor) -> No
 
 
 def test_per_image_estimate_takes_nothing_from_other_images(x: Tensor) -> None:
-    """Other images' answers change nothing: that is what it has over the paper's."""
+    """Other images' perturbed answers change nothing: that is what it has over the paper's."""
     problem = Problem()
     estimator = ESTIMATORS["per-image"](DIRECTIONS["sphere"], 3, 1e-4, "forward")
     queries = estimator.ask(x, stream(0), problem)

@@ -15,8 +15,9 @@ from torch import Tensor
 from fedzge_flwr.losses import LossTerms
 from fedzge_flwr.zeroth_order.base import Objective, Queries
 
-_CHUNK = 64
-"""Images whose graph through the surrogate is held at once."""
+_CHUNK = 50
+"""Images whose graph through the surrogate is held at once: with their shifted copies, about a
+training batch."""
 
 
 class ExactParts(NamedTuple):
