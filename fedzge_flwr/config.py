@@ -234,17 +234,34 @@ class ServerSettings(_Section):
     beta1: NonNegative = Field(1.0, description="weight of the adversarial term")
     beta2: NonNegative = Field(1.0, description="weight of the diversity term")
     beta3: NonNegative = Field(1.0, description="weight of the information term")
-    estimator: Literal["batch-difference"] = Field(
+    estimator: Literal["batch-difference", "per-image", "guided", "surrogate"] = Field(
         "batch-difference", description="zeroth-order estimator"
     )
-    directions: Literal["sphere"] = Field("sphere", description="distribution of the directions")
+    directions: Literal["sphere", "rademacher"] = Field(
+        "sphere", description="distribution of the random directions"
+    )
+    differences: Literal["forward", "central"] = Field(
+        "forward", description="slopes from one side, or from both for twice the queries"
+    )
     q: Count = Field(5, description="directions per image")
     eps: Positive = Field(1e-3, description="step ε along a direction")
+    surrogate_shift: Annotated[int, Field(ge=0)] = Field(
+        1,
+        description="pixels by which images are moved each way to average the central model's "
+        "gradients, for estimators that use them; 0: not at all",
+    )
+
+    @property
+    def copies(self) -> int:
+        """Queries per image, as the estimator's own ``copies`` (which a client need not build)."""
+        if self.estimator == "surrogate":
+            return 1
+        return 1 + self.q * (2 if self.differences == "central" else 1)
 
     @property
     def max_query_images(self) -> int:
-        """Images in the largest query message: (1+q)·N."""
-        return (1 + self.q) * self.synthetic_batch_size
+        """Images in the largest query message: N and all their perturbed copies."""
+        return self.copies * self.synthetic_batch_size
 
 
 class TransferSettings(_Section):

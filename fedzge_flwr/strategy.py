@@ -88,13 +88,13 @@ class FedZGE(Strategy):
         """Log what will be done."""
         run, server = self._settings.run, self._settings.server
         LOGGER.info(
-            "FedZGE: recipe %s, %d of %d clients a round, %d images a round with %d + 1 queries "
+            "FedZGE: recipe %s, %d of %d clients a round, %d images a round with %d queries "
             "each, estimator %s",
             run.recipe,
             run.participants,
             run.num_clients,
             server.synthetic_batch_size,
-            server.q,
+            server.copies,
             server.estimator,
         )
 

@@ -18,14 +18,14 @@ from fedzge_flwr.server.clients import ClientAccuracy, FloatArray
 from fedzge_flwr.server.round import (
     PAPER_ROUND,
     distil_central,
-    make_loss_fn,
+    make_objective,
     query_clients,
     run_round,
     synthesise,
     update_generator,
 )
-from fedzge_flwr.server.state import RoundState, ServerState
-from fedzge_flwr.zeroth_order import Estimate, LossFn, Queries
+from fedzge_flwr.server.state import RoundState, ServerState, SyntheticBatch
+from fedzge_flwr.zeroth_order import ESTIMATORS, Estimate, Objective, Queries
 
 CONFIG = {
     "recipe": "paper",
@@ -135,14 +135,15 @@ def test_generator_step_follows_the_estimate_down() -> None:
 
     class Exact:
         copies = 1
+        unbiased = True
 
-        def ask(self, x_NCHW: Tensor, stream: torch.Generator) -> Queries:
+        def ask(self, x_NCHW: Tensor, stream: torch.Generator, objective: Objective) -> Queries:
             return Queries(x_NCHW, x_NCHW.new_zeros((0, *x_NCHW.shape)), 1.0)
 
-        def tell(self, queries: Queries, logits_BNK: Tensor, loss_fn: LossFn) -> Estimate:
+        def tell(self, queries: Queries, logits_BNK: Tensor, objective: Objective) -> Estimate:
             weights = torch.from_numpy(np.random.default_rng(0).normal(size=(64, 10)) / 8).float()
             x = queries.base_NCHW.clone().requires_grad_()
-            terms = loss_fn(x, 1.25 * x.flatten(1) @ weights)
+            terms = objective.terms(x, 1.25 * x.flatten(1) @ weights)
             (gradient,) = torch.autograd.grad(terms.total, x)
             return Estimate(gradient, terms)
 
@@ -158,7 +159,7 @@ def test_generator_step_follows_the_estimate_down() -> None:
         x = server.generator(batch.z_ND, batch.y_N).detach()
         logits = torch.from_numpy(1.25 * linear_logits(x.numpy()))
         with torch.no_grad():
-            return float(make_loss_fn(server, batch)(x, logits).total)
+            return float(make_objective(server, batch).terms(x, logits).total)
 
     before, parameters = objective(), flat(server.generator)
     update_generator(server, clients, current)
@@ -263,3 +264,50 @@ def test_a_gradient_that_is_not_finite_is_one_clear_line() -> None:
 
     with pytest.raises(DivergenceError, match="round 1: the generator's gradient is not finite"):
         run_round(PAPER_ROUND, make_server(), FunctionClients(senseless), 1, no_report)
+
+
+@pytest.mark.parametrize("differences", ["forward", "central"])
+@pytest.mark.parametrize("name", sorted(ESTIMATORS))
+def test_every_estimator_serves_a_round(name: str, differences: str) -> None:
+    """The cosine to the exact gradient is that of float32 answers, not only of exact ones."""
+    more = {"estimator": name, "differences": differences, "directions": "rademacher", "q": 3}
+    server, clients = make_server(**{**more, "eps": 0.01}), FunctionClients()
+    with torch.no_grad():  # a central model that is the ensemble, but for its scale
+        server.central = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        weights = torch.from_numpy(linear_logits(np.eye(64, dtype=np.float32)))
+        server.central[1].weight.copy_(0.5 * weights.T)
+        server.central[1].bias.zero_()
+    server.settings = from_run_config({**CONFIG, **more, "surrogate-shift": 0})
+    current = RoundState(round=1, sampled=(0, 1), participants=(0, 1))
+    synthesise(server, clients, current)
+    query_clients(server, clients, current)
+    assert current.queries is not None
+    assert server.num_queries[0] == server.settings.server.copies * 16
+    batch = current.batch
+    assert batch is not None
+    objective = make_objective(server, batch)
+    logits = torch.from_numpy(current.ensemble_logits_BNK)
+    estimate = server.estimator.tell(current.queries, logits, objective)
+    x = batch.x_NCHW.detach().requires_grad_()
+    (exact,) = torch.autograd.grad(objective.terms(x, 1.25 * x.flatten(1) @ weights).total, x)
+    cosine = torch.nn.functional.cosine_similarity(
+        estimate.gradient_NCHW.flatten(), exact.double().flatten(), dim=0
+    )
+    assert float(cosine) > {"guided": 0.99, "surrogate": 0.95, "per-image": 0.1}.get(name, -1.0)
+
+
+def test_the_surrogate_is_the_central_model_averaged_over_small_shifts() -> None:
+    server = make_server()
+    batch = SyntheticBatch(torch.zeros(4, 6), torch.zeros(4, dtype=torch.int64), torch.zeros(0))
+    x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    server.central.train()
+    moved = make_objective(server, batch).surrogate_logits(x)
+    server.central.eval()
+    assert not torch.equal(moved, server.central(x))
+    shifts = ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))
+    wanted = torch.stack([server.central(x.roll(step, (2, 3))) for step in shifts]).mean(dim=0)
+    torch.testing.assert_close(moved, wanted)
+    unmoved = make_server(**{"surrogate-shift": 0})
+    torch.testing.assert_close(
+        make_objective(unmoved, batch).surrogate_logits(x), unmoved.central.eval()(x)
+    )

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from fedzge_flwr.errors import DivergenceError, TooFewClientsError
-from fedzge_flwr.losses import LossTerms, generator_objective
+from fedzge_flwr.losses import LossTerms
 from fedzge_flwr.randomness import Purpose, numpy_stream, torch_stream
 from fedzge_flwr.server.clients import Clients
 from fedzge_flwr.server.ensemble import Answers, ensemble_weights, update_tendencies
+from fedzge_flwr.server.objective import BatchObjective
 from fedzge_flwr.server.state import RoundState, ServerState, SyntheticBatch, TransferBatch
 from fedzge_flwr.training import distil, exact_float32, reproducible
-from fedzge_flwr.zeroth_order import LossFn
 
 Phase: TypeAlias = Callable[[ServerState, Clients, RoundState], None]
 
@@ -52,7 +52,10 @@ def choose_queries(server: ServerState, current: RoundState, x_NCHW: Tensor) -> 
     """Choose what is asked about the round's generated images, as the clients shall see them."""
     seed = server.settings.run.seed
     directions = torch_stream(seed, Purpose.DIRECTIONS, round_=current.round)
-    current.queries = server.estimator.ask(x_NCHW, directions)
+    with exact_float32(), reproducible():
+        current.queries = server.estimator.ask(
+            x_NCHW, directions, make_objective(server, present(current.batch))
+        )
 
 
 def generate(server: ServerState, num_images: int, stream: torch.Generator) -> SyntheticBatch:
@@ -110,9 +113,9 @@ def update_generator(server: ServerState, clients: Clients, current: RoundState)
     """Estimate ∂L/∂x from the answers and back-propagate it from x into the generator."""
     batch = present(current.batch)
     logits_BNK = torch.from_numpy(present(current.ensemble_logits_BNK)).to(server.device)
-    with exact_float32():
+    with exact_float32(), reproducible():
         estimate = server.estimator.tell(
-            present(current.queries), logits_BNK, make_loss_fn(server, batch)
+            present(current.queries), logits_BNK, make_objective(server, batch)
         )
     if not torch.isfinite(estimate.gradient_NCHW).all():
         raise DivergenceError(
@@ -128,26 +131,10 @@ def update_generator(server: ServerState, clients: Clients, current: RoundState)
     current.gradient_norm = float(estimate.gradient_NCHW.norm())
 
 
-def make_loss_fn(server: ServerState, batch: SyntheticBatch) -> LossFn:
-    """Return the objective of a batch as a function of images and ensemble logits.
-
-    The central model answers in evaluation mode, so that no query leaks into its running
-    statistics. The objective is computed in float64: its differences over a step of ε are a few
-    units of float32's last place.
-    """
-
-    def loss_fn(images_NCHW: Tensor, ensemble_logits_NK: Tensor) -> LossTerms:
-        server.central.eval()
-        return generator_objective(
-            images_NCHW.double(),
-            batch.z_ND.double(),
-            batch.y_N,
-            ensemble_logits_NK.double(),
-            server.central(images_NCHW).double(),
-            server.objective_weights,
-        )
-
-    return loss_fn
+def make_objective(server: ServerState, batch: SyntheticBatch) -> BatchObjective:
+    """Return the objective of a batch, as estimators take it."""
+    shift = server.settings.server.surrogate_shift
+    return BatchObjective(server.central, batch, server.objective_weights, shift)
 
 
 def distil_central(server: ServerState, clients: Clients, current: RoundState) -> None:

@@ -110,7 +110,7 @@ class ServerState:
             combine=lookup(ENSEMBLES, server.ensemble, "ensemble"),
             memory=Memory(transfer.memory_size) if transfer.memory_size else None,
             estimator=lookup(ESTIMATORS, server.estimator, "estimator")(
-                sampler, server.q, server.eps
+                sampler, server.q, server.eps, server.differences
             ),
         )
 

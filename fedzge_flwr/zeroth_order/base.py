@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from fedzge_flwr.losses import LossTerms
 
-LossFn: TypeAlias = Callable[[Tensor, Tensor], LossTerms]
-"""``(images (N, C, H, W), ensemble logits (N, K)) -> terms``: the objective as the server knows it.
+Differences: TypeAlias = Literal["forward", "central"]
+"""How a slope is measured: (f(x+εu) − f(x))/ε, or (f(x+εu) − f(x−εu))/2ε for twice the queries."""
 
-It evaluates the central model itself, so that an estimator may differentiate through both arguments
-while the clients stay a black box.
-"""
+
+class Objective(Protocol):
+    """What the server knows of one batch: the objective and its own model, never the clients."""
+
+    def terms(self, images_NCHW: Tensor, ensemble_logits_NK: Tensor) -> LossTerms:
+        """Evaluate the objective, central model included; differentiable in both arguments."""
+        ...
+
+    def surrogate_logits(self, images_NCHW: Tensor) -> Tensor:
+        """Return logits (N, K) of a white-box stand-in for the ensemble: the central model.
+
+        Differentiable in the images. No image may influence another's logits.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -28,20 +38,50 @@ class Queries:
     base_NCHW : Tensor
         The generated images.
     directions_QNCHW : Tensor
-        q directions per image.
+        q ≥ 0 directions per image.
     eps : float
         Step ε > 0 along each direction, in units of the shared pixel range.
+    differences : {"forward", "central"}
+        Whether each direction is asked about on one side or on both.
     """
 
     base_NCHW: Tensor
     directions_QNCHW: Tensor
     eps: float
+    differences: Differences = "forward"
 
     @property
     def images_BNCHW(self) -> Tensor:
-        """All B = 1+q copies: the base at index 0, then x + εuⱼ."""
+        """All copies: the base at index 0, then x + εuⱼ, then, for central ones, x − εuⱼ."""
         base = self.base_NCHW.unsqueeze(0)
-        return torch.cat((base, base + self.eps * self.directions_QNCHW))
+        steps = self.eps * self.directions_QNCHW
+        if self.differences == "central":
+            return torch.cat((base, base + steps, base - steps))
+        return torch.cat((base, base + steps))
+
+    def slopes(self, values_B: Tensor) -> Tensor:
+        """Return the derivative along each direction of what was evaluated on all copies.
+
+        Parameters
+        ----------
+        values_B : Tensor
+            (B, …), in the order of `images_BNCHW`; float64, since the differences are small.
+
+        Returns
+        -------
+        Tensor
+            (Q, …).
+        """
+        num_directions = len(self.directions_QNCHW)
+        ahead = values_B[1 : 1 + num_directions]
+        if self.differences == "central":
+            return (ahead - values_B[1 + num_directions :]) / (2 * self.eps)
+        return (ahead - values_B[0]) / self.eps
+
+
+def num_copies(num_directions: int, differences: Differences) -> int:
+    """Return the images of `Queries` per generated image: 1 + q, or 1 + 2q."""
+    return 1 + num_directions * (2 if differences == "central" else 1)
 
 
 @dataclass(frozen=True)
@@ -51,9 +91,9 @@ class Estimate:
     Parameters
     ----------
     gradient_NCHW : Tensor
-        Estimate of ∂L/∂x in the dtype of the loss terms.
+        Estimate of ∂L/∂x in float64.
     base : LossTerms
-        The objective at the unperturbed images.
+        The objective at the unperturbed images, detached.
     """
 
     gradient_NCHW: Tensor
@@ -68,7 +108,15 @@ class Estimator(Protocol):
         """Queries per image, the unperturbed one included."""
         ...
 
-    def ask(self, x_NCHW: Tensor, stream: torch.Generator) -> Queries:
+    @property
+    def unbiased(self) -> bool:
+        """Whether the mean over directions is ∂L/∂x (up to O(ε)), whatever the central model is.
+
+        A biased one is exact at best within what the central model knows.
+        """
+        ...
+
+    def ask(self, x_NCHW: Tensor, stream: torch.Generator, objective: Objective) -> Queries:
         """Choose the queries for a batch of images.
 
         Parameters
@@ -77,10 +125,12 @@ class Estimator(Protocol):
             Images, detached from the generator.
         stream : torch.Generator
             The CPU stream of this batch's directions.
+        objective : Objective
+            The batch's objective; its central model may guide the choice.
         """
         ...
 
-    def tell(self, queries: Queries, ensemble_logits_BNK: Tensor, loss_fn: LossFn) -> Estimate:
+    def tell(self, queries: Queries, ensemble_logits_BNK: Tensor, objective: Objective) -> Estimate:
         """Estimate ∂L/∂x from the ensemble's answers.
 
         Parameters
@@ -89,7 +139,7 @@ class Estimator(Protocol):
             What `ask` returned.
         ensemble_logits_BNK : Tensor
             The ensemble's logits on ``queries.images_BNCHW``.
-        loss_fn : LossFn
-            The objective.
+        objective : Objective
+            The same as `ask`'s.
         """
         ...

@@ -6,6 +6,7 @@ u of length d = C·H·W have unit norm and satisfy E[uuᵀ] = I/d.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -24,4 +25,17 @@ def sphere(shape: tuple[int, ...], stream: torch.Generator) -> Tensor:
     return unit.float()
 
 
-DIRECTIONS: dict[str, DirectionSampler] = {"sphere": sphere}
+def rademacher(shape: tuple[int, ...], stream: torch.Generator) -> Tensor:
+    """Draw directions with entries ±1/√d from random bits.
+
+    E[uuᵀ] = I/d as on the sphere, and the same on every machine to the last bit: no logarithm or
+    cosine of a normal draw is in it, so that a seed is enough to send them.
+    """
+    num_bits = math.prod(shape)
+    octets = torch.randint(256, (-(-num_bits // 8), 1), generator=stream, dtype=torch.uint8)
+    bits = (octets >> torch.arange(8, dtype=torch.uint8)) & 1
+    signs = bits.flatten()[:num_bits].float().mul_(2).sub_(1)
+    return signs.mul_(1 / math.sqrt(math.prod(shape[2:]))).reshape(shape)
+
+
+DIRECTIONS: dict[str, DirectionSampler] = {"sphere": sphere, "rademacher": rademacher}

@@ -1,0 +1,68 @@
+"""The generator's objective on one batch, as the server can evaluate it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fedzge_flwr.losses import LossTerms, ObjectiveWeights, generator_objective
+from fedzge_flwr.server.state import SyntheticBatch
+
+
+@dataclass(frozen=True)
+class BatchObjective:
+    """A `fedzge_flwr.zeroth_order.Objective` of the central model and one batch's noise and labels.
+
+    The central model answers in evaluation mode, so that no query leaks into its running
+    statistics.
+
+    Parameters
+    ----------
+    central : nn.Module
+        The central model.
+    batch : SyntheticBatch
+        Its noise and labels enter the objective; its images are an argument.
+    weights : ObjectiveWeights
+        T and β of the objective.
+    surrogate_shift : int
+        Pixels by which `surrogate_logits` moves images; 0 leaves the central model as it is.
+    """
+
+    central: nn.Module
+    batch: SyntheticBatch
+    weights: ObjectiveWeights
+    surrogate_shift: int
+
+    def terms(self, images_NCHW: Tensor, ensemble_logits_NK: Tensor) -> LossTerms:
+        """Evaluate the objective.
+
+        In float64: its differences over a step of ε are a few units of float32's last place. The
+        central model itself stays in float32.
+        """
+        self.central.eval()
+        return generator_objective(
+            images_NCHW.double(),
+            self.batch.z_ND.double(),
+            self.batch.y_N,
+            ensemble_logits_NK.double(),
+            self.central(images_NCHW).double(),
+            self.weights,
+        )
+
+    def surrogate_logits(self, images_NCHW: Tensor) -> Tensor:
+        """Return the central model's mean logits over an image and its four shifted copies.
+
+        Two networks that agree on an image have gradients that differ from pixel to pixel; the mean
+        over small translations keeps what they share (Dong et al., 2019, arXiv 1904.02884).
+        """
+        self.central.eval()
+        steps = [(0, 0)]
+        if self.surrogate_shift:
+            s = self.surrogate_shift
+            steps += [(s, 0), (-s, 0), (0, s), (0, -s)]
+        moved = torch.cat([images_NCHW.roll(step, dims=(2, 3)) for step in steps])
+        logits_SNK = self.central(moved).unflatten(0, (len(steps), -1))
+        mean_NK: Tensor = logits_SNK.mean(dim=0)
+        return mean_NK

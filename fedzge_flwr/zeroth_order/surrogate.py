@@ -1,0 +1,43 @@
+"""No perturbed queries: the gradient through the central model in the clients' place."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedzge_flwr.zeroth_order.base import Differences, Estimate, Objective, Queries
+from fedzge_flwr.zeroth_order.chain_rule import exact_parts, surrogate_pullbacks
+from fedzge_flwr.zeroth_order.directions import DirectionSampler
+
+
+class Surrogate:
+    """ĝ = direct part + J_sᵀ·∂L/∂e: the chain rule with the surrogate's Jacobian.
+
+    ∂L/∂e is taken at the answered logits. Only the images themselves are asked about, which
+    distillation wants anyway. Gradients of a distilled substitute transfer (Papernot et al., 2017,
+    arXiv 1602.02697).
+
+    Parameters
+    ----------
+    sampler, q, eps, differences
+        As every estimator's; unused, since nothing is perturbed.
+    """
+
+    unbiased = False
+    copies = 1
+
+    def __init__(
+        self, sampler: DirectionSampler, q: int, eps: float, differences: Differences = "forward"
+    ) -> None:
+        self._eps = eps
+
+    def ask(self, x_NCHW: Tensor, stream: torch.Generator, objective: Objective) -> Queries:
+        """Ask about the images alone."""
+        return Queries(x_NCHW, x_NCHW.new_zeros((0, *x_NCHW.shape)), self._eps)
+
+    def tell(self, queries: Queries, ensemble_logits_BNK: Tensor, objective: Objective) -> Estimate:
+        """Pull ∂L/∂e back through the surrogate."""
+        x_NCHW = queries.base_NCHW
+        exact = exact_parts(objective, x_NCHW, ensemble_logits_BNK[0])
+        (through_NCHW,) = surrogate_pullbacks(objective, x_NCHW, exact.by_logits_NK[None])
+        return Estimate(exact.direct_NCHW + through_NCHW, exact.terms)
