@@ -105,9 +105,13 @@ class BlackBox(Protocol):
         ...
 
     def distill(
-        self, images_NCHW: FloatArray, teacher_logits_NK: FloatArray, temperature: float
+        self,
+        round_: int,
+        images_NCHW: FloatArray,
+        teacher_logits_NK: FloatArray,
+        temperature: float,
     ) -> float:
-        """Distil the ensemble's logits into the model and return the loss."""
+        """Distil the ensemble's logits into the model in a round and return the loss."""
         ...
 
     def evaluate(self, split: EvaluationSplit) -> ClientEvaluation:

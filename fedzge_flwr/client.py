@@ -68,7 +68,7 @@ def answer(box: BlackBox, request: LogitsRequest) -> LogitsReply:
 
 def distill(box: BlackBox, request: DistillRequest) -> DistillReply:
     """Distil the ensemble's logits."""
-    loss = box.distill(request.images, request.logits, request.temperature)
+    loss = box.distill(request.round, request.images, request.logits, request.temperature)
     return DistillReply(round=request.round, loss=loss)
 
 

@@ -1,7 +1,8 @@
 """The settings of a run: one frozen, validated view of Flower's run config.
 
 Every key is kebab-case and flat; `from_run_config` sorts the keys into the sections that the parts
-of the system take. What the published commands set has their value for a default, except for the
+of the system take. Some defaults depend on the recipe: `from_run_config` fills them in where a key
+is absent or ``"auto"``. Those of ``recipe = "paper"`` are the published commands', except for the
 data set, the models, the number of rounds and the output folder, which suit a quick first run.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -26,6 +28,7 @@ from fedzge_flwr.datasets_spec import DATASETS, DatasetSpec
 from fedzge_flwr.errors import ConfigError
 from fedzge_flwr.models import MODELS
 from fedzge_flwr.registry import lookup
+from fedzge_flwr.server.ensemble import ENSEMBLES
 
 
 def _kebab(name: str) -> str:
@@ -42,9 +45,26 @@ def _known_dataset(name: str) -> str:
     return name
 
 
+def _known_ensemble(name: str) -> str:
+    lookup(ENSEMBLES, name, "ensemble")
+    return name
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Marks a setting whose default depends on the recipe: that of ``recipe = "paper"``."""
+
+    default: object
+
+
+AUTO = "auto"
+"""Written for such a setting, it asks for the recipe's own default."""
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+CountOrNone = Annotated[int, Field(ge=0)]
+EnsembleName = Annotated[str, AfterValidator(_known_ensemble)]
 ModelName = Annotated[str, AfterValidator(_known_model)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 
@@ -58,7 +78,7 @@ class _Section(BaseModel):
 class RunSettings(_Section):
     """How the run goes: rounds, sampling, evaluation, patience, output."""
 
-    recipe: Literal["paper"] = Field("paper", description="the form of the round")
+    recipe: Literal["efficient", "paper"] = Field("efficient", description="the form of the round")
     num_server_rounds: Count = Field(30, description="rounds R")
     num_clients: Count = Field(10, description="clients of the federation, all told")
     fraction_train: Annotated[float, Field(gt=0, le=1)] = Field(
@@ -160,13 +180,20 @@ class ClientSettings(_Section):
     local_models: str = Field(
         "cnn", description="one model for all clients, or one per partition, comma-separated"
     )
-    local_epochs: Count = Field(10, description="epochs E1 of local training a round")
+    local_epochs: Annotated[Count, Paper(10)] = Field(
+        2, description="epochs E1 of local training a round"
+    )
     batch_size: Annotated[int, Field(ge=2)] = Field(256, description="batch of local training")
     local_lr: Positive = Field(0.01, description="learning rate of local training")
-    client_distill_steps: Annotated[int, Field(ge=0)] = Field(
-        3, description="full-batch distillation steps a round; 0: clients never distil"
+    client_distill_steps: Annotated[CountOrNone, Paper(3)] = Field(
+        20, description="distillation steps a round at the clients; 0: clients never distil"
     )
-    client_distill_lr: Positive = Field(2e-5, description="learning rate of client distillation")
+    client_distill_lr: Annotated[Positive, Paper(2e-5)] = Field(
+        1e-3, description="learning rate of client distillation"
+    )
+    distill_batch_size: Annotated[int, Field(ge=0), Paper(0)] = Field(
+        128, description="images a distillation step, at server and clients; 0: the full batch"
+    )
     query_batch_size: Count = Field(500, description="images that a client evaluates at once")
     client_device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
     client_threads: Count = Field(1, description="torch threads of a client")
@@ -188,15 +215,22 @@ class ServerSettings(_Section):
     """Generator, zeroth-order queries and central distillation."""
 
     central_model: ModelName = Field("cnn", description="model that the server distils into")
-    central_distill_steps: Count = Field(10, description="full-batch distillation steps E2 a round")
-    central_lr: Positive = Field(0.01, description="learning rate of central distillation")
+    ensemble: Annotated[EnsembleName, Paper("mean-logits")] = Field(
+        "class-tendency", description=f"how clients' answers combine: {', '.join(ENSEMBLES)}"
+    )
+    central_distill_steps: Annotated[Count, Paper(10)] = Field(
+        100, description="distillation steps E2 a round of the central model"
+    )
+    central_lr: Annotated[Positive, Paper(0.01)] = Field(
+        1e-3, description="learning rate of central distillation"
+    )
     generator_lr: Positive = Field(1e-3, description="learning rate of the generator")
     generator_width: Count = Field(64, description="width ngf of the generator")
     latent_dim: Count = Field(100, description="dimension nz of the generator's noise")
-    synthetic_batch_size: Annotated[int, Field(ge=2)] = Field(
-        500, description="images N generated a round"
+    synthetic_batch_size: Annotated[int, Field(ge=2), Paper(500)] = Field(
+        800, description="new images N a round, perturbed copies not counted"
     )
-    temperature: Positive = Field(5.0, description="temperature T")
+    temperature: Annotated[Positive, Paper(5.0)] = Field(3.0, description="temperature T")
     beta1: NonNegative = Field(1.0, description="weight of the adversarial term")
     beta2: NonNegative = Field(1.0, description="weight of the diversity term")
     beta3: NonNegative = Field(1.0, description="weight of the information term")
@@ -230,6 +264,37 @@ class ServerSettings(_Section):
         return self.copies * self.synthetic_batch_size
 
 
+class TransferSettings(_Section):
+    """What the efficient recipe asks the ensemble about, and what it keeps of the answers.
+
+    The paper's recipe asks about generated images alone and keeps nothing.
+    """
+
+    generator_share: NonNegative = Field(
+        0.25, description="part of a round's images that the generator makes; 0: none"
+    )
+    search_share: NonNegative = Field(
+        0.5, description="part bred from the memory's elites, class-balanced; 0: none"
+    )
+    procedural_share: NonNegative = Field(
+        0.25, description="part drawn procedurally (dead leaves and kin); 0: none"
+    )
+    memory_size: CountOrNone = Field(
+        12_000, description="past images and answers kept for distillation; 0: no memory"
+    )
+    generator_steps: CountOrNone = Field(
+        20, description="generator steps a round through the central model, free of queries"
+    )
+
+    @model_validator(mode="after")
+    def _images_from_somewhere(self) -> TransferSettings:
+        if self.generator_share + self.search_share + self.procedural_share <= 0:
+            raise ValueError(
+                "one of 'generator-share', 'search-share' and 'procedural-share' must be above 0"
+            )
+        return self
+
+
 class Settings(BaseModel):
     """All settings of a run, by section."""
 
@@ -240,6 +305,7 @@ class Settings(BaseModel):
     optimizer: OptimizerSettings = OptimizerSettings()
     client: ClientSettings = ClientSettings()
     server: ServerSettings = ServerSettings()
+    transfer: TransferSettings = TransferSettings()
 
     @model_validator(mode="after")
     def _one_model_per_client(self) -> Settings:
@@ -267,7 +333,24 @@ def _sections() -> dict[str, type[_Section]]:
         "optimizer": OptimizerSettings,
         "client": ClientSettings,
         "server": ServerSettings,
+        "transfer": TransferSettings,
     }
+
+
+def paper_defaults() -> dict[str, object]:
+    """Return the keys whose default depends on the recipe, with that of ``recipe = "paper"``."""
+    return {
+        _kebab(name): mark.default
+        for section in _sections().values()
+        for name, field in section.model_fields.items()
+        for mark in field.metadata
+        if isinstance(mark, Paper)
+    }
+
+
+def default_run_config() -> dict[str, Any]:
+    """Return the run config in which every key asks for its default."""
+    return Settings().to_run_config() | dict.fromkeys(paper_defaults(), AUTO)
 
 
 def from_run_config(run_config: Mapping[str, object]) -> Settings:
@@ -276,7 +359,8 @@ def from_run_config(run_config: Mapping[str, object]) -> Settings:
     Parameters
     ----------
     run_config : Mapping[str, object]
-        Flat mapping from kebab-case key to value; a key that is absent takes its default.
+        Flat mapping from kebab-case key to value; a key that is absent takes its default, as does
+        one with the value "auto" if its default depends on the recipe.
 
     Raises
     ------
@@ -289,7 +373,13 @@ def from_run_config(run_config: Mapping[str, object]) -> Settings:
         _kebab(field): name for name, section in sections.items() for field in section.model_fields
     }
     by_section: dict[str, dict[str, object]] = {name: {} for name in sections}
-    for key, value in run_config.items():
+    by_recipe = paper_defaults()
+    given = {
+        key: value for key, value in run_config.items() if not (key in by_recipe and value == AUTO)
+    }
+    if run_config.get("recipe") == "paper":
+        given = by_recipe | given
+    for key, value in given.items():
         if key not in owner:
             close = difflib.get_close_matches(key, owner, n=1)
             hint = f"did you mean '{close[0]}'? " if close else ""

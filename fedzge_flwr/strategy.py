@@ -19,7 +19,8 @@ from fedzge_flwr.errors import TooFewClientsError
 from fedzge_flwr.grid_clients import GridClients
 from fedzge_flwr.observers import Observer, RoundRow
 from fedzge_flwr.registry import lookup
-from fedzge_flwr.server.round import RECIPES, is_evaluation_round, run_round
+from fedzge_flwr.server.recipes import RECIPES
+from fedzge_flwr.server.round import is_evaluation_round, run_round
 from fedzge_flwr.server.state import RoundState, ServerState
 from fedzge_flwr.training import select_device
 

@@ -137,12 +137,7 @@ class TorchBlackBox:
             batch_size=client.batch_size,
             lr=client.local_lr,
             settings=self._settings.optimizer,
-            stream=torch_stream(
-                self._settings.run.seed,
-                Purpose.LOCAL_TRAINING,
-                round_=round_,
-                partition=self._partition,
-            ),
+            stream=self._stream(Purpose.LOCAL_TRAINING, round_),
         )
         return FitReport(num_examples=len(data), loss=loss)
 
@@ -157,18 +152,24 @@ class TorchBlackBox:
         )
 
     def distill(
-        self, images_NCHW: FloatArray, teacher_logits_NK: FloatArray, temperature: float
+        self,
+        round_: int,
+        images_NCHW: FloatArray,
+        teacher_logits_NK: FloatArray,
+        temperature: float,
     ) -> float:
-        """Take ``client-distill-steps`` full-batch steps with a fresh optimiser."""
+        """Take ``client-distill-steps`` steps with a fresh optimiser."""
         client = self._settings.client
         return distil(
             self._model,
             _to_tensor(images_NCHW, self._device),
             _to_tensor(teacher_logits_NK, self._device),
             steps=client.client_distill_steps,
+            batch_size=client.distill_batch_size,
             temperature=temperature,
             lr=client.client_distill_lr,
             settings=self._settings.optimizer,
+            stream=self._stream(Purpose.CLIENT_DISTILLATION, round_),
         )
 
     def evaluate(self, split: EvaluationSplit) -> ClientEvaluation:
@@ -187,6 +188,10 @@ class TorchBlackBox:
             accuracy=outcome.accuracy,
             logits_NK=_to_numpy(logits_NK) if split == "test" else no_logits,
         )
+
+    def _stream(self, purpose: Purpose, round_: int) -> torch.Generator:
+        seed = self._settings.run.seed
+        return torch_stream(seed, purpose, round_=round_, partition=self._partition)
 
     def _predict(self, images: ImageSet) -> torch.Tensor:
         batch_size = self._settings.client.query_batch_size

@@ -191,11 +191,13 @@ def distil(
     teacher_logits_NK: Tensor,
     *,
     steps: int,
+    batch_size: int,
     temperature: float,
     lr: float,
     settings: OptimizerSettings,
+    stream: torch.Generator,
 ) -> float:
-    """Take full-batch distillation steps with a fresh optimiser whose schedule spans them.
+    """Take distillation steps with a fresh optimiser whose schedule spans them.
 
     Parameters
     ----------
@@ -207,12 +209,16 @@ def distil(
         The teacher's logits.
     steps : int
         Steps, at least 1.
+    batch_size : int
+        Images a step, drawn without replacement until all have had their turn; 0: all of them.
     temperature : float
         T of `fedzge_flwr.losses.distillation_loss`.
     lr : float
         Initial learning rate.
     settings : OptimizerSettings
         Optimiser and schedule.
+    stream : torch.Generator
+        The stream of the shuffling; not used for full batches.
 
     Returns
     -------
@@ -223,15 +229,34 @@ def distil(
     schedule = make_schedule(optimizer, settings, steps)
     model.train()
     loss = torch.zeros(())
+    batches: list[Tensor] = []
     for _ in range(steps):
-        optimizer.zero_grad(set_to_none=True)
-        loss = distillation_loss(teacher_logits_NK, model(x_NCHW), temperature)
-        loss.backward()
-        optimizer.step()
+        if 0 < batch_size < len(x_NCHW):
+            batches = batches or minibatches(len(x_NCHW), batch_size, stream)
+            chosen = batches.pop().to(x_NCHW.device)
+            x, teacher = x_NCHW[chosen], teacher_logits_NK[chosen]
+        else:
+            x, teacher = x_NCHW, teacher_logits_NK
+        loss = distillation_step(model, x, teacher, optimizer, temperature)
         if schedule is not None:
             schedule.step()
     model.eval()
-    return float(loss.detach())
+    return float(loss)
+
+
+def distillation_step(
+    model: nn.Module,
+    x_NCHW: Tensor,
+    teacher_logits_NK: Tensor,
+    optimizer: Optimizer,
+    temperature: float,
+) -> Tensor:
+    """Take one step of distillation in the model's mode; return the loss before it, a scalar."""
+    optimizer.zero_grad(set_to_none=True)
+    loss = distillation_loss(teacher_logits_NK, model(x_NCHW), temperature)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
 
 
 @torch.inference_mode()

@@ -18,6 +18,7 @@ def _one_thread() -> None:
 def tiny_config(tmp_path: Path) -> dict[str, Any]:
     """Settings of a run that takes a second: real digits, few of everything."""
     return {
+        "recipe": "paper",
         "output-dir": str(tmp_path / "runs"),
         "run-name": "run",
         "num-clients": 3,

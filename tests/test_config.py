@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from fedzge_flwr.config import Settings, from_run_config
+from fedzge_flwr.config import Settings, default_run_config, from_run_config, paper_defaults
 from fedzge_flwr.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -16,11 +16,11 @@ ROOT = Path(__file__).parent.parent
 
 def test_pyproject_holds_every_key_at_its_default() -> None:
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert pyproject["tool"]["flwr"]["app"]["config"] == from_run_config({}).to_run_config()
+    assert pyproject["tool"]["flwr"]["app"]["config"] == default_run_config()
 
 
-def test_published_hyperparameters_are_the_defaults() -> None:
-    settings = from_run_config({})
+def test_published_hyperparameters_are_the_paper_recipe_s_defaults() -> None:
+    settings = from_run_config({"recipe": "paper"})
     server, client = settings.server, settings.client
     assert (settings.run.num_clients, settings.run.fraction_train) == (10, 1.0)
     assert (client.local_epochs, server.central_distill_steps) == (10, 10)
@@ -31,6 +31,21 @@ def test_published_hyperparameters_are_the_defaults() -> None:
     assert (client.client_distill_steps, client.client_distill_lr) == (3, 2e-5)
     assert (settings.optimizer.optimizer, settings.optimizer.lr_schedule) == ("adam", "cosine")
     assert (settings.data.partition, settings.data.alpha) == ("dirichlet", 1.0)
+
+
+def test_auto_asks_for_the_recipe_s_own_default() -> None:
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    whole = pyproject["tool"]["flwr"]["app"]["config"]
+    assert from_run_config(whole) == from_run_config({})
+    paper = from_run_config({**whole, "recipe": "paper"})
+    assert paper == from_run_config({"recipe": "paper"})
+    assert {key: paper.to_run_config()[key] for key in paper_defaults()} == paper_defaults()
+    for key, value in paper_defaults().items():
+        assert from_run_config({}).to_run_config()[key] != value, f"{key}: no need to mark it"
+    # What is given is kept, whatever the recipe.
+    assert from_run_config({**whole, "recipe": "paper", "local-epochs": 4}).client.local_epochs == 4
+    with pytest.raises(ConfigError, match="'alpha' = 'auto'"):
+        from_run_config({"alpha": "auto"})
 
 
 def test_round_trip() -> None:
@@ -78,7 +93,12 @@ def test_settings_are_frozen() -> None:
         ({"dataset": "imagenet"}, "no data set named 'imagenet'; known: cifar10, "),
         ({"partition": "sorted"}, "'partition' = 'sorted': .*'dirichlet' or 'iid'"),
         ({"optimizer": "lion"}, "'optimizer' = 'lion': .*'adam' or 'sgd'"),
-        ({"recipe": "best"}, "'recipe' = 'best': .*'paper'"),
+        ({"recipe": "best"}, "'recipe' = 'best': .*'efficient' or 'paper'"),
+        ({"ensemble": "vote"}, "'ensemble' = 'vote': no ensemble .*known: class-tendency, "),
+        (
+            {"generator-share": 0.0, "search-share": 0.0, "procedural-share": 0.0},
+            "one of 'generator-share', 'search-share' and 'procedural-share'",
+        ),
         ({"estimator": "exact"}, "'estimator' = 'exact': .*'batch-difference'"),
         ({"client-device": "tpu"}, "'client-device' = 'tpu'"),
         ({"min-clients": 5, "fraction-train": 0.4}, "'min-clients' = 5, .* is 4 a round"),

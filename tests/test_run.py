@@ -137,28 +137,6 @@ def test_a_failing_client_is_left_out_and_named(
     assert set(rows[0]["client_accuracy"]) == {"0", "1", "2"}
 
 
-def test_ensemble_weights_and_sums() -> None:
-    """Weights are renormalised over who answered: the ensemble is exactly that of the others."""
-    from fedzge_flwr.server.ensemble import ensemble_logits, ensemble_weights
-
-    answers = {p: np.random.default_rng(p).normal(size=(4, 3)).astype("f4") for p in range(3)}
-    weights = ensemble_weights({0: 10, 2: 30})
-    assert weights == {0: 0.25, 2: 0.75}
-    mean = ensemble_logits({0: answers[0], 2: answers[2]}, weights)
-    np.testing.assert_allclose(mean, 0.25 * answers[0] + 0.75 * answers[2], rtol=1e-6)
-    assert sum(ensemble_weights({0: 10, 1: 10**6, 2: 30}).values()) == pytest.approx(1.0)
-    assert ensemble_weights({4: 0, 2: 0}) == {2: 0.5, 4: 0.5}
-    assert list(ensemble_weights({4: 1, 2: 1})) == [2, 4]
-    # Whoever came first: 1e16 + 1 − 1e16 is 0 in one order and 1 in another.
-    values = {0: 1e16, 1: 1.0, 2: -1e16}
-    weights = dict.fromkeys(range(3), 1.0)
-    sums = {
-        float(ensemble_logits({p: np.array([values[p]], "f4") for p in order}, weights)[0])
-        for order in ((0, 1, 2), (0, 2, 1), (2, 0, 1))
-    }
-    assert len(sums) == 1
-
-
 def test_too_few_clients_fail_the_run(make_grid: Any, tiny_config: dict[str, Any]) -> None:
     config = {**tiny_config, "min-clients": 3}
     with pytest.raises(TooFewClientsError, match="round 1: 2 of 3 clients answered the query"):

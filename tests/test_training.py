@@ -109,11 +109,48 @@ def test_sgd_takes_momentum_and_weight_decay() -> None:
 def test_distil_moves_the_student_to_the_teacher(model: nn.Module) -> None:
     x = torch.randn(30, *SHAPE)
     teacher = 3 * torch.randn(30, 3)
-    options = {"temperature": 2.0, "lr": 0.01, "settings": OptimizerSettings()}
-    first = distil(model, x, teacher, steps=1, **options)  # type: ignore[arg-type]
-    last = distil(model, x, teacher, steps=60, **options)  # type: ignore[arg-type]
-    assert last < 0.3 * first
+
+    def run(steps: int, batch_size: int) -> float:
+        return distil(
+            model,
+            x,
+            teacher,
+            steps=steps,
+            batch_size=batch_size,
+            temperature=2.0,
+            lr=0.01,
+            settings=OptimizerSettings(),
+            stream=torch.Generator().manual_seed(0),
+        )
+
+    first = run(1, 0)
+    middle = run(30, 0)
+    assert middle < 0.6 * first
+    # Minibatches of 8 of 30 images.
+    assert run(60, 8) < 0.1 * first
     assert not model.training
+
+
+def test_distillation_minibatches_visit_every_image_before_any_twice(model: nn.Module) -> None:
+    x = torch.arange(10.0).reshape(10, 1, 1, 1).expand(10, *SHAPE).contiguous()
+    seen: list[list[int]] = []
+    model.register_forward_hook(
+        lambda module, inputs, output: seen.append([int(v) for v in inputs[0][:, 0, 0, 0]])
+    )
+    distil(
+        model,
+        x,
+        torch.zeros(10, 3),
+        steps=6,
+        batch_size=4,
+        temperature=1.0,
+        lr=0.0,
+        settings=OptimizerSettings(),
+        stream=torch.Generator().manual_seed(0),
+    )
+    for epoch in (seen[:3], seen[3:]):
+        assert sorted(image for batch in epoch for image in batch) == list(range(10))
+    assert seen[:3] != seen[3:]
 
 
 def test_predict_leaves_no_trace_and_ignores_batching(model: nn.Module) -> None:

@@ -10,14 +10,15 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias, TypeVar
 
 import torch
+from torch import Tensor
 
 from fedzge_flwr.errors import DivergenceError, TooFewClientsError
 from fedzge_flwr.losses import LossTerms
 from fedzge_flwr.randomness import Purpose, numpy_stream, torch_stream
 from fedzge_flwr.server.clients import Clients
-from fedzge_flwr.server.ensemble import ensemble_logits, ensemble_weights
+from fedzge_flwr.server.ensemble import Answers, ensemble_weights, update_tendencies
 from fedzge_flwr.server.objective import BatchObjective
-from fedzge_flwr.server.state import RoundState, ServerState, SyntheticBatch
+from fedzge_flwr.server.state import RoundState, ServerState, SyntheticBatch, TransferBatch
 from fedzge_flwr.training import distil, exact_float32, reproducible
 
 Phase: TypeAlias = Callable[[ServerState, Clients, RoundState], None]
@@ -40,21 +41,31 @@ def train_clients(server: ServerState, clients: Clients, current: RoundState) ->
 
 
 def synthesise(server: ServerState, clients: Clients, current: RoundState) -> None:
-    """Draw z ~ N(0, I), y uniform over classes, generate x = G(z, y), choose the queries."""
+    """Generate the round's images and choose the queries."""
     settings = server.settings
-    num_images = settings.server.synthetic_batch_size
     stream = torch_stream(settings.run.seed, Purpose.LATENT, round_=current.round)
+    current.batch = generate(server, settings.server.synthetic_batch_size, stream)
+    choose_queries(server, current, current.batch.x_NCHW.detach())
+
+
+def choose_queries(server: ServerState, current: RoundState, x_NCHW: Tensor) -> None:
+    """Choose what is asked about the round's generated images, as the clients shall see them."""
+    seed = server.settings.run.seed
+    directions = torch_stream(seed, Purpose.DIRECTIONS, round_=current.round)
+    with exact_float32(), reproducible():
+        current.queries = server.estimator.ask(
+            x_NCHW, directions, make_objective(server, present(current.batch))
+        )
+
+
+def generate(server: ServerState, num_images: int, stream: torch.Generator) -> SyntheticBatch:
+    """Draw z ~ N(0, I) and y uniform over classes, and generate x = G(z, y)."""
+    settings = server.settings
     z_ND = torch.randn(num_images, settings.server.latent_dim, generator=stream)
     y_N = torch.randint(settings.data.spec.num_classes, (num_images,), generator=stream)
     z_ND, y_N = z_ND.to(server.device), y_N.to(server.device)
     server.generator.train()
-    x_NCHW = server.generator(z_ND, y_N)
-    current.batch = SyntheticBatch(z_ND, y_N, x_NCHW)
-    directions = torch_stream(settings.run.seed, Purpose.DIRECTIONS, round_=current.round)
-    with exact_float32(), reproducible():
-        current.queries = server.estimator.ask(
-            x_NCHW.detach(), directions, make_objective(server, current.batch)
-        )
+    return SyntheticBatch(z_ND, y_N, server.generator(z_ND, y_N))
 
 
 def query_clients(server: ServerState, clients: Clients, current: RoundState) -> None:
@@ -62,26 +73,49 @@ def query_clients(server: ServerState, clients: Clients, current: RoundState) ->
 
     Base and perturbed answers so come from the same clients, under the same weights.
     """
-    queries = _present(current.queries)
-    images_BNCHW = queries.images_BNCHW
-    flat = images_BNCHW.flatten(0, 1).cpu().numpy()
+    unperturbed, flat_BCHW = _asked(current)
     for partition in current.participants:
-        server.num_queries[partition] = server.num_queries.get(partition, 0) + len(flat)
-    answers = clients.query(current.round, current.participants, flat)
+        server.num_queries[partition] = server.num_queries.get(partition, 0) + len(flat_BCHW)
+    answers = clients.query(current.round, current.participants, flat_BCHW.cpu().numpy())
     _keep_only(server, current, answers, "answered the query")
     examples = clients.num_examples
     current.weights = ensemble_weights({number: examples[number] for number in answers})
-    logits = ensemble_logits(answers, current.weights)
-    current.ensemble_logits_BNK = logits.reshape(*images_BNCHW.shape[:2], -1)
+    rows = unperturbed.numpy()
+    update_tendencies(
+        server.tendencies, {number: logits[rows] for number, logits in answers.items()}
+    )
+    logits_BK = server.combine(Answers(answers, current.weights, server.tendencies))
+    current.transfer = TransferBatch(
+        flat_BCHW[unperturbed.to(flat_BCHW.device)].to(server.device), logits_BK[rows]
+    )
+    if current.queries is not None:
+        copies, num_images = current.queries.images_BNCHW.shape[:2]
+        of_generated = logits_BK[: copies * num_images]
+        current.ensemble_logits_BNK = of_generated.reshape(copies, num_images, -1)
+
+
+def _asked(current: RoundState) -> tuple[Tensor, Tensor]:
+    """Return the rows that hold unperturbed images, and all images: generated copies, others."""
+    parts: list[Tensor] = []
+    rows: list[Tensor] = []
+    if current.queries is not None:
+        # The base is the first of the copies.
+        rows.append(torch.arange(len(current.queries.base_NCHW)))
+        parts.append(current.queries.images_BNCHW.flatten(0, 1))
+    if current.others_NCHW is not None:
+        start = sum(len(part) for part in parts)
+        rows.append(torch.arange(start, start + len(current.others_NCHW)))
+        parts.append(current.others_NCHW.to(parts[0].device if parts else "cpu"))
+    return torch.cat(rows), torch.cat(parts)
 
 
 def update_generator(server: ServerState, clients: Clients, current: RoundState) -> None:
     """Estimate ∂L/∂x from the answers and back-propagate it from x into the generator."""
-    batch = _present(current.batch)
-    logits_BNK = torch.from_numpy(_present(current.ensemble_logits_BNK)).to(server.device)
+    batch = present(current.batch)
+    logits_BNK = torch.from_numpy(present(current.ensemble_logits_BNK)).to(server.device)
     with exact_float32(), reproducible():
         estimate = server.estimator.tell(
-            _present(current.queries), logits_BNK, make_objective(server, batch)
+            present(current.queries), logits_BNK, make_objective(server, batch)
         )
     if not torch.isfinite(estimate.gradient_NCHW).all():
         raise DivergenceError(
@@ -104,18 +138,25 @@ def make_objective(server: ServerState, batch: SyntheticBatch) -> BatchObjective
 
 
 def distil_central(server: ServerState, clients: Clients, current: RoundState) -> None:
-    """Distil the ensemble's answers on x into the central model, E2 full-batch steps."""
+    """Distil the ensemble's answers on x into the central model, E2 steps with a new optimiser."""
     settings = server.settings
-    teacher = torch.from_numpy(_present(current.ensemble_logits_BNK)[0]).to(server.device)
+    transfer = present(current.transfer)
     current.central_distill_loss = distil(
         server.central,
-        _present(current.batch).x_NCHW.detach(),
-        teacher,
+        transfer.x_NCHW,
+        torch.from_numpy(transfer.logits_NK).to(server.device),
         steps=settings.server.central_distill_steps,
+        batch_size=settings.client.distill_batch_size,
         temperature=settings.server.temperature,
         lr=settings.server.central_lr,
         settings=settings.optimizer,
+        stream=torch_stream(settings.run.seed, Purpose.CENTRAL_DISTILLATION, round_=current.round),
     )
+    check_central(server, current)
+
+
+def check_central(server: ServerState, current: RoundState) -> None:
+    """Raise `DivergenceError` if the central model is not finite."""
     if not all(torch.isfinite(tensor).all() for tensor in server.central.state_dict().values()):
         raise DivergenceError(
             f"round {current.round}: the central model diverged (its parameters are not finite); "
@@ -127,11 +168,12 @@ def distil_clients(server: ServerState, clients: Clients, current: RoundState) -
     """Send x and the ensemble's logits back, for each client to distil from its peers."""
     if server.settings.client.client_distill_steps == 0:
         return
+    transfer = present(current.transfer)
     current.distill_losses = clients.distill(
         current.round,
         current.participants,
-        _present(current.batch).x_NCHW.detach().cpu().numpy(),
-        _present(current.ensemble_logits_BNK)[0],
+        transfer.x_NCHW.cpu().numpy(),
+        transfer.logits_NK,
         server.settings.server.temperature,
     )
 
@@ -154,7 +196,9 @@ def evaluate_clients(server: ServerState, clients: Clients, current: RoundState)
     }
     if logits:
         weights = ensemble_weights({number: examples[number] for number in logits})
-        current.ensemble_test_logits_MK = ensemble_logits(logits, weights)
+        current.ensemble_test_logits_MK = server.combine(
+            Answers(logits, weights, server.tendencies)
+        )
 
 
 def is_evaluation_round(server: ServerState, round_: int) -> bool:
@@ -173,8 +217,6 @@ PAPER_ROUND: tuple[Phase, ...] = (
     evaluate_clients,
 )
 
-RECIPES: dict[str, tuple[Phase, ...]] = {"paper": PAPER_ROUND}
-
 
 def run_round(
     phases: Sequence[Phase],
@@ -188,7 +230,7 @@ def run_round(
     Parameters
     ----------
     phases : Sequence[Phase]
-        One of `RECIPES`.
+        One of `fedzge_flwr.server.recipes.RECIPES`.
     server : ServerState
         The run's state, updated in place.
     clients : Clients
@@ -237,7 +279,7 @@ def _keep_only(server: ServerState, current: RoundState, answered: dict[int, T],
         )
 
 
-def _present(value: T | None) -> T:
+def present(value: T | None) -> T:
     """Return what an earlier phase put into the round's state."""
     if value is None:
         raise RuntimeError("phases out of order")

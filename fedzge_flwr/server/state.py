@@ -14,7 +14,9 @@ from fedzge_flwr.config import Settings
 from fedzge_flwr.losses import LossTerms, ObjectiveWeights
 from fedzge_flwr.registry import lookup
 from fedzge_flwr.server.clients import ClientAccuracy
+from fedzge_flwr.server.ensemble import ENSEMBLES, Combination, Float64Array
 from fedzge_flwr.training import make_optimizer, make_schedule
+from fedzge_flwr.transfer.memory import Memory
 from fedzge_flwr.zeroth_order import DIRECTIONS, ESTIMATORS, Estimator, Queries
 
 
@@ -35,9 +37,18 @@ class ServerState:
     generator : nn.Module
         Maps (noise (N, nz), labels (N,)) to images.
     generator_optimizer, generator_schedule
-        One optimiser for the whole run, its schedule over all rounds.
+        One optimiser for the whole run, its schedule over all its steps.
     estimator : Estimator
         The zeroth-order estimator.
+    central_optimizer, central_schedule
+        One optimiser for the whole run, its schedule over all distillation steps (the efficient
+        recipe's; the paper's distillation starts afresh in each round).
+    combine : Combination
+        Makes the ensemble's logits from the clients'.
+    memory : Memory, optional
+        Past images and answers; None without a memory.
+    tendencies : dict[int, ndarray]
+        Class tendencies of the clients that have answered so far, by partition.
     num_test_images : int
         Size of the common test set, if the clients' ensemble is to be scored on it; else 0.
     num_queries : dict[int, int]
@@ -52,6 +63,11 @@ class ServerState:
     generator_optimizer: Optimizer
     generator_schedule: LRScheduler | None
     estimator: Estimator
+    central_optimizer: Optimizer
+    central_schedule: LRScheduler | None
+    combine: Combination
+    memory: Memory | None = None
+    tendencies: dict[int, Float64Array] = field(default_factory=dict)
     num_test_images: int = 0
     num_queries: dict[int, int] = field(default_factory=dict)
 
@@ -69,10 +85,12 @@ class ServerState:
         """Start a run with models as they are; they are moved to ``device``."""
         central.to(device).eval()
         generator.to(device)
-        optimizer = make_optimizer(
-            generator.parameters(), settings.optimizer, settings.server.generator_lr
+        server, transfer = settings.server, settings.transfer
+        free_steps = transfer.generator_steps if settings.run.recipe == "efficient" else 0
+        optimizer = make_optimizer(generator.parameters(), settings.optimizer, server.generator_lr)
+        central_optimizer = make_optimizer(
+            central.parameters(), settings.optimizer, server.central_lr
         )
-        server = settings.server
         sampler = lookup(DIRECTIONS, server.directions, "distribution of directions")
         return cls(
             settings=settings,
@@ -82,7 +100,15 @@ class ServerState:
             central=central,
             generator=generator,
             generator_optimizer=optimizer,
-            generator_schedule=make_schedule(optimizer, settings.optimizer, num_rounds),
+            generator_schedule=make_schedule(
+                optimizer, settings.optimizer, num_rounds * (1 + free_steps)
+            ),
+            central_optimizer=central_optimizer,
+            central_schedule=make_schedule(
+                central_optimizer, settings.optimizer, num_rounds * server.central_distill_steps
+            ),
+            combine=lookup(ENSEMBLES, server.ensemble, "ensemble"),
+            memory=Memory(transfer.memory_size) if transfer.memory_size else None,
             estimator=lookup(ESTIMATORS, server.estimator, "estimator")(
                 sampler, server.q, server.eps, server.differences
             ),
@@ -112,6 +138,22 @@ class SyntheticBatch:
     x_NCHW: Tensor
 
 
+@dataclass(frozen=True)
+class TransferBatch:
+    """Images and the ensemble's logits on them.
+
+    Parameters
+    ----------
+    x_NCHW : Tensor
+        Images on the server's device, without graph.
+    logits_NK : ndarray of float32
+        The ensemble's logits.
+    """
+
+    x_NCHW: Tensor
+    logits_NK: FloatArray
+
+
 @dataclass
 class RoundState:
     """What one round gathers, phase by phase.
@@ -126,6 +168,14 @@ class RoundState:
         Those of them that are still in: after the query, those that answered it.
     train_losses : dict[int, float | None]
         Of those that trained; None of those that have too few images to.
+    batch, queries : SyntheticBatch, Queries, optional
+        Generated images, and what is asked about them; None if none were generated.
+    others_NCHW : Tensor, optional
+        Images of other origin, on the CPU, each asked about once.
+    ensemble_logits_BNK : ndarray of float32, optional
+        The ensemble's logits on ``queries``.
+    transfer : TransferBatch, optional
+        All unperturbed images of the round with the ensemble's logits: what is distilled.
     """
 
     round: int
@@ -134,7 +184,9 @@ class RoundState:
     train_losses: dict[int, float | None] = field(default_factory=dict)
     batch: SyntheticBatch | None = None
     queries: Queries | None = None
+    others_NCHW: Tensor | None = None
     ensemble_logits_BNK: FloatArray | None = None
+    transfer: TransferBatch | None = None
     weights: dict[int, float] = field(default_factory=dict)
     terms: LossTerms | None = None
     gradient_norm: float | None = None

@@ -1,0 +1,336 @@
+"""Central, ensemble and client accuracy against queries: paper, efficient, and ablations.
+
+``python -m benchmarks.central_accuracy --dataset fashionmnist --data-dir DIR --json FILE`` runs
+whole federations in this process, one thread, without Ray or messages, prints a table, and keeps
+finished runs in FILE: the same command again goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord
+
+from benchmarks.local_clients import LocalClients
+from fedzge_flwr.config import Settings, from_run_config
+from fedzge_flwr.data import load_split
+from fedzge_flwr.evaluation import TestSetEvaluation
+from fedzge_flwr.files import atomic_write_text
+from fedzge_flwr.server.build import build_central, build_generator
+from fedzge_flwr.server.recipes import RECIPES
+from fedzge_flwr.server.round import run_round
+from fedzge_flwr.server.state import ServerState
+
+LOCAL_ONLY = "local only"
+
+ROWS: dict[str, dict[str, object]] = {
+    "paper": {"recipe": "paper"},
+    "efficient": {},
+    "no memory": {"memory-size": 0},
+    "no procedural images": {"procedural-share": 0.0},
+    "no search": {"search-share": 0.0},
+    "no generator": {"generator-share": 0.0},
+    "generator alone": {"search-share": 0.0, "procedural-share": 0.0},
+    "surrogate only": {"estimator": "surrogate"},
+    "no free generator steps": {"generator-steps": 0},
+    "mean logits": {"ensemble": "mean-logits"},
+    "mean probability": {"ensemble": "mean-probability"},
+    "confidence": {"ensemble": "confidence"},
+    "no client distillation": {"client-distill-steps": 0},
+    LOCAL_ONLY: {},
+}
+"""The runs by name, as the settings in which they differ from the default."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """Accuracies in [0, 1] after a round, and the queries that each client has been asked."""
+
+    round: int
+    queries: int
+    central: float | None
+    ensemble: float | None
+    mean_client: float
+
+
+def queries_of_a_round(settings: Settings) -> int:
+    """Return the images that each client is asked about in a round, perturbed ones included."""
+    num_images = settings.server.synthetic_batch_size
+    if settings.run.recipe == "paper":
+        return settings.server.copies * num_images
+    transfer = settings.transfer
+    shares = transfer.generator_share + transfer.search_share + transfer.procedural_share
+    generated = round(num_images * transfer.generator_share / shares)
+    return num_images + (settings.server.copies - 1) * generated
+
+
+def run_federation(settings: Settings, num_rounds: int, label: str) -> list[Point]:
+    """Run one federation; return its accuracies on evaluation rounds."""
+    clients, evaluation = LocalClients(settings), TestSetEvaluation(settings)
+    server = ServerState.create(
+        settings,
+        build_central(settings),
+        build_generator(settings),
+        num_rounds=num_rounds,
+        device=torch.device("cpu"),
+        num_test_images=evaluation.num_images,
+    )
+    points: list[Point] = []
+    started = time.perf_counter()
+    for round_ in range(1, num_rounds + 1):
+        current = run_round(
+            RECIPES[settings.run.recipe], server, clients, round_, lambda round_, phase: None
+        )
+        if current.ensemble_test_logits_MK is not None:
+            metrics = evaluation.central(round_, ArrayRecord(server.central.state_dict()))
+            accuracies = [item.accuracy for item in current.accuracies.values()]
+            points.append(
+                Point(
+                    round_,
+                    max(server.num_queries.values()),
+                    float(str(metrics["accuracy"])),
+                    evaluation.accuracy(current.ensemble_test_logits_MK),
+                    float(np.mean(accuracies)),
+                )
+            )
+        _progress(label, round_, num_rounds, started, points)
+    return points
+
+
+def run_local_only(settings: Settings, num_rounds: int, label: str) -> list[Point]:
+    """Train each client alone for as many rounds, without distillation."""
+    clients = LocalClients(settings)
+    partitions = tuple(clients.num_examples)
+    points: list[Point] = []
+    started = time.perf_counter()
+    for round_ in range(1, num_rounds + 1):
+        clients.train(round_, partitions)
+        if round_ % settings.run.eval_every == 0 or round_ == num_rounds:
+            outcomes = clients.evaluate(round_, partitions, "test", 0)
+            mean = float(np.mean([item.accuracy for item in outcomes.values()]))
+            points.append(Point(round_, 0, None, None, mean))
+        _progress(label, round_, num_rounds, started, points)
+    return points
+
+
+def _progress(
+    label: str, round_: int, num_rounds: int, started: float, points: list[Point]
+) -> None:
+    seconds = time.perf_counter() - started
+    left = seconds / round_ * (num_rounds - round_)
+    last = points[-1] if points else None
+    central = f", central {_percent(last.central)}" if last else ""
+    print(f"  {label}: round {round_}/{num_rounds}{central}, {left:.0f} s left", flush=True)
+
+
+def settings_of(arguments: argparse.Namespace, row: str, alpha: float, seed: int) -> Settings:
+    """Return the settings of one run."""
+    return from_run_config(
+        {
+            "dataset": arguments.dataset,
+            "data-dir": str(arguments.data_dir),
+            "num-train-images": arguments.train_images,
+            "num-test-images": arguments.test_images,
+            "num-clients": arguments.clients,
+            "alpha": alpha,
+            "seed": seed,
+            "local-epochs": arguments.local_epochs,
+            "local-models": arguments.local_models,
+            "server-threads": 1,
+            "client-threads": 1,
+            "eval-every": arguments.eval_every,
+            **_overrides(arguments.set),
+            **ROWS[row],
+        }
+    )
+
+
+def _overrides(pairs: list[str]) -> dict[str, object]:
+    overrides: dict[str, object] = {}
+    for pair in pairs:
+        key, _, value = pair.partition("=")
+        try:
+            overrides[key] = json.loads(value)
+        except json.JSONDecodeError:
+            overrides[key] = value
+    return overrides
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+    """Return the runs as a Markdown table, mean ± standard deviation over their seeds."""
+    lines = [
+        "| run | α | seeds | queries a client | central | ensemble | central ÷ ensemble | "
+        "mean client | minutes |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    groups: dict[tuple[str, float, str], list[dict[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault((run["row"], run["alpha"], run["local_models"]), []).append(run)
+    for (row, alpha, models), members in groups.items():
+        last = [member["points"][-1] for member in members]
+        ratios = [
+            point["central"] / point["ensemble"] if point["central"] is not None else None
+            for point in last
+        ]
+        cells = (
+            row if "," not in models else f"{row}, {models}",
+            f"{alpha:g}",
+            str(len(members)),
+            f"{max(point['queries'] for point in last):,}",
+            _spread([point["central"] for point in last]),
+            _spread([point["ensemble"] for point in last]),
+            _spread(ratios, 3),
+            _spread([point["mean_client"] for point in last]),
+            f"{np.mean([member['seconds'] for member in members]) / 60:.1f}",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _spread(values: list[float | None], digits: int = 0) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    mean, deviation = float(np.mean(known)), float(np.std(known))
+    if digits:
+        text, spread = f"{mean:.{digits}f}", f"{deviation:.{digits}f}"
+    else:
+        text, spread = f"{100 * mean:.1f}", f"{100 * deviation:.1f}"
+    return text if len(known) == 1 else f"{text} ± {spread}"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def draw(runs: list[dict[str, Any]], path: Path) -> None:
+    """Draw accuracy against queries as PNG: paper and efficient, a panel for each α."""
+    from matplotlib.figure import Figure
+
+    from fedzge_flwr.files import atomic_path
+
+    alphas = sorted({run["alpha"] for run in runs}, reverse=True)
+    figure = Figure(figsize=(5.5 * len(alphas), 4.2), layout="constrained")
+    axes_row = figure.subplots(1, len(alphas), squeeze=False, sharey=True)[0]
+    colours = {"efficient": "tab:red", "paper": "tab:blue"}
+    styles = {"central": "-", "ensemble": "--", "mean_client": ":"}
+    for axes, alpha in zip(axes_row, alphas, strict=True):
+        for row, colour in colours.items():
+            members = [
+                run
+                for run in runs
+                if run["row"] == row and run["alpha"] == alpha and "," not in run["local_models"]
+            ]
+            for name, style in styles.items() if members else ():
+                points = [[p[name] for p in run["points"]] for run in members]
+                mean, deviation = np.mean(points, axis=0), np.std(points, axis=0)
+                queries = [p["queries"] for p in members[0]["points"]]
+                label = f"{row}: {name.replace('_', ' ')}"
+                axes.plot(queries, mean, style, color=colour, label=label)
+                axes.fill_between(
+                    queries, mean - deviation, mean + deviation, color=colour, alpha=0.15
+                )
+        axes.set(title=f"Dirichlet α = {alpha:g}", xlabel="queries a client", ylim=(0, 1))
+        axes.grid(alpha=0.3)
+    axes_row[0].set_ylabel("test accuracy")
+    if axes_row[0].get_legend_handles_labels()[0]:
+        axes_row[0].legend(loc="lower right", fontsize=8)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dataset", default="fashionmnist")
+    parser.add_argument("--data-dir", type=Path, default=Path("~/fedzge-data"))
+    parser.add_argument(
+        "--recipe",
+        nargs="+",
+        default=["paper", "efficient", LOCAL_ONLY],
+        choices=[*ROWS, "all"],
+        metavar="ROW",
+        help=f"all, or some of: {', '.join(ROWS)}",
+    )
+    parser.add_argument("--clients", type=int, default=5)
+    parser.add_argument("--alpha", type=float, nargs="+", default=[1.0])
+    parser.add_argument("--seed", type=int, nargs="+", default=[0])
+    parser.add_argument("--budget", type=int, default=25_000, help="queries a client")
+    parser.add_argument("--train-images", type=int, default=6000, help="0: all")
+    parser.add_argument("--test-images", type=int, default=2000, help="0: all")
+    parser.add_argument("--local-epochs", type=int, default=2, help="the same for all rows")
+    parser.add_argument("--local-models", default="cnn", help="one, or one a client, with commas")
+    parser.add_argument("--eval-every", type=int, default=5, help="rounds between evaluations")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="more settings")
+    parser.add_argument("--json", type=Path, help="keep finished runs here, and go on from it")
+    parser.add_argument("--plot", type=Path, help="draw accuracy against queries (PNG)")
+    parsed = parser.parse_args(arguments)
+    if "all" in parsed.recipe:
+        parsed.recipe = list(ROWS)
+    return parsed
+
+
+def main() -> None:
+    """Run what is not yet done, and print the table."""
+    arguments = parse()
+    torch.set_num_threads(1)
+    runs = _finished(arguments.json)
+    for alpha in arguments.alpha:
+        for seed in arguments.seed:
+            for row in arguments.recipe:
+                _one_run(arguments, row, alpha, seed, runs)
+    print(table(runs))
+    if arguments.plot:
+        draw(runs, arguments.plot)
+
+
+def _one_run(
+    arguments: argparse.Namespace, row: str, alpha: float, seed: int, runs: list[dict[str, Any]]
+) -> None:
+    settings = settings_of(arguments, row, alpha, seed)
+    num_rounds = max(arguments.budget // queries_of_a_round(settings), 1)
+    key = {
+        "row": row,
+        "alpha": alpha,
+        "seed": seed,
+        "local_models": arguments.local_models,
+        "rounds": num_rounds,
+        # What decides the outcome; where data lie does not.
+        "settings": {
+            name: value
+            for name, value in settings.to_run_config().items()
+            if name not in {"data-dir", "output-dir"}
+        },
+    }
+    if any(all(run[name] == value for name, value in key.items()) for run in runs):
+        return
+    load_split(settings.data, "test")
+    label = f"{row}, α = {alpha:g}, seed {seed}"
+    started = time.perf_counter()
+    run = run_local_only if row == LOCAL_ONLY else run_federation
+    points = [asdict(point) for point in run(settings, num_rounds, label)]
+    seconds = math.ceil(time.perf_counter() - started)
+    # Another process may have finished a run for the same file meanwhile.
+    runs[:] = _finished(arguments.json) if arguments.json else runs
+    runs.append({**key, "points": points, "seconds": seconds})
+    if arguments.json:
+        atomic_write_text(arguments.json, json.dumps(runs, indent=1))
+
+
+def _finished(path: Path | None) -> list[dict[str, Any]]:
+    if path is None or not path.exists():
+        return []
+    runs: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    return runs
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""A federation in one process: black boxes called directly, without Flower, Ray or messages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from fedzge_flwr.arrays import FloatArray
+from fedzge_flwr.blackbox import EvaluationSplit
+from fedzge_flwr.config import Settings
+from fedzge_flwr.server.clients import ClientAccuracy
+from fedzge_flwr.torch_blackbox import TorchBlackBox
+
+
+class LocalClients:
+    """`fedzge_flwr.server.clients.Clients` over PyTorch black boxes of this process.
+
+    Parameters
+    ----------
+    settings : Settings
+        The run's settings; one black box for each of ``num-clients``.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        num_clients = settings.run.num_clients
+        self._boxes = [TorchBlackBox(settings, n, num_clients) for n in range(num_clients)]
+        self._num_examples = {n: box.profile().num_examples for n, box in enumerate(self._boxes)}
+
+    @property
+    def num_examples(self) -> dict[int, int]:
+        """Training examples by partition."""
+        return dict(self._num_examples)
+
+    def train(self, round_: int, partitions: Sequence[int]) -> dict[int, float | None]:
+        """Train each client on its own data."""
+        reports = {number: self._boxes[number].fit(round_) for number in partitions}
+        return {n: report.loss if report.num_examples else None for n, report in reports.items()}
+
+    def query(
+        self, round_: int, partitions: Sequence[int], images_BCHW: FloatArray
+    ) -> dict[int, FloatArray]:
+        """Return each client's logits (B, K)."""
+        return {number: self._boxes[number].logits(images_BCHW) for number in partitions}
+
+    def distill(
+        self,
+        round_: int,
+        partitions: Sequence[int],
+        images_NCHW: FloatArray,
+        logits_NK: FloatArray,
+        temperature: float,
+    ) -> dict[int, float]:
+        """Have each client distil."""
+        return {
+            number: self._boxes[number].distill(round_, images_NCHW, logits_NK, temperature)
+            for number in partitions
+        }
+
+    def evaluate(
+        self, round_: int, partitions: Sequence[int], split: str, num_logits: int
+    ) -> dict[int, ClientAccuracy]:
+        """Evaluate each client."""
+        outcomes = {n: self._boxes[n].evaluate(cast(EvaluationSplit, split)) for n in partitions}
+        return {
+            n: ClientAccuracy(outcome.num_examples, outcome.accuracy, outcome.logits_NK)
+            for n, outcome in outcomes.items()
+        }

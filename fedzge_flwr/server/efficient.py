@@ -1,0 +1,180 @@
+"""The efficient round: more images for the queries, more steps for the answers.
+
+One generator step a round on one batch teaches the central model next to nothing, so here each
+answer is kept and used many times, the images asked about come from several sources, and the
+generator trains through the central model between the rounds' zeroth-order steps. Each part has a
+key that switches it off (`fedzge_flwr.config.TransferSettings`); README has the ablations.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedzge_flwr.errors import DivergenceError
+from fedzge_flwr.losses import generator_objective
+from fedzge_flwr.pixels import PIXEL_RANGE
+from fedzge_flwr.randomness import Purpose, torch_stream
+from fedzge_flwr.server.clients import Clients
+from fedzge_flwr.server.round import (
+    Phase,
+    check_central,
+    choose_queries,
+    distil_clients,
+    evaluate_clients,
+    generate,
+    present,
+    query_clients,
+    sample_clients,
+    train_clients,
+    update_generator,
+)
+from fedzge_flwr.server.state import RoundState, ServerState
+from fedzge_flwr.training import MIN_TRAINING_IMAGES, distillation_step, reproducible
+from fedzge_flwr.transfer.procedural import procedural_images
+from fedzge_flwr.transfer.search import breed
+
+_GENERATOR_BATCH = 128
+
+
+def compose_images(server: ServerState, clients: Clients, current: RoundState) -> None:
+    """Gather the round's images: generated, bred from the memory, procedural.
+
+    All are put on the grid of 256 levels that images have: both sides and the memory then hold the
+    very same values in a byte each. The gradient passes the rounding straight through.
+    """
+    num_generated, num_bred, num_procedural = image_counts(server)
+    others: list[Tensor] = []
+    if num_procedural:
+        stream = _stream(server, current, Purpose.PROCEDURAL)
+        shape = server.settings.data.spec.image_shape
+        others.append(procedural_images(num_procedural, shape, stream))
+    if num_bred and server.memory is not None:
+        stream = _stream(server, current, Purpose.SEARCH)
+        others.append(breed(server.memory, num_bred, stream))
+    if others:
+        current.others_NCHW = on_levels(torch.cat(others))
+    if num_generated:
+        current.batch = generate(server, num_generated, _stream(server, current, Purpose.LATENT))
+        choose_queries(server, current, on_levels(current.batch.x_NCHW.detach()))
+
+
+def image_counts(server: ServerState) -> tuple[int, int, int]:
+    """Return how many images the generator, the search and the procedures make in this round.
+
+    While there is nothing to breed from, procedural images stand in; generated ones if those are
+    switched off.
+    """
+    settings, transfer = server.settings, server.settings.transfer
+    num_images = settings.server.synthetic_batch_size
+    shares = (transfer.generator_share, transfer.search_share, transfer.procedural_share)
+    generated, bred = (round(num_images * share / sum(shares)) for share in shares[:2])
+    if generated < MIN_TRAINING_IMAGES:
+        generated = 0
+    procedural = num_images - generated - bred
+    if server.memory is None or not len(server.memory):
+        if transfer.procedural_share or not generated:
+            procedural += bred
+        else:
+            generated += bred
+        bred = 0
+    return generated, bred, procedural
+
+
+def on_levels(x_NCHW: Tensor) -> Tensor:
+    """Return images rounded to the 256 levels of the shared pixel range."""
+    return PIXEL_RANGE.from_uint8(PIXEL_RANGE.to_uint8(x_NCHW))
+
+
+def estimate_generator_step(server: ServerState, clients: Clients, current: RoundState) -> None:
+    """Take the round's zeroth-order generator step, if images were generated."""
+    if current.batch is not None:
+        update_generator(server, clients, current)
+
+
+def remember(server: ServerState, clients: Clients, current: RoundState) -> None:
+    """Put the round's images and answers into the memory."""
+    if server.memory is not None:
+        transfer = present(current.transfer)
+        images = PIXEL_RANGE.to_uint8(transfer.x_NCHW)
+        server.memory.add(images, torch.from_numpy(transfer.logits_NK))
+
+
+@reproducible()
+def distil_central_from_memory(server: ServerState, clients: Clients, current: RoundState) -> None:
+    """Take E2 minibatch steps over the memory with the run's one optimiser and schedule."""
+    settings = server.settings
+    stream = _stream(server, current, Purpose.CENTRAL_DISTILLATION)
+    if server.memory is not None:
+        images, logits_MK = server.memory.images_u8_MCHW, server.memory.logits_MK
+    else:
+        transfer = present(current.transfer)
+        images = PIXEL_RANGE.to_uint8(transfer.x_NCHW).cpu()
+        logits_MK = torch.from_numpy(transfer.logits_NK)
+    batch_size = settings.client.distill_batch_size or len(images)
+    server.central.train()
+    loss_sum = torch.zeros((), device=server.device)
+    steps = settings.server.central_distill_steps
+    for _ in range(steps):
+        chosen = torch.randint(len(images), (batch_size,), generator=stream)
+        loss_sum += distillation_step(
+            server.central,
+            PIXEL_RANGE.from_uint8(images[chosen].to(server.device)),
+            logits_MK[chosen].to(server.device),
+            server.central_optimizer,
+            settings.server.temperature,
+        )
+        if server.central_schedule is not None:
+            server.central_schedule.step()
+    server.central.eval()
+    current.central_distill_loss = float(loss_sum) / steps
+    check_central(server, current)
+
+
+@reproducible()
+def train_generator_freely(server: ServerState, clients: Clients, current: RoundState) -> None:
+    """Train the generator through the central model in the ensemble's place; no queries.
+
+    The adversarial term vanishes there. Training the generator through the student alone is
+    IDEAL's idea (Zhang et al., 2022, arXiv 2205.11158).
+    """
+    transfer = server.settings.transfer
+    if not transfer.generator_share:
+        return
+    stream = _stream(server, current, Purpose.GENERATOR_STEPS)
+    server.central.eval()
+    for _ in range(transfer.generator_steps):
+        batch = generate(server, _GENERATOR_BATCH, stream)
+        logits_NK = server.central(batch.x_NCHW)
+        terms = generator_objective(
+            batch.x_NCHW, batch.z_ND, batch.y_N, logits_NK, logits_NK, server.objective_weights
+        )
+        server.generator_optimizer.zero_grad(set_to_none=True)
+        terms.total.backward()
+        server.generator_optimizer.step()
+        if server.generator_schedule is not None:
+            server.generator_schedule.step()
+    server.central.zero_grad(set_to_none=True)
+    if not all(torch.isfinite(value).all() for value in server.generator.parameters()):
+        raise DivergenceError(
+            f"round {current.round}: the generator diverged (its parameters are not finite); "
+            "lower 'generator-lr'"
+        )
+
+
+def _stream(server: ServerState, current: RoundState, purpose: Purpose) -> torch.Generator:
+    return torch_stream(server.settings.run.seed, purpose, round_=current.round)
+
+
+EFFICIENT_ROUND: tuple[Phase, ...] = (
+    sample_clients,
+    train_clients,
+    compose_images,
+    query_clients,
+    estimate_generator_step,
+    remember,
+    distil_central_from_memory,
+    train_generator_freely,
+    distil_clients,
+    evaluate_clients,
+)

@@ -1,0 +1,8 @@
+"""The forms of a round by name; add one with ``RECIPES["name"] = (phase, ...)``."""
+
+from __future__ import annotations
+
+from fedzge_flwr.server.efficient import EFFICIENT_ROUND
+from fedzge_flwr.server.round import PAPER_ROUND, Phase
+
+RECIPES: dict[str, tuple[Phase, ...]] = {"efficient": EFFICIENT_ROUND, "paper": PAPER_ROUND}

@@ -1,0 +1,137 @@
+"""How the clients' answers combine, against closed forms."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fedzge_flwr.server.ensemble import (
+    ENSEMBLES,
+    Answers,
+    class_tendency,
+    confidence,
+    ensemble_weights,
+    mean_logits,
+    mean_probability,
+    update_tendencies,
+)
+
+UNIFORM = np.full(3, 1 / 3)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True))
+
+
+def random_logits(seed: int, scale: float = 1.0) -> np.ndarray:
+    return (scale * np.random.default_rng(seed).normal(size=(4, 3))).astype("f4")
+
+
+def answers(**tendencies: np.ndarray) -> Answers:
+    logits = {0: random_logits(0, 3.0), 2: random_logits(2, 3.0)}
+    given = {0: tendencies.get("first", UNIFORM), 2: tendencies.get("second", UNIFORM)}
+    return Answers(logits, {0: 0.25, 2: 0.75}, given)
+
+
+def test_weights_are_renormalised_over_who_answered() -> None:
+    assert ensemble_weights({0: 10, 2: 30}) == {0: 0.25, 2: 0.75}
+    assert sum(ensemble_weights({0: 10, 1: 10**6, 2: 30}).values()) == pytest.approx(1.0)
+    assert ensemble_weights({4: 0, 2: 0}) == {2: 0.5, 4: 0.5}
+    assert list(ensemble_weights({4: 1, 2: 1})) == [2, 4]
+
+
+def test_mean_logits() -> None:
+    given = answers()
+    expected = 0.25 * given.logits[0] + 0.75 * given.logits[2]
+    np.testing.assert_allclose(mean_logits(given), expected, rtol=1e-6)
+
+
+def test_mean_probability() -> None:
+    given = answers()
+    pool = 0.25 * softmax(given.logits[0]) + 0.75 * softmax(given.logits[2])
+    np.testing.assert_allclose(np.exp(mean_probability(given)), pool, rtol=1e-5)
+
+
+def test_confidence_leans_to_the_sure_client() -> None:
+    sure, unsure = np.array([[9.0, 0, 0]], "f4"), np.array([[0, 0.1, 0]], "f4")
+    given = Answers({0: sure, 1: unsure}, {0: 0.5, 1: 0.5}, {0: UNIFORM, 1: UNIFORM})
+    probability = softmax(confidence(given))[0, 0]
+    assert probability > softmax(mean_probability(given))[0, 0] + 0.1
+    # An unsure client weighs exp(−2·log 3) = 1/9 of a sure one.
+    assert probability == pytest.approx((1 + 1 / 27) / (1 + 1 / 9), abs=0.01)
+
+
+def test_class_tendency_is_the_bayes_posterior_of_the_client() -> None:
+    first, second = np.array([0.8, 0.1, 0.1]), np.array([0.1, 0.1, 0.8])
+    given = answers(first=first, second=second)
+    knowledge = np.stack([0.25 * first, 0.75 * second])
+    votes = knowledge / knowledge.sum(axis=0)
+    pool = votes[0] * softmax(given.logits[0]) + votes[1] * softmax(given.logits[2])
+    pool /= pool.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(np.exp(class_tendency(given)), pool, rtol=1e-5)
+
+
+def test_class_tendency_without_contrast_is_the_mean_probability() -> None:
+    given = answers()
+    np.testing.assert_allclose(class_tendency(given), mean_probability(given), rtol=1e-5)
+
+
+def test_clients_that_know_different_classes_are_heard_on_their_own() -> None:
+    """Two clients of two classes each, each overconfident on what it never saw."""
+    labels = np.array([0, 1, 2, 3])
+    first = np.array([[8, 0, 0, 0], [0, 8, 0, 0], [6, 0, 0, 0], [0, 6, 0, 0]], "f4")
+    second = np.array([[0, 0, 9, 0], [0, 0, 0, 9], [0, 0, 8, 0], [0, 0, 0, 8]], "f4")
+    second[:2] += np.array([[5, 0, 0, 0], [0, 5, 0, 0]], "f4")
+    logits = {0: first, 1: second}
+    tendencies: dict[int, np.ndarray] = {}
+    update_tendencies(tendencies, logits)
+    given = Answers(logits, {0: 0.4, 1: 0.6}, tendencies)
+    assert (mean_probability(given).argmax(axis=1) != labels).any()
+    weighted = class_tendency(given)
+    assert (weighted[:, :2].max(axis=1) > weighted[:, 2:].max(axis=1)).sum() >= 1
+
+
+def test_tendencies_are_running_means_of_probabilities() -> None:
+    tendencies: dict[int, np.ndarray] = {}
+    update_tendencies(tendencies, {1: random_logits(5)})
+    first = softmax(random_logits(5)).mean(axis=0)
+    np.testing.assert_allclose(tendencies[1], first)
+    update_tendencies(tendencies, {1: random_logits(6), 3: random_logits(7)})
+    second = softmax(random_logits(6)).mean(axis=0)
+    np.testing.assert_allclose(tendencies[1], 0.5 * first + 0.5 * second)
+    assert set(tendencies) == {1, 3}
+    assert tendencies[3].sum() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("name", sorted(ENSEMBLES))
+def test_every_combination_keeps_an_ensemble_of_one(name: str) -> None:
+    logits = random_logits(1, 3.0)
+    combined = ENSEMBLES[name](Answers({5: logits}, {5: 1.0}, {5: np.array([0.6, 0.3, 0.1])}))
+    assert combined.dtype == np.float32
+    np.testing.assert_allclose(softmax(combined), softmax(logits), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(ENSEMBLES))
+def test_every_combination_is_finite_for_extreme_answers(name: str) -> None:
+    logits = {0: np.array([[500.0, -500, 0]], "f4"), 1: np.array([[-500.0, 500, 0]], "f4")}
+    tendencies = {0: np.array([1.0, 0, 0]), 1: np.array([0.0, 1, 0])}
+    combined = ENSEMBLES[name](Answers(logits, {0: 0.5, 1: 0.5}, tendencies))
+    assert np.isfinite(combined).all()
+
+
+@pytest.mark.parametrize("name", sorted(ENSEMBLES))
+def test_sums_do_not_depend_on_who_came_first(name: str) -> None:
+    logits = {n: random_logits(n, 10.0) for n in range(5)}
+    weights = dict(enumerate((0.1, 0.3, 1e-9, 0.4, 0.2)))
+    tendencies: dict[int, np.ndarray] = {}
+    update_tendencies(tendencies, logits)
+    results = set()
+    for order in ((0, 1, 2, 3, 4), (4, 2, 0, 3, 1), (3, 4, 1, 0, 2)):
+        given = Answers(
+            {n: logits[n] for n in order},
+            {n: weights[n] for n in order},
+            {n: tendencies[n] for n in order},
+        )
+        results.add(ENSEMBLES[name](given).tobytes())
+    assert len(results) == 1
