@@ -310,6 +310,7 @@ def settings_of(options: argparse.Namespace, seed: int) -> Settings:
     """Return the run whose clients and objective are measured; T and β are the defaults."""
     return from_run_config(
         {
+            "recipe": "paper",
             "dataset": options.dataset,
             "data-dir": options.data_dir,
             "num-train-images": options.train_images,

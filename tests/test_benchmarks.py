@@ -32,8 +32,8 @@ def test_run_table(make_grid: Any, tiny_config: dict[str, Any]) -> None:
 def test_gradient_fidelity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In a tiny setting: all rows, and a second call that only reads what the first one kept."""
     arguments = (
-        "--dataset digits --draws 1 --clients 2 --train-images 200 --test-images 100 --images 20 "
-        "--local-epochs 4 --transfer-images 200 --central-steps 40 --generator-steps 2 "
+        "--dataset digits --draws 1 --clients 2 --train-images 200 --test-images 100 --images 10 "
+        "--local-epochs 3 --transfer-images 100 --central-steps 40 --generator-steps 2 "
         f"--cache {tmp_path / 'cache'} --json {tmp_path / 'found.json'}"
     ).split()
     gradient_fidelity.main(arguments)
