@@ -1,16 +1,12 @@
-"""The settings of a run: one frozen, validated view of Flower's run config.
+"""The sections of the settings: every key with its type, range, default and meaning.
 
-Every key is kebab-case and flat; `from_run_config` sorts the keys into the sections that the parts
-of the system take. Some defaults depend on the recipe: `from_run_config` fills them in where a key
-is absent or ``"auto"``. Those of ``recipe = "paper"`` are the published commands', except for the
-data set, the models, the number of rounds and the output folder, which suit a quick first run.
+Defaults are those of the efficient recipe; a setting marked with `Paper` has another under
+``recipe = "paper"``: that of the published commands.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -19,19 +15,18 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
 from fedzge_flwr.datasets_spec import DATASETS, DatasetSpec
-from fedzge_flwr.errors import ConfigError
 from fedzge_flwr.models import MODELS
 from fedzge_flwr.registry import lookup
 from fedzge_flwr.server.ensemble import ENSEMBLES
 
 
-def _kebab(name: str) -> str:
+def kebab(name: str) -> str:
+    """Return a field's name as users write it."""
     return name.replace("_", "-")
 
 
@@ -57,9 +52,6 @@ class Paper:
     default: object
 
 
-AUTO = "auto"
-"""Written for such a setting, it asks for the recipe's own default."""
-
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -69,13 +61,15 @@ ModelName = Annotated[str, AfterValidator(_known_model)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A frozen group of settings that takes no unknown key and converts no type."""
+
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, alias_generator=_kebab, populate_by_name=True
+        frozen=True, extra="forbid", strict=True, alias_generator=kebab, populate_by_name=True
     )
 
 
-class RunSettings(_Section):
+class RunSettings(Section):
     """How the run goes: rounds, sampling, evaluation, patience, output."""
 
     recipe: Literal["efficient", "paper"] = Field("efficient", description="the form of the round")
@@ -125,7 +119,7 @@ class RunSettings(_Section):
         return max(math.ceil(round(self.fraction_train * self.num_clients, 9)), 1)
 
 
-class DataSettings(_Section):
+class DataSettings(Section):
     """The data set and how it is divided among the clients."""
 
     dataset: Annotated[str, AfterValidator(_known_dataset)] = Field(
@@ -159,7 +153,7 @@ class DataSettings(_Section):
         return DATASETS[self.dataset]
 
 
-class OptimizerSettings(_Section):
+class OptimizerSettings(Section):
     """The optimiser and schedule of local training, both distillations and the generator."""
 
     optimizer: Literal["adam", "sgd"] = Field("adam", description="optimiser")
@@ -174,7 +168,7 @@ class OptimizerSettings(_Section):
     )
 
 
-class ClientSettings(_Section):
+class ClientSettings(Section):
     """What a client does with its own model."""
 
     local_models: str = Field(
@@ -183,8 +177,12 @@ class ClientSettings(_Section):
     local_epochs: Annotated[Count, Paper(10)] = Field(
         2, description="epochs E1 of local training a round"
     )
-    batch_size: Annotated[int, Field(ge=2)] = Field(256, description="batch of local training")
-    local_lr: Positive = Field(0.01, description="learning rate of local training")
+    batch_size: Annotated[int, Field(ge=2), Paper(256)] = Field(
+        64, description="batch of local training"
+    )
+    local_lr: Annotated[Positive, Paper(0.01)] = Field(
+        2e-3, description="learning rate of local training"
+    )
     client_distill_steps: Annotated[CountOrNone, Paper(3)] = Field(
         20, description="distillation steps a round at the clients; 0: clients never distil"
     )
@@ -211,7 +209,7 @@ class ClientSettings(_Section):
         return names[partition] if len(names) > 1 else names[0]
 
 
-class ServerSettings(_Section):
+class ServerSettings(Section):
     """Generator, zeroth-order queries and central distillation."""
 
     central_model: ModelName = Field("cnn", description="model that the server distils into")
@@ -225,7 +223,9 @@ class ServerSettings(_Section):
         1e-3, description="learning rate of central distillation"
     )
     generator_lr: Positive = Field(1e-3, description="learning rate of the generator")
-    generator_width: Count = Field(64, description="width ngf of the generator")
+    generator_width: Annotated[Count, Paper(64)] = Field(
+        32, description="width ngf of the generator"
+    )
     latent_dim: Count = Field(100, description="dimension nz of the generator's noise")
     synthetic_batch_size: Annotated[int, Field(ge=2), Paper(500)] = Field(
         800, description="new images N a round, perturbed copies not counted"
@@ -264,7 +264,7 @@ class ServerSettings(_Section):
         return self.copies * self.synthetic_batch_size
 
 
-class TransferSettings(_Section):
+class TransferSettings(Section):
     """What the efficient recipe asks the ensemble about, and what it keeps of the answers.
 
     The paper's recipe asks about generated images alone and keeps nothing.
@@ -324,80 +324,3 @@ class Settings(BaseModel):
             for section in self.model_dump(by_alias=True).values()
             for key, value in section.items()
         }
-
-
-def _sections() -> dict[str, type[_Section]]:
-    return {
-        "run": RunSettings,
-        "data": DataSettings,
-        "optimizer": OptimizerSettings,
-        "client": ClientSettings,
-        "server": ServerSettings,
-        "transfer": TransferSettings,
-    }
-
-
-def paper_defaults() -> dict[str, object]:
-    """Return the keys whose default depends on the recipe, with that of ``recipe = "paper"``."""
-    return {
-        _kebab(name): mark.default
-        for section in _sections().values()
-        for name, field in section.model_fields.items()
-        for mark in field.metadata
-        if isinstance(mark, Paper)
-    }
-
-
-def default_run_config() -> dict[str, Any]:
-    """Return the run config in which every key asks for its default."""
-    return Settings().to_run_config() | dict.fromkeys(paper_defaults(), AUTO)
-
-
-def from_run_config(run_config: Mapping[str, object]) -> Settings:
-    """Parse Flower's run config.
-
-    Parameters
-    ----------
-    run_config : Mapping[str, object]
-        Flat mapping from kebab-case key to value; a key that is absent takes its default, as does
-        one with the value "auto" if its default depends on the recipe.
-
-    Raises
-    ------
-    ConfigError
-        On an unknown key, a value of the wrong type or out of range, or settings that contradict
-        one another; one line that names the key and what is allowed.
-    """
-    sections = _sections()
-    owner = {
-        _kebab(field): name for name, section in sections.items() for field in section.model_fields
-    }
-    by_section: dict[str, dict[str, object]] = {name: {} for name in sections}
-    by_recipe = paper_defaults()
-    given = {
-        key: value for key, value in run_config.items() if not (key in by_recipe and value == AUTO)
-    }
-    if run_config.get("recipe") == "paper":
-        given = by_recipe | given
-    for key, value in given.items():
-        if key not in owner:
-            close = difflib.get_close_matches(key, owner, n=1)
-            hint = f"did you mean '{close[0]}'? " if close else ""
-            raise ConfigError(f"run config: unknown key '{key}': {hint}known: {', '.join(owner)}")
-        by_section[owner[key]][key] = value
-    try:
-        return Settings(
-            **{name: sections[name].model_validate(by_section[name]) for name in sections}
-        )
-    except ValidationError as error:
-        raise ConfigError(f"run config: {_one_line(error)}") from None
-
-
-def _one_line(error: ValidationError) -> str:
-    """Tell the first problem that pydantic found in one line, with the key as the user wrote it."""
-    problem = error.errors(include_url=False)[0]
-    message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    if not problem["loc"]:
-        return message
-    shown = repr(problem["input"])
-    return f"'{problem['loc'][0]}' = {shown}: {message[0].lower()}{message[1:]}"

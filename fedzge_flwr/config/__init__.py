@@ -1,0 +1,41 @@
+"""The settings of a run: one frozen, validated view of Flower's run config.
+
+Every key is kebab-case and flat; `from_run_config` sorts the keys into the sections that the parts
+of the system take. Some defaults depend on the recipe: `from_run_config` fills them in where a key
+is absent or ``"auto"``. Those of ``recipe = "paper"`` are the published commands', except for the
+data set, the models, the number of rounds and the output folder, which suit a quick first run.
+"""
+
+from __future__ import annotations
+
+from fedzge_flwr.config.parsing import (
+    AUTO,
+    SECTIONS,
+    default_run_config,
+    from_run_config,
+    paper_defaults,
+)
+from fedzge_flwr.config.sections import (
+    ClientSettings,
+    DataSettings,
+    OptimizerSettings,
+    RunSettings,
+    ServerSettings,
+    Settings,
+    TransferSettings,
+)
+
+__all__ = [
+    "AUTO",
+    "SECTIONS",
+    "ClientSettings",
+    "DataSettings",
+    "OptimizerSettings",
+    "RunSettings",
+    "ServerSettings",
+    "Settings",
+    "TransferSettings",
+    "default_run_config",
+    "from_run_config",
+    "paper_defaults",
+]
