@@ -85,11 +85,9 @@ def cases() -> dict[str, list[Case]]:
         replace(half, estimator="batch-difference", directions="rademacher", eps=1e-3),
         replace(half, estimator="per-image", directions="rademacher"),
         replace(half, estimator="per-image", q=1),
-        replace(half, estimator="per-image", q=20),
         replace(half, shift=0),
         replace(half, q=2),
         replace(half, q=9),
-        replace(half, q=20),
         replace(half, q=2, differences="central"),
         replace(half, differences="central"),
     ]
@@ -335,10 +333,14 @@ def num_draws(table: str, case: Case, draws: int) -> int:
 
 
 def product_of(tables: list[str]) -> Iterator[tuple[str, Case, str]]:
-    """Yield every table, case and kind of images, in the order of the tables."""
+    """Yield every table, case and kind of images, in the order of the tables.
+
+    Steps and formats are tried on what a run asks about only: that spares a fifth of the time.
+    """
     for table, grid in cases().items():
+        kinds = IMAGES[:2] if table == "steps and formats" else IMAGES
         if table in tables:
-            yield from ((table, case, kind) for case in grid for kind in IMAGES)
+            yield from ((table, case, kind) for case in grid for kind in kinds)
 
 
 def measured(scene: Scene, case: Case, kind: str, draws: int) -> Row:
