@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import TYPE_CHECKING
 
@@ -120,7 +121,10 @@ class TorchBlackBox:
         )
 
     def fit(self, round_: int) -> FitReport:
-        """Train for ``local-epochs`` with a fresh optimiser.
+        """Train for ``local-epochs`` with a fresh optimiser, longer if the data are few.
+
+        An epoch over few images is few steps; with many more steps of distillation between them
+        such a client would forget its own data, and teach its peers nothing.
 
         A partition of fewer than two images is not trained on (batch norm cannot): the model stays
         as it is and the report says 0 examples.
@@ -133,7 +137,7 @@ class TorchBlackBox:
             self._model,
             _to_tensor(data.images_NCHW, self._device),
             _to_tensor(data.labels_N, self._device),
-            epochs=client.local_epochs,
+            epochs=self._epochs(len(data)),
             batch_size=client.batch_size,
             lr=client.local_lr,
             settings=self._settings.optimizer,
@@ -188,6 +192,11 @@ class TorchBlackBox:
             accuracy=outcome.accuracy,
             logits_NK=_to_numpy(logits_NK) if split == "test" else no_logits,
         )
+
+    def _epochs(self, num_images: int) -> int:
+        client = self._settings.client
+        steps_an_epoch = max(num_images // client.batch_size, 1)
+        return max(client.local_epochs, math.ceil(client.min_local_steps / steps_an_epoch))
 
     def _stream(self, purpose: Purpose, round_: int) -> torch.Generator:
         seed = self._settings.run.seed

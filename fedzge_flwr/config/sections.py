@@ -57,6 +57,7 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 CountOrNone = Annotated[int, Field(ge=0)]
 EnsembleName = Annotated[str, AfterValidator(_known_ensemble)]
+EstimatorName = Literal["batch-difference", "per-image", "guided", "surrogate"]
 ModelName = Annotated[str, AfterValidator(_known_model)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 
@@ -177,6 +178,9 @@ class ClientSettings(Section):
     local_epochs: Annotated[Count, Paper(10)] = Field(
         2, description="epochs E1 of local training a round"
     )
+    min_local_steps: Annotated[CountOrNone, Paper(0)] = Field(
+        40, description="optimiser steps of local training below which epochs are added"
+    )
     batch_size: Annotated[int, Field(ge=2), Paper(256)] = Field(
         64, description="batch of local training"
     )
@@ -184,13 +188,13 @@ class ClientSettings(Section):
         2e-3, description="learning rate of local training"
     )
     client_distill_steps: Annotated[CountOrNone, Paper(3)] = Field(
-        20, description="distillation steps a round at the clients; 0: clients never distil"
+        40, description="distillation steps a round at the clients; 0: clients never distil"
     )
     client_distill_lr: Annotated[Positive, Paper(2e-5)] = Field(
-        1e-3, description="learning rate of client distillation"
+        2e-3, description="learning rate of client distillation"
     )
     distill_batch_size: Annotated[int, Field(ge=0), Paper(0)] = Field(
-        128, description="images a distillation step, at server and clients; 0: the full batch"
+        64, description="images a distillation step, at server and clients; 0: the full batch"
     )
     query_batch_size: Count = Field(500, description="images that a client evaluates at once")
     client_device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
@@ -217,7 +221,7 @@ class ServerSettings(Section):
         "class-tendency", description=f"how clients' answers combine: {', '.join(ENSEMBLES)}"
     )
     central_distill_steps: Annotated[Count, Paper(10)] = Field(
-        100, description="distillation steps E2 a round of the central model"
+        200, description="distillation steps E2 a round of the central model"
     )
     central_lr: Annotated[Positive, Paper(0.01)] = Field(
         1e-3, description="learning rate of central distillation"
@@ -228,23 +232,23 @@ class ServerSettings(Section):
     )
     latent_dim: Count = Field(100, description="dimension nz of the generator's noise")
     synthetic_batch_size: Annotated[int, Field(ge=2), Paper(500)] = Field(
-        800, description="new images N a round, perturbed copies not counted"
+        1600, description="new images N a round, perturbed copies not counted"
     )
-    temperature: Annotated[Positive, Paper(5.0)] = Field(3.0, description="temperature T")
+    temperature: Annotated[Positive, Paper(5.0)] = Field(1.5, description="temperature T")
     beta1: NonNegative = Field(1.0, description="weight of the adversarial term")
     beta2: NonNegative = Field(1.0, description="weight of the diversity term")
     beta3: NonNegative = Field(1.0, description="weight of the information term")
-    estimator: Literal["batch-difference", "per-image", "guided", "surrogate"] = Field(
-        "batch-difference", description="zeroth-order estimator"
+    estimator: Annotated[EstimatorName, Paper("batch-difference")] = Field(
+        "guided", description="zeroth-order estimator"
     )
-    directions: Literal["sphere", "rademacher"] = Field(
-        "sphere", description="distribution of the random directions"
+    directions: Annotated[Literal["sphere", "rademacher"], Paper("sphere")] = Field(
+        "rademacher", description="distribution of the random directions"
     )
     differences: Literal["forward", "central"] = Field(
         "forward", description="slopes from one side, or from both for twice the queries"
     )
-    q: Count = Field(5, description="directions per image")
-    eps: Positive = Field(1e-3, description="step ε along a direction")
+    q: Annotated[Count, Paper(5)] = Field(2, description="directions per image")
+    eps: Annotated[Positive, Paper(1e-3)] = Field(0.1, description="step ε along a direction")
     surrogate_shift: Annotated[int, Field(ge=0)] = Field(
         1,
         description="pixels by which images are moved each way to average the central model's "
@@ -271,19 +275,19 @@ class TransferSettings(Section):
     """
 
     generator_share: NonNegative = Field(
-        0.25, description="part of a round's images that the generator makes; 0: none"
+        0.05, description="part of a round's images that the generator makes; 0: none"
     )
     search_share: NonNegative = Field(
         0.5, description="part bred from the memory's elites, class-balanced; 0: none"
     )
     procedural_share: NonNegative = Field(
-        0.25, description="part drawn procedurally (dead leaves and kin); 0: none"
+        0.45, description="part drawn procedurally (dead leaves and kin); 0: none"
     )
     memory_size: CountOrNone = Field(
         12_000, description="past images and answers kept for distillation; 0: no memory"
     )
     generator_steps: CountOrNone = Field(
-        20, description="generator steps a round through the central model, free of queries"
+        10, description="generator steps a round through the central model, free of queries"
     )
 
     @model_validator(mode="after")

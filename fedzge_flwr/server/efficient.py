@@ -34,7 +34,7 @@ from fedzge_flwr.training import MIN_TRAINING_IMAGES, distillation_step, reprodu
 from fedzge_flwr.transfer.procedural import procedural_images
 from fedzge_flwr.transfer.search import breed
 
-_GENERATOR_BATCH = 128
+_GENERATOR_BATCH = 64
 
 
 def compose_images(server: ServerState, clients: Clients, current: RoundState) -> None:
