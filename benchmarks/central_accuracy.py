@@ -25,6 +25,7 @@ from fedzge_flwr.data import load_split
 from fedzge_flwr.evaluation import TestSetEvaluation
 from fedzge_flwr.files import atomic_write_text
 from fedzge_flwr.server.build import build_central, build_generator
+from fedzge_flwr.server.efficient import planned_counts
 from fedzge_flwr.server.recipes import RECIPES
 from fedzge_flwr.server.round import run_round
 from fedzge_flwr.server.state import ServerState
@@ -66,9 +67,7 @@ def queries_of_a_round(settings: Settings) -> int:
     num_images = settings.server.synthetic_batch_size
     if settings.run.recipe == "paper":
         return settings.server.copies * num_images
-    transfer = settings.transfer
-    shares = transfer.generator_share + transfer.search_share + transfer.procedural_share
-    generated = round(num_images * transfer.generator_share / shares)
+    generated, _, _ = planned_counts(settings)
     return num_images + (settings.server.copies - 1) * generated
 
 
@@ -278,9 +277,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parsed
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     """Run what is not yet done, and print the table."""
-    arguments = parse()
+    arguments = parse(given)
     torch.set_num_threads(1)
     runs = _finished(arguments.json)
     for alpha in arguments.alpha:

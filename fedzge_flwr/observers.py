@@ -31,7 +31,7 @@ class RoundRow:
     central_accuracy, central_loss : float, optional
         Of the central model on the test set, evaluation mode; None when not evaluated.
     ensemble_accuracy : float, optional
-        Of the participants' weighted mean logits on the test set.
+        Of the participants' combined answers on the test set.
     mean_client_accuracy : float, optional
         Mean over the clients evaluated, after distillation.
     client_accuracy : dict[int, float]

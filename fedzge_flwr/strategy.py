@@ -88,14 +88,15 @@ class FedZGE(Strategy):
         """Log what will be done."""
         run, server = self._settings.run, self._settings.server
         LOGGER.info(
-            "FedZGE: recipe %s, %d of %d clients a round, %d images a round with %d queries "
-            "each, estimator %s",
+            "FedZGE: recipe %s, %d of %d clients a round, %d images a round, estimator %s with %d "
+            "queries a generated image, ensemble by %s",
             run.recipe,
             run.participants,
             run.num_clients,
             server.synthetic_batch_size,
-            server.copies,
             server.estimator,
+            server.copies,
+            server.ensemble,
         )
 
     def start(

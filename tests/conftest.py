@@ -48,3 +48,18 @@ def make_grid() -> Any:
         )
 
     return make
+
+
+@pytest.fixture
+def efficient_config(tiny_config: dict[str, Any]) -> dict[str, Any]:
+    """The same with the default recipe, all of its parts in use."""
+    return {
+        **tiny_config,
+        "recipe": "efficient",
+        "synthetic-batch-size": 20,
+        "generator-share": 0.25,
+        "generator-steps": 1,
+        "memory-size": 30,
+        "min-local-steps": 4,
+        "distill-batch-size": 8,
+    }

@@ -8,10 +8,15 @@ from typing import Any
 
 import pytest
 
-from benchmarks import gradient_fidelity
+from benchmarks import central_accuracy, gradient_fidelity
 from tests.running import run_server
 
 ROOT = Path(__file__).parent.parent
+TINY = (
+    "--dataset digits --clients 2 --train-images 120 --test-images 60 --local-epochs 1 "
+    "--eval-every 1 --set synthetic-batch-size=20 central-distill-steps=2 client-distill-steps=2 "
+    "min-local-steps=1 generator-width=4 generator-steps=1"
+)
 
 
 def test_run_table(make_grid: Any, tiny_config: dict[str, Any]) -> None:
@@ -54,3 +59,40 @@ def test_gradient_fidelity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     gradient_fidelity.main(arguments)
     assert capsys.readouterr().out == first.out
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
+
+
+def test_central_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Queries are those of the budget, a finished run is not run again, rows differ by name."""
+    kept, picture = tmp_path / "kept.json", tmp_path / "accuracy.png"
+    arguments = [
+        *TINY.split(),
+        "generator-share=0.1",
+        *("--budget", "90", "--seed", "0", "1", "--json", str(kept), "--plot", str(picture)),
+        *("--recipe", "paper", "efficient", "no generator", "local only"),
+    ]
+    central_accuracy.main(arguments)
+    first = capsys.readouterr().out
+    runs = json.loads(kept.read_text())
+    assert len(runs) == 8
+    last = {(run["row"], run["seed"]): run["points"][-1] for run in runs}
+    # 20 images in 6 copies are above the budget, yet there is a round.
+    assert last["paper", 0]["queries"] == 120
+    assert last["no generator", 1]["queries"] == 80
+    assert last["local only", 0]["central"] is None
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    table = [line for line in first.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + 4
+    assert all(" | 2 | " in line for line in table[2:])
+    stamp = kept.stat().st_mtime_ns
+    central_accuracy.main(arguments)
+    again = capsys.readouterr().out
+    assert kept.stat().st_mtime_ns == stamp
+    assert [line for line in again.splitlines() if line.startswith("|")] == table
+
+
+def test_queries_of_a_round_are_those_that_are_asked() -> None:
+    arguments = central_accuracy.parse([*TINY.split(), "synthetic-batch-size=40", "q=3"])
+    for row in ("paper", "efficient", "surrogate only", "generator alone"):
+        settings = central_accuracy.settings_of(arguments, row, 1.0, 0)
+        points = central_accuracy.run_federation(settings, 2, row)
+        assert points[-1].queries == 2 * central_accuracy.queries_of_a_round(settings)

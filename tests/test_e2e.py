@@ -67,10 +67,10 @@ def start() -> Any:
 
 
 def test_the_same_command_twice_and_in_process_are_bit_identical(
-    tiny_config: dict[str, Any], start: Any
+    efficient_config: dict[str, Any], start: Any
 ) -> None:
     # At the same time: two launches on one machine do not get in each other's way.
-    configs = [{**tiny_config, "run-name": name, "fraction-train": 0.6} for name in ("a", "b")]
+    configs = [{**efficient_config, "run-name": name, "fraction-train": 0.6} for name in ("a", "b")]
     # Ray is told of a logical GPU, of which each client gets a tenth; torch finds none.
     options = ["--client-gpus", "0.1", "--federation-config", "init-args-num-gpus=1"]
     runs = [start(config, *options) for config in configs]

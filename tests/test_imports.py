@@ -67,7 +67,7 @@ def test_imports_go_one_way() -> None:
 SERVER_SIDE = [
     name
     for name in SOURCES
-    if name.startswith(("fedzge_flwr.server", "fedzge_flwr.zeroth_order"))
+    if name.startswith(("fedzge_flwr.server", "fedzge_flwr.zeroth_order", "fedzge_flwr.transfer"))
     or name.removeprefix("fedzge_flwr.")
     in {"strategy", "grid_clients", "losses", "generators", "observers", "results", "training"}
 ]
@@ -91,7 +91,8 @@ def test_client_and_strategy_never_import_each_other() -> None:
         assert not reachable(name) & clients
 
 
-MATHS = ("losses", "zeroth_order", "training", "models", "generators", "server", "pixels", "data")
+MATHS = ("losses", "zeroth_order", "training", "models", "generators", "server", "transfer")
+MATHS += ("pixels", "data")
 TRANSPORT = ("protocol", "client", "grid_clients", "ledger")
 
 

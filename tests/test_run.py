@@ -27,9 +27,11 @@ def named(config: dict[str, Any], name: str, **more: Any) -> dict[str, Any]:
     return {**config, "run-name": name, **{key.replace("_", "-"): v for key, v in more.items()}}
 
 
+@pytest.mark.parametrize("recipe", ["paper", "efficient"])
 def test_the_order_of_replies_and_the_node_ids_do_not_matter(
-    make_grid: Any, tiny_config: dict[str, Any]
+    make_grid: Any, tiny_config: dict[str, Any], efficient_config: dict[str, Any], recipe: str
 ) -> None:
+    tiny_config = tiny_config if recipe == "paper" else efficient_config
     config = {**tiny_config, "num-clients": 4, "fraction-train": 0.75, "num-server-rounds": 3}
     files = []
     for name, shuffle in (("a", None), ("b", 1), ("c", 2)):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fedzge_flwr.config import Settings
 from fedzge_flwr.errors import DivergenceError
 from fedzge_flwr.losses import generator_objective
 from fedzge_flwr.pixels import PIXEL_RANGE
@@ -59,21 +60,24 @@ def compose_images(server: ServerState, clients: Clients, current: RoundState) -
         choose_queries(server, current, on_levels(current.batch.x_NCHW.detach()))
 
 
-def image_counts(server: ServerState) -> tuple[int, int, int]:
-    """Return how many images the generator, the search and the procedures make in this round.
-
-    While there is nothing to breed from, procedural images stand in; generated ones if those are
-    switched off.
-    """
-    settings, transfer = server.settings, server.settings.transfer
-    num_images = settings.server.synthetic_batch_size
+def planned_counts(settings: Settings) -> tuple[int, int, int]:
+    """Return how many images the generator, the search and the procedures make in a round."""
+    transfer, num_images = settings.transfer, settings.server.synthetic_batch_size
     shares = (transfer.generator_share, transfer.search_share, transfer.procedural_share)
     generated, bred = (round(num_images * share / sum(shares)) for share in shares[:2])
     if generated < MIN_TRAINING_IMAGES:
         generated = 0
-    procedural = num_images - generated - bred
+    return generated, bred, num_images - generated - bred
+
+
+def image_counts(server: ServerState) -> tuple[int, int, int]:
+    """Return `planned_counts`, or what stands in while there is nothing to breed from.
+
+    That is procedural images, or generated ones if those are switched off.
+    """
+    generated, bred, procedural = planned_counts(server.settings)
     if server.memory is None or not len(server.memory):
-        if transfer.procedural_share or not generated:
+        if server.settings.transfer.procedural_share or not generated:
             procedural += bred
         else:
             generated += bred
