@@ -31,6 +31,7 @@ from fedzge_flwr.server.round import run_round
 from fedzge_flwr.server.state import ServerState
 
 LOCAL_ONLY = "local only"
+LOCAL_ADJUSTED = "local only, logit-adjusted"
 
 ROWS: dict[str, dict[str, object]] = {
     "paper": {"recipe": "paper"},
@@ -46,7 +47,9 @@ ROWS: dict[str, dict[str, object]] = {
     "mean probability": {"ensemble": "mean-probability"},
     "confidence": {"ensemble": "confidence"},
     "no client distillation": {"client-distill-steps": 0},
-    LOCAL_ONLY: {},
+    "no logit adjustment": {"logit-adjustment": False},
+    LOCAL_ONLY: {"logit-adjustment": False},
+    LOCAL_ADJUSTED: {},
 }
 """The runs by name, as the settings in which they differ from the default."""
 
@@ -314,7 +317,7 @@ def _one_run(
     load_split(settings.data, "test")
     label = f"{row}, α = {alpha:g}, seed {seed}"
     started = time.perf_counter()
-    run = run_local_only if row == LOCAL_ONLY else run_federation
+    run = run_local_only if row in (LOCAL_ONLY, LOCAL_ADJUSTED) else run_federation
     points = [asdict(point) for point in run(settings, num_rounds, label)]
     seconds = math.ceil(time.perf_counter() - started)
     # Another process may have finished a run for the same file meanwhile.

@@ -29,6 +29,7 @@ from fedzge_flwr.training import (
     distil,
     evaluate_logits,
     fit,
+    log_class_prior,
     predict,
     select_device,
 )
@@ -133,15 +134,19 @@ class TorchBlackBox:
         if len(data) < MIN_TRAINING_IMAGES:
             return FitReport(num_examples=0, loss=0.0)
         client = self._settings.client
+        labels_N = _to_tensor(data.labels_N, self._device)
         loss = fit(
             self._model,
             _to_tensor(data.images_NCHW, self._device),
-            _to_tensor(data.labels_N, self._device),
+            labels_N,
             epochs=self._epochs(len(data)),
             batch_size=client.batch_size,
             lr=client.local_lr,
             settings=self._settings.optimizer,
             stream=self._stream(Purpose.LOCAL_TRAINING, round_),
+            log_prior_K=(
+                log_class_prior(labels_N, self.num_classes) if client.logit_adjustment else None
+            ),
         )
         return FitReport(num_examples=len(data), loss=loss)
 

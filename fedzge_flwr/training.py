@@ -20,6 +20,10 @@ MIN_TRAINING_IMAGES = 2
 """Batch norm has no variance to normalise by in a batch of one."""
 
 
+_UNSEEN_CLASS = 0.01
+"""What a class without images counts for among a client's class frequencies."""
+
+
 class Evaluation(NamedTuple):
     """Mean cross-entropy in nats, and accuracy in [0, 1]."""
 
@@ -134,6 +138,7 @@ def fit(
     lr: float,
     settings: OptimizerSettings,
     stream: torch.Generator,
+    log_prior_K: Tensor | None = None,
 ) -> float:
     """Train a classifier on labelled images with a fresh optimiser whose schedule spans the call.
 
@@ -151,6 +156,8 @@ def fit(
         Optimiser and schedule (one step of it an epoch).
     stream : torch.Generator
         The stream of the shuffling.
+    log_prior_K : Tensor, optional
+        Added to the logits in the loss alone (`log_class_prior`).
 
     Returns
     -------
@@ -174,6 +181,8 @@ def fit(
             indices = batch.to(images_u8_NCHW.device)
             optimizer.zero_grad(set_to_none=True)
             logits_NK = model(PIXEL_RANGE.from_uint8(images_u8_NCHW[indices]))
+            if log_prior_K is not None:
+                logits_NK = logits_NK + log_prior_K
             loss = F.cross_entropy(logits_NK, labels_N[indices])
             loss.backward()
             optimizer.step()
@@ -182,6 +191,30 @@ def fit(
             schedule.step()
     model.eval()
     return float(loss_sum) / len(labels_N)
+
+
+def log_class_prior(labels_N: Tensor, num_classes: int) -> Tensor:
+    """Return log(πₖ + 0.01), π the frequencies of the classes: the shift of a logit-adjusted loss.
+
+    A loss on f + log π teaches f the classes' likelihoods and leaves it free of their frequencies
+    (Menon et al., 2021, arXiv 2007.07314; in federated learning Zhang et al., 2022, arXiv
+    2209.00189). The hundredth bounds the shift: local training then hardly pushes down a class that
+    the client has no image of, and so keeps what it learned of it from its peers.
+
+    Parameters
+    ----------
+    labels_N : Tensor of int64
+        The client's labels, at least one.
+    num_classes : int
+        Number of classes K.
+
+    Returns
+    -------
+    Tensor
+        float32 (K,).
+    """
+    counts_K = torch.bincount(labels_N, minlength=num_classes).float()
+    return (counts_K / len(labels_N) + _UNSEEN_CLASS).log()
 
 
 @reproducible()

@@ -13,6 +13,7 @@ from fedzge_flwr.training import (
     evaluate_logits,
     exact_float32,
     fit,
+    log_class_prior,
     make_optimizer,
     make_schedule,
     minibatches,
@@ -198,3 +199,34 @@ def test_evaluate_logits() -> None:
     assert outcome.accuracy == pytest.approx(2 / 3)
     wanted = (math.log1p(math.exp(-2)) + math.log1p(math.exp(-1)) + math.log1p(math.exp(3))) / 3
     assert outcome.loss == pytest.approx(wanted, rel=1e-5)
+
+
+def test_logit_adjustment_frees_the_model_of_class_frequencies() -> None:
+    """On images without content, plain training learns the frequencies, adjusted training none."""
+    labels = torch.tensor([0] * 45 + [1] * 5)
+    images = torch.zeros(50, *SHAPE, dtype=torch.uint8)
+    prior = log_class_prior(labels, 3)
+    torch.testing.assert_close(prior, torch.tensor([0.91, 0.11, 0.01]).log())
+    answers = []
+    for log_prior in (None, prior):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(SHAPE), 3))
+        fit(
+            model,
+            images,
+            labels,
+            epochs=300,
+            batch_size=50,
+            lr=0.003,
+            settings=OptimizerSettings(lr_schedule="none"),
+            stream=torch.Generator().manual_seed(0),
+            log_prior_K=log_prior,
+        )
+        answers.append(predict(model, images[:1], 1)[0])
+    plain, adjusted = answers
+    assert float(plain[0] - plain[1]) == pytest.approx(math.log(9), abs=0.1)
+    assert float(adjusted[0] - adjusted[1]) == pytest.approx(
+        math.log(9) - math.log(0.91 / 0.11), abs=0.1
+    )
+    # A class without images is pushed down by far less.
+    assert float(adjusted[0] - adjusted[2]) < float(plain[0] - plain[2]) - 2

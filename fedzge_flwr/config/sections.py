@@ -187,6 +187,9 @@ class ClientSettings(Section):
     local_lr: Annotated[Positive, Paper(0.01)] = Field(
         2e-3, description="learning rate of local training"
     )
+    logit_adjustment: Annotated[bool, Paper(False)] = Field(
+        True, description="local training corrects for the client's own class frequencies"
+    )
     client_distill_steps: Annotated[CountOrNone, Paper(3)] = Field(
         40, description="distillation steps a round at the clients; 0: clients never distil"
     )
