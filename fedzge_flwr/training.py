@@ -92,9 +92,9 @@ def make_optimizer(
 
 
 def make_schedule(
-    optimizer: Optimizer, settings: OptimizerSettings, span: int
+    optimizer: Optimizer, settings: OptimizerSettings, span: int, *, steps_each: int = 1
 ) -> LRScheduler | None:
-    """Return a schedule over ``span`` calls of its ``step``, or None for a constant rate.
+    """Return a schedule over ``span`` epochs or rounds, or None for a constant rate.
 
     Parameters
     ----------
@@ -106,11 +106,14 @@ def make_schedule(
         ``lr-step-size``.
     span : int
         Epochs of a phase, or rounds of a run; at least 1.
+    steps_each : int
+        Calls of the schedule's ``step`` in each of them; at least 1.
     """
     if settings.lr_schedule == "cosine":
-        return CosineAnnealingLR(optimizer, T_max=span)
+        return CosineAnnealingLR(optimizer, T_max=span * steps_each)
     if settings.lr_schedule == "step":
-        return StepLR(optimizer, step_size=settings.lr_step_size, gamma=settings.lr_gamma)
+        step_size = settings.lr_step_size * steps_each
+        return StepLR(optimizer, step_size=step_size, gamma=settings.lr_gamma)
     return None
 
 

@@ -104,6 +104,15 @@ def test_optimisers_and_schedules_live_through_the_run() -> None:
         assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-9)
 
 
+def test_a_step_schedule_counts_rounds() -> None:
+    server = make_server(**{"lr-schedule": "step", "lr-step-size": 2, "central-lr": 0.01})
+    rates = []
+    for number in range(1, 5):
+        rates.append(server.central_optimizer.param_groups[0]["lr"])
+        run_round(EFFICIENT_ROUND, server, FunctionClients(), number, no_report)
+    assert rates == pytest.approx([0.01, 0.01, 0.001, 0.001])
+
+
 @pytest.mark.parametrize(
     ("shares", "empty", "later"),
     [

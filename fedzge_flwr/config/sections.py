@@ -161,9 +161,13 @@ class OptimizerSettings(Section):
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="momentum of SGD")
     weight_decay: NonNegative = Field(5e-4, description="weight decay of SGD")
     lr_schedule: Literal["cosine", "step", "none"] = Field(
-        "cosine", description="schedule over a phase (the generator's: over the run)"
+        "cosine",
+        description="schedule over a phase; over the run for the generator and, in the efficient "
+        "recipe, the central model",
     )
-    lr_step_size: Count = Field(5, description="epochs (generator: rounds) between steps")
+    lr_step_size: Count = Field(
+        5, description="epochs between steps; rounds where the schedule spans the run"
+    )
     lr_gamma: Annotated[float, Field(gt=0, le=1)] = Field(
         0.1, description="factor of the learning rate at each step"
     )

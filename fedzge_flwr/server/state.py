@@ -101,11 +101,14 @@ class ServerState:
             generator=generator,
             generator_optimizer=optimizer,
             generator_schedule=make_schedule(
-                optimizer, settings.optimizer, num_rounds * (1 + free_steps)
+                optimizer, settings.optimizer, num_rounds, steps_each=1 + free_steps
             ),
             central_optimizer=central_optimizer,
             central_schedule=make_schedule(
-                central_optimizer, settings.optimizer, num_rounds * server.central_distill_steps
+                central_optimizer,
+                settings.optimizer,
+                num_rounds,
+                steps_each=server.central_distill_steps,
             ),
             combine=lookup(ENSEMBLES, server.ensemble, "ensemble"),
             memory=Memory(transfer.memory_size) if transfer.memory_size else None,
