@@ -220,7 +220,7 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
     from fedzge_flwr.files import atomic_path
 
     alphas = sorted({run["alpha"] for run in runs}, reverse=True)
-    figure = Figure(figsize=(5.5 * len(alphas), 4.2), layout="constrained")
+    figure = Figure(figsize=(5.0 * len(alphas), 4.8), layout="constrained")
     axes_row = figure.subplots(1, len(alphas), squeeze=False, sharey=True)[0]
     colours = {"efficient": "tab:red", "paper": "tab:blue"}
     styles = {"central": "-", "ensemble": "--", "mean_client": ":"}
@@ -244,7 +244,7 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
         axes.grid(alpha=0.3)
     axes_row[0].set_ylabel("test accuracy")
     if axes_row[0].get_legend_handles_labels()[0]:
-        axes_row[0].legend(loc="lower right", fontsize=8)
+        figure.legend(*axes_row[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
 
