@@ -162,7 +162,7 @@ server = ServerApp()
 @server.main()
 def main(grid: Grid, context: Context) -> None:
     settings = from_run_config({{"num-clients": 4, "num-train-images": 200}})
-    clients = GridClients(grid, settings, 120.0)
+    clients = GridClients(grid, settings, 280.0)
     clients.gather()
     with open(os.path.join({folder!r}, "shares"), "w") as file:
         file.write(" ".join(str(m.hello.gpu_share) for m in clients.members.values()))
@@ -187,7 +187,7 @@ def test_gpu_shares_bound_how_many_clients_run_at_once(tmp_path: Path) -> None:
         [sys.executable, "-c", script],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=400,
         check=False,
         env=environment,
         cwd=tmp_path,
