@@ -22,6 +22,7 @@ from flwr.app import ArrayRecord
 from benchmarks.local_clients import LocalClients
 from fedzge_flwr.config import Settings, from_run_config
 from fedzge_flwr.data import load_split
+from fedzge_flwr.display import percent
 from fedzge_flwr.evaluation import TestSetEvaluation
 from fedzge_flwr.files import atomic_write_text
 from fedzge_flwr.server.build import build_central, build_generator
@@ -129,7 +130,7 @@ def _progress(
     seconds = time.perf_counter() - started
     left = seconds / round_ * (num_rounds - round_)
     last = points[-1] if points else None
-    central = f", central {_percent(last.central)}" if last else ""
+    central = f", central {percent(last.central)}" if last else ""
     print(f"  {label}: round {round_}/{num_rounds}{central}, {left:.0f} s left", flush=True)
 
 
@@ -207,10 +208,6 @@ def _spread(values: list[float | None], digits: int = 0) -> str:
     else:
         text, spread = f"{100 * mean:.1f}", f"{100 * deviation:.1f}"
     return text if len(known) == 1 else f"{text} ± {spread}"
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
 
 
 def draw(runs: list[dict[str, Any]], path: Path) -> None:

@@ -106,8 +106,7 @@ def mean_probability(answers: Answers) -> FloatArray:
 def confidence(answers: Answers) -> FloatArray:
     """Return the opinion pool with weights wₘ·exp(−2·H), H the entropy of a client's answer.
 
-    After the confidence-weighted ensembles of federated distillation (e.g. FedDF's successors;
-    Cho et al., 2022, arXiv 2204.12703 weigh by the answers' variance).
+    In the spirit of Cho et al., 2022, arXiv 2204.12703, who weigh by the variance of the answers.
     """
 
     def confident(partition: int, logits_NK: Float64Array) -> Float64Array:

@@ -89,7 +89,7 @@ def query_clients(server: ServerState, clients: Clients, current: RoundState) ->
         flat_BCHW[unperturbed.to(flat_BCHW.device)].to(server.device), logits_BK[rows]
     )
     if current.queries is not None:
-        copies, num_images = current.queries.images_BNCHW.shape[:2]
+        copies, num_images = server.estimator.copies, len(current.queries.base_NCHW)
         of_generated = logits_BK[: copies * num_images]
         current.ensemble_logits_BNK = of_generated.reshape(copies, num_images, -1)
 

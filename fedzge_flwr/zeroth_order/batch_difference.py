@@ -5,55 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedzge_flwr.zeroth_order.base import (
-    Differences,
-    Estimate,
-    Objective,
-    Queries,
-    num_copies,
-)
-from fedzge_flwr.zeroth_order.directions import DirectionSampler
+from fedzge_flwr.zeroth_order.base import Estimate, Objective, Queries
+from fedzge_flwr.zeroth_order.perturbing import Perturbing
 
 
-class BatchDifference:
+class BatchDifference(Perturbing):
     """Differences of the whole batch's loss (arXiv 2503.06028).
 
     ĝ = (d/q) Σⱼ (L(x+εuⱼ) − L(x))/ε · uⱼ, where L is a mean over the batch already and uⱼ holds
     one direction per image. (The released code divides by N once more, and takes L_info's
     logarithm at the unperturbed images; neither is done here.)
 
-    Parameters
-    ----------
-    sampler : DirectionSampler
-        Draws the directions.
-    q : int
-        Directions per image, at least 1.
-    eps : float
-        Step ε > 0.
-    differences : {"forward", "central"}
-        The paper's are forward.
+    The parameters are those of `Perturbing`.
     """
 
     unbiased = True
-
-    def __init__(
-        self, sampler: DirectionSampler, q: int, eps: float, differences: Differences = "forward"
-    ) -> None:
-        self._sampler = sampler
-        self._q = q
-        self._eps = eps
-        self._differences = differences
-
-    @property
-    def copies(self) -> int:
-        """Queries per image: 1 + q, or 1 + 2q."""
-        return num_copies(self._q, self._differences)
-
-    def ask(self, x_NCHW: Tensor, stream: torch.Generator, objective: Objective) -> Queries:
-        """Draw q directions per image."""
-        directions = self._sampler((self._q, *x_NCHW.shape), stream)
-        directions = directions.to(x_NCHW.device, x_NCHW.dtype)
-        return Queries(x_NCHW, directions, self._eps, self._differences)
 
     @torch.no_grad()
     def tell(self, queries: Queries, ensemble_logits_BNK: Tensor, objective: Objective) -> Estimate:

@@ -11,13 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedzge_flwr.zeroth_order.base import (
-    Differences,
-    Estimate,
-    Objective,
-    Queries,
-    num_copies,
-)
+from fedzge_flwr.zeroth_order.base import Estimate, Objective, Queries
 from fedzge_flwr.zeroth_order.chain_rule import (
     along,
     components,
@@ -25,13 +19,13 @@ from fedzge_flwr.zeroth_order.chain_rule import (
     measured_slopes,
     surrogate_pullbacks,
 )
-from fedzge_flwr.zeroth_order.directions import DirectionSampler
+from fedzge_flwr.zeroth_order.perturbing import Perturbing
 
 _NEGLIGIBLE = 1e-4
 """Relative length under which a remainder is rounding: its direction means nothing."""
 
 
-class Guided:
+class Guided(Perturbing):
     """ĝ = direct part + α·g_s + Σⱼ (cⱼ − α·⟨g_s, uⱼ⟩)·uⱼ over orthonormal guided directions.
 
     u₁ is the surrogate's J_sᵀ·∂L/∂e, with ∂L/∂e at the surrogate's own logits since no answer is
@@ -41,32 +35,11 @@ class Guided:
     is taken from the surrogate's gradient g_s, now with the answered ∂L/∂e, scaled by the one α
     that fits the batch's slopes best.
 
-    Parameters
-    ----------
-    sampler : DirectionSampler
-        Draws what guidance does not fill.
-    q : int
-        Directions per image, at least 1 and at most d.
-    eps : float
-        Step ε > 0.
-    differences : {"forward", "central"}
-        How slopes are measured.
+    The parameters are those of `Perturbing`, with q at most d; the sampler draws what guidance does
+    not fill.
     """
 
     unbiased = False
-
-    def __init__(
-        self, sampler: DirectionSampler, q: int, eps: float, differences: Differences = "forward"
-    ) -> None:
-        self._sampler = sampler
-        self._q = q
-        self._eps = eps
-        self._differences = differences
-
-    @property
-    def copies(self) -> int:
-        """Queries per image: 1 + q, or 1 + 2q."""
-        return num_copies(self._q, self._differences)
 
     def ask(self, x_NCHW: Tensor, stream: torch.Generator, objective: Objective) -> Queries:
         """Choose q orthonormal directions per image."""

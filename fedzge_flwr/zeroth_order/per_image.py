@@ -2,58 +2,23 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from fedzge_flwr.zeroth_order.base import (
-    Differences,
-    Estimate,
-    Objective,
-    Queries,
-    num_copies,
-)
+from fedzge_flwr.zeroth_order.base import Estimate, Objective, Queries
 from fedzge_flwr.zeroth_order.chain_rule import along, exact_parts, measured_slopes
-from fedzge_flwr.zeroth_order.directions import DirectionSampler
+from fedzge_flwr.zeroth_order.perturbing import Perturbing
 
 
-class PerImage:
+class PerImage(Perturbing):
     """ĝᵢ = direct part + (d/q) Σⱼ ⟨∂L/∂eᵢ, (e(xᵢ+εuᵢⱼ) − e(xᵢ))/ε⟩ uᵢⱼ.
 
     The paper's estimator lets each image's direction be weighted by what all images' perturbations
     did together: with the same queries, this has about √N times its cosine.
 
-    Parameters
-    ----------
-    sampler : DirectionSampler
-        Draws the directions.
-    q : int
-        Directions per image, at least 1.
-    eps : float
-        Step ε > 0.
-    differences : {"forward", "central"}
-        How slopes are measured.
+    The parameters are those of `Perturbing`.
     """
 
     unbiased = True
-
-    def __init__(
-        self, sampler: DirectionSampler, q: int, eps: float, differences: Differences = "forward"
-    ) -> None:
-        self._sampler = sampler
-        self._q = q
-        self._eps = eps
-        self._differences = differences
-
-    @property
-    def copies(self) -> int:
-        """Queries per image: 1 + q, or 1 + 2q."""
-        return num_copies(self._q, self._differences)
-
-    def ask(self, x_NCHW: Tensor, stream: torch.Generator, objective: Objective) -> Queries:
-        """Draw q directions per image."""
-        directions = self._sampler((self._q, *x_NCHW.shape), stream)
-        directions = directions.to(x_NCHW.device, x_NCHW.dtype)
-        return Queries(x_NCHW, directions, self._eps, self._differences)
 
     def tell(self, queries: Queries, ensemble_logits_BNK: Tensor, objective: Objective) -> Estimate:
         """Weight each image's directions by what they did to its own logits."""

@@ -1,0 +1,44 @@
+"""What the estimators share that ask about copies along directions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedzge_flwr.zeroth_order.base import Differences, Objective, Queries, num_copies
+from fedzge_flwr.zeroth_order.directions import DirectionSampler
+
+
+class Perturbing:
+    """Asks about each image and about copies of it along q random directions.
+
+    Parameters
+    ----------
+    sampler : DirectionSampler
+        Draws the directions.
+    q : int
+        Directions per image, at least 1.
+    eps : float
+        Step ε > 0, in units of the shared pixel range.
+    differences : {"forward", "central"}
+        How slopes are measured; the paper's are forward.
+    """
+
+    def __init__(
+        self, sampler: DirectionSampler, q: int, eps: float, differences: Differences = "forward"
+    ) -> None:
+        self._sampler = sampler
+        self._q = q
+        self._eps = eps
+        self._differences = differences
+
+    @property
+    def copies(self) -> int:
+        """Queries per image: 1 + q, or 1 + 2q."""
+        return num_copies(self._q, self._differences)
+
+    def ask(self, x_NCHW: Tensor, stream: torch.Generator, objective: Objective) -> Queries:
+        """Draw q directions per image."""
+        directions = self._sampler((self._q, *x_NCHW.shape), stream)
+        directions = directions.to(x_NCHW.device, x_NCHW.dtype)
+        return Queries(x_NCHW, directions, self._eps, self._differences)
