@@ -32,7 +32,7 @@ from fedzge_flwr.server.round import run_round
 from fedzge_flwr.server.state import ServerState
 
 LOCAL_ONLY = "local only"
-LOCAL_ADJUSTED = "local only, logit-adjusted"
+LOCAL_DEFAULT = "local only, default training"
 
 ROWS: dict[str, dict[str, object]] = {
     "paper": {"recipe": "paper"},
@@ -48,9 +48,13 @@ ROWS: dict[str, dict[str, object]] = {
     "mean probability": {"ensemble": "mean-probability"},
     "confidence": {"ensemble": "confidence"},
     "no client distillation": {"client-distill-steps": 0},
+    "client distillation in every round": {"client-distill-start": 0.0},
     "no logit adjustment": {"logit-adjustment": False},
-    LOCAL_ONLY: {"logit-adjustment": False},
-    LOCAL_ADJUSTED: {},
+    "no mixup": {"mixup": False},
+    "no rehearsal": {"client-rehearsal": False},
+    "answers not softened": {"answer-temperature": 1.0},
+    LOCAL_ONLY: {"logit-adjustment": False, "mixup": False},
+    LOCAL_DEFAULT: {},
 }
 """The runs by name, as the settings in which they differ from the default."""
 
@@ -314,7 +318,7 @@ def _one_run(
     load_split(settings.data, "test")
     label = f"{row}, α = {alpha:g}, seed {seed}"
     started = time.perf_counter()
-    run = run_local_only if row in (LOCAL_ONLY, LOCAL_ADJUSTED) else run_federation
+    run = run_local_only if row in (LOCAL_ONLY, LOCAL_DEFAULT) else run_federation
     points = [asdict(point) for point in run(settings, num_rounds, label)]
     seconds = math.ceil(time.perf_counter() - started)
     # Another process may have finished a run for the same file meanwhile.

@@ -26,6 +26,7 @@ from fedzge_flwr.randomness import Purpose, seeded_initialisation, torch_stream
 from fedzge_flwr.registry import lookup
 from fedzge_flwr.training import (
     MIN_TRAINING_IMAGES,
+    OwnImages,
     distil,
     evaluate_logits,
     fit,
@@ -134,19 +135,18 @@ class TorchBlackBox:
         if len(data) < MIN_TRAINING_IMAGES:
             return FitReport(num_examples=0, loss=0.0)
         client = self._settings.client
-        labels_N = _to_tensor(data.labels_N, self._device)
+        own = self._own_images()
         loss = fit(
             self._model,
-            _to_tensor(data.images_NCHW, self._device),
-            labels_N,
+            own.images_u8_NCHW,
+            own.labels_N,
             epochs=self._epochs(len(data)),
             batch_size=client.batch_size,
             lr=client.local_lr,
             settings=self._settings.optimizer,
             stream=self._stream(Purpose.LOCAL_TRAINING, round_),
-            log_prior_K=(
-                log_class_prior(labels_N, self.num_classes) if client.logit_adjustment else None
-            ),
+            log_prior_K=own.log_prior_K,
+            mixup=client.mixup,
         )
         return FitReport(num_examples=len(data), loss=loss)
 
@@ -169,6 +169,7 @@ class TorchBlackBox:
     ) -> float:
         """Take ``client-distill-steps`` steps with a fresh optimiser."""
         client = self._settings.client
+        has_data = len(self._data().train) > 0
         return distil(
             self._model,
             _to_tensor(images_NCHW, self._device),
@@ -179,6 +180,7 @@ class TorchBlackBox:
             lr=client.client_distill_lr,
             settings=self._settings.optimizer,
             stream=self._stream(Purpose.CLIENT_DISTILLATION, round_),
+            rehearsed=self._own_images() if client.client_rehearsal and has_data else None,
         )
 
     def evaluate(self, split: EvaluationSplit) -> ClientEvaluation:
@@ -196,6 +198,16 @@ class TorchBlackBox:
             loss=outcome.loss,
             accuracy=outcome.accuracy,
             logits_NK=_to_numpy(logits_NK) if split == "test" else no_logits,
+        )
+
+    def _own_images(self) -> OwnImages:
+        data = self._data().train
+        labels_N = _to_tensor(data.labels_N, self._device)
+        adjusted = self._settings.client.logit_adjustment
+        return OwnImages(
+            _to_tensor(data.images_NCHW, self._device),
+            labels_N,
+            log_class_prior(labels_N, self.num_classes) if adjusted else None,
         )
 
     def _epochs(self, num_images: int) -> int:

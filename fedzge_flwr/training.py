@@ -24,6 +24,20 @@ _UNSEEN_CLASS = 0.01
 """What a class without images counts for among a client's class frequencies."""
 
 
+class OwnImages(NamedTuple):
+    """A client's own images: uint8 (N, C, H, W), classes (N,), `log_class_prior` (K,) or None."""
+
+    images_u8_NCHW: Tensor
+    labels_N: Tensor
+    log_prior_K: Tensor | None
+
+    def loss(self, logits_NK: Tensor, labels_N: Tensor) -> Tensor:
+        """Return the cross-entropy of logits, adjusted by the class prior."""
+        if self.log_prior_K is not None:
+            logits_NK = logits_NK + self.log_prior_K
+        return F.cross_entropy(logits_NK, labels_N)
+
+
 class Evaluation(NamedTuple):
     """Mean cross-entropy in nats, and accuracy in [0, 1]."""
 
@@ -142,6 +156,7 @@ def fit(
     settings: OptimizerSettings,
     stream: torch.Generator,
     log_prior_K: Tensor | None = None,
+    mixup: bool = False,
 ) -> float:
     """Train a classifier on labelled images with a fresh optimiser whose schedule spans the call.
 
@@ -161,6 +176,10 @@ def fit(
         The stream of the shuffling.
     log_prior_K : Tensor, optional
         Added to the logits in the loss alone (`log_class_prior`).
+    mixup : bool
+        Train on λx + (1−λ)x′ with the loss mixed alike, pairs from one batch, λ ~ U(0, 1) a batch:
+        Zhang et al., 2018, arXiv 1710.09412, with Beta(1, 1). It curbs overconfidence away from the
+        training images (Thulasidasan et al., 2019, arXiv 1905.11001), where a server asks.
 
     Returns
     -------
@@ -183,10 +202,18 @@ def fit(
         for batch in minibatches(len(labels_N), batch_size, stream):
             indices = batch.to(images_u8_NCHW.device)
             optimizer.zero_grad(set_to_none=True)
-            logits_NK = model(PIXEL_RANGE.from_uint8(images_u8_NCHW[indices]))
+            x_NCHW, targets_N = PIXEL_RANGE.from_uint8(images_u8_NCHW[indices]), labels_N[indices]
+            share, partners = _mixing(len(batch), stream) if mixup else (1.0, None)
+            if partners is not None:
+                partners = partners.to(indices.device)
+                x_NCHW = share * x_NCHW + (1 - share) * x_NCHW[partners]
+            logits_NK = model(x_NCHW)
             if log_prior_K is not None:
                 logits_NK = logits_NK + log_prior_K
-            loss = F.cross_entropy(logits_NK, labels_N[indices])
+            loss = F.cross_entropy(logits_NK, targets_N)
+            if partners is not None:
+                mixed_in = F.cross_entropy(logits_NK, targets_N[partners])
+                loss = share * loss + (1 - share) * mixed_in
             loss.backward()
             optimizer.step()
             loss_sum += loss.detach() * len(batch)
@@ -194,6 +221,12 @@ def fit(
             schedule.step()
     model.eval()
     return float(loss_sum) / len(labels_N)
+
+
+def _mixing(num_images: int, stream: torch.Generator) -> tuple[float, Tensor]:
+    """Draw mixup's λ and each image's partner."""
+    share = float(torch.rand((), generator=stream))
+    return share, torch.randperm(num_images, generator=stream)
 
 
 def log_class_prior(labels_N: Tensor, num_classes: int) -> Tensor:
@@ -232,6 +265,7 @@ def distil(
     lr: float,
     settings: OptimizerSettings,
     stream: torch.Generator,
+    rehearsed: OwnImages | None = None,
 ) -> float:
     """Take distillation steps with a fresh optimiser whose schedule spans them.
 
@@ -255,11 +289,15 @@ def distil(
         Optimiser and schedule.
     stream : torch.Generator
         The stream of the shuffling; not used for full batches.
+    rehearsed : OwnImages, optional
+        As many of the student's own images join each step, with their cross-entropy: else it
+        forgets them, and its batch norm comes to normalise by synthetic images alone. Rehearsal is
+        Robins, 1995, "Catastrophic forgetting, rehearsal and pseudorehearsal".
 
     Returns
     -------
     float
-        The loss before the last step.
+        The distillation loss before the last step.
     """
     optimizer = make_optimizer(model.parameters(), settings, lr)
     schedule = make_schedule(optimizer, settings, steps)
@@ -273,11 +311,34 @@ def distil(
             x, teacher = x_NCHW[chosen], teacher_logits_NK[chosen]
         else:
             x, teacher = x_NCHW, teacher_logits_NK
-        loss = distillation_step(model, x, teacher, optimizer, temperature)
+        if rehearsed is None:
+            loss = distillation_step(model, x, teacher, optimizer, temperature)
+        else:
+            own = torch.randint(len(rehearsed.labels_N), (len(x),), generator=stream).to(x.device)
+            loss = _rehearsing_step(model, x, teacher, rehearsed, own, optimizer, temperature)
         if schedule is not None:
             schedule.step()
     model.eval()
     return float(loss)
+
+
+def _rehearsing_step(
+    model: nn.Module,
+    x_NCHW: Tensor,
+    teacher_logits_NK: Tensor,
+    rehearsed: OwnImages,
+    own: Tensor,
+    optimizer: Optimizer,
+    temperature: float,
+) -> Tensor:
+    """Take a step of distillation and of classifying the ``own`` images, in one batch."""
+    optimizer.zero_grad(set_to_none=True)
+    own_NCHW = PIXEL_RANGE.from_uint8(rehearsed.images_u8_NCHW[own])
+    synthetic_NK, own_NK = model(torch.cat((x_NCHW, own_NCHW))).tensor_split([len(x_NCHW)])
+    loss = distillation_loss(teacher_logits_NK, synthetic_NK, temperature)
+    (loss + rehearsed.loss(own_NK, rehearsed.labels_N[own])).backward()
+    optimizer.step()
+    return loss.detach()
 
 
 def distillation_step(

@@ -12,6 +12,7 @@ from fedzge_flwr.arrays import FloatArray
 from fedzge_flwr.config import from_run_config
 from fedzge_flwr.pixels import PIXEL_RANGE
 from fedzge_flwr.server.build import build_central, build_generator
+from fedzge_flwr.server.clients import ClientAccuracy
 from fedzge_flwr.server.efficient import EFFICIENT_ROUND, image_counts
 from fedzge_flwr.server.round import run_round
 from fedzge_flwr.server.state import RoundState, ServerState
@@ -31,6 +32,7 @@ CONFIG = {
     "distill-batch-size": 8,
     "central-distill-steps": 3,
     "generator-steps": 2,
+    "client-distill-start": 0.0,
     "ensemble": "mean-logits",
 }
 
@@ -171,6 +173,39 @@ def test_every_part_can_be_switched_off_by_one_key(part: str) -> None:
     elif part == "free steps":
         state = next(iter(server.generator_optimizer.state.values()))
         assert int(state["step"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("start", "rounds"), [(0.0, [1, 2, 3, 4]), (0.5, [3, 4]), (0.7, [3, 4]), (0.99, [4])]
+)
+def test_clients_distil_from_their_start_to_the_end(start: float, rounds: list[int]) -> None:
+    server, clients = make_server(**{"client-distill-start": start}), FunctionClients()
+    distilling = []
+    for number in range(1, 5):
+        before = clients.calls.count("distill")
+        run_round(EFFICIENT_ROUND, server, clients, number, no_report)
+        if clients.calls.count("distill") > before:
+            distilling.append(number)
+    assert distilling == rounds
+
+
+def test_answers_are_softened_before_they_are_combined() -> None:
+    """Both where answers are learned from and where the ensemble is scored."""
+
+    class Opinionated(FunctionClients):
+        def evaluate(self, *given: Any) -> dict[int, ClientAccuracy]:
+            logits_MK = np.arange(50, dtype=np.float32).reshape(5, 10)
+            return {number: ClientAccuracy(5, 0.5, logits_MK) for number in (0, 1)}
+
+    outcomes = {}
+    for temperature in (1.0, 4.0):
+        more = {"ensemble": "mean-probability", "answer-temperature": temperature}
+        state = run(make_server(1, **more), 1, Opinionated())[0]
+        assert state.transfer is not None
+        assert state.ensemble_test_logits_MK is not None
+        outcomes[temperature] = (state.transfer.logits_NK, state.ensemble_test_logits_MK)
+    for sharp, soft in zip(outcomes[1.0], outcomes[4.0], strict=True):
+        assert np.ptp(soft, axis=1).mean() < np.ptp(sharp, axis=1).mean()
 
 
 def test_central_model_learns_the_ensemble() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from fedzge_flwr.server.ensemble import (
     ENSEMBLES,
     Answers,
+    Combination,
     class_tendency,
     confidence,
     ensemble_weights,
@@ -72,6 +75,15 @@ def test_class_tendency_is_the_bayes_posterior_of_the_client() -> None:
     np.testing.assert_allclose(np.exp(class_tendency(given)), pool, rtol=1e-5)
 
 
+@pytest.mark.parametrize("combine", [mean_probability, class_tendency, confidence])
+def test_pools_soften_each_answer(combine: Combination) -> None:
+    given = answers(first=np.array([0.8, 0.1, 0.1]), second=np.array([0.1, 0.1, 0.8]))
+    halved = {partition: logits / 2 for partition, logits in given.logits.items()}
+    softened = combine(replace(given, temperature=2.0))
+    np.testing.assert_allclose(softened, combine(replace(given, logits=halved)), rtol=1e-5)
+    assert not np.allclose(softened, combine(given))
+
+
 def test_class_tendency_without_contrast_is_the_mean_probability() -> None:
     given = answers()
     np.testing.assert_allclose(class_tendency(given), mean_probability(given), rtol=1e-5)
@@ -98,6 +110,9 @@ def test_tendencies_are_running_means_of_probabilities() -> None:
     first = softmax(random_logits(5)).mean(axis=0)
     np.testing.assert_allclose(tendencies[1], first)
     update_tendencies(tendencies, {1: random_logits(6), 3: random_logits(7)})
+    softened: dict[int, np.ndarray] = {}
+    update_tendencies(softened, {1: random_logits(5)}, 3.0)
+    np.testing.assert_allclose(softened[1], softmax(random_logits(5) / 3).mean(axis=0), rtol=1e-5)
     second = softmax(random_logits(6)).mean(axis=0)
     np.testing.assert_allclose(tendencies[1], 0.5 * first + 0.5 * second)
     assert set(tendencies) == {1, 3}

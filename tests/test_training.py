@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 from fedzge_flwr.config import OptimizerSettings
 from fedzge_flwr.models import build_model
 from fedzge_flwr.training import (
+    OwnImages,
     distil,
     evaluate_logits,
     exact_float32,
@@ -230,3 +232,96 @@ def test_logit_adjustment_frees_the_model_of_class_frequencies() -> None:
     )
     # A class without images is pushed down by less.
     assert float(adjusted[0] - adjusted[2]) < float(plain[0] - plain[2]) - 1
+
+
+def test_mixup_trains_on_mixtures_of_images_and_labels() -> None:
+    """Between two classes' images, the model learns the share of each."""
+    images = torch.zeros(64, *SHAPE, dtype=torch.uint8)
+    images[32:] = 255
+    labels = torch.tensor([0] * 32 + [1] * 32)
+    between = torch.full((1, *SHAPE), 191, dtype=torch.uint8)
+    answers = []
+    for mixup in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(SHAPE), 2))
+        fit(
+            model,
+            images,
+            labels,
+            epochs=300,
+            batch_size=64,
+            lr=0.01,
+            settings=OptimizerSettings(lr_schedule="none"),
+            stream=torch.Generator().manual_seed(0),
+            mixup=mixup,
+        )
+        answers.append(float(predict(model, between, 1).softmax(dim=1)[0, 1]))
+    plain, mixed = answers
+    assert plain > 0.95
+    # 191 is three quarters of the way from black to white.
+    assert mixed == pytest.approx(0.75, abs=0.1)
+
+
+def test_mixup_repeats_with_its_stream(model: nn.Module) -> None:
+    images = torch.randint(256, (20, *SHAPE), generator=torch.Generator().manual_seed(1))
+    losses = {
+        fit(
+            copy.deepcopy(model),
+            images.to(torch.uint8),
+            torch.arange(20) % 3,
+            epochs=2,
+            batch_size=8,
+            lr=0.01,
+            settings=OptimizerSettings(),
+            stream=torch.Generator().manual_seed(seed),
+            mixup=True,
+        )
+        for seed in (0, 0, 1)
+    }
+    assert len(losses) == 2
+
+
+def test_rehearsal_keeps_what_distillation_alone_forgets() -> None:
+    """Own images are classified as before, while the teacher's answers elsewhere are learned."""
+    stream = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % 3
+    own = (70 * labels[:, None, None, None] + torch.randint(30, (60, *SHAPE), generator=stream)).to(
+        torch.uint8
+    )
+    x = torch.rand(90, *SHAPE, generator=stream) * 2 - 1
+    teacher = torch.zeros(90, 3)
+    teacher[:, 2] = 6.0
+    accuracies, answers = [], []
+    for rehearsed in (None, OwnImages(own, labels, None)):
+        torch.manual_seed(0)
+        model = build_model("cnn", SHAPE, 3)
+        arguments = {"lr": 0.005, "settings": OptimizerSettings(), "stream": stream}
+        fit(model, own, labels, epochs=30, batch_size=20, **arguments)
+        before = evaluate_logits(predict(model, own, 60), labels).accuracy
+        assert before > 0.95
+        distil(
+            model,
+            x,
+            teacher,
+            steps=60,
+            batch_size=30,
+            temperature=1.0,
+            rehearsed=rehearsed,
+            **arguments,
+        )
+        accuracies.append(evaluate_logits(predict(model, own, 60), labels).accuracy)
+        answers.append(float((predict(model, x, 90).argmax(dim=1) == 2).float().mean()))
+    assert accuracies[0] < 0.7
+    assert accuracies[1] > 0.95
+    assert min(answers) > 0.9
+
+
+def test_rehearsal_adjusts_for_class_frequencies() -> None:
+    logits, labels = torch.zeros(4, 3), torch.tensor([0, 0, 0, 1])
+    prior = log_class_prior(labels, 3)
+    plain = OwnImages(torch.zeros(4, *SHAPE, dtype=torch.uint8), labels, None)
+    assert float(plain.loss(logits, labels)) == pytest.approx(math.log(3))
+    adjusted = plain._replace(log_prior_K=prior).loss(logits, labels)
+    assert float(adjusted) == pytest.approx(
+        float(-(0.75 * prior[0] + 0.25 * prior[1] - prior.logsumexp(0)))
+    )

@@ -74,7 +74,7 @@ class RunSettings(Section):
     """How the run goes: rounds, sampling, evaluation, patience, output."""
 
     recipe: Literal["efficient", "paper"] = Field("efficient", description="the form of the round")
-    num_server_rounds: Count = Field(30, description="rounds R")
+    num_server_rounds: Count = Field(12, description="rounds R")
     num_clients: Count = Field(10, description="clients of the federation, all told")
     fraction_train: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="fraction C of the clients that take part in a round"
@@ -194,11 +194,20 @@ class ClientSettings(Section):
     logit_adjustment: Annotated[bool, Paper(False)] = Field(
         True, description="local training corrects for the client's own class frequencies"
     )
+    mixup: Annotated[bool, Paper(False)] = Field(
+        True, description="local training mixes pairs of images and of their labels"
+    )
+    client_distill_start: Annotated[float, Field(ge=0, lt=1), Paper(0.0)] = Field(
+        0.75, description="part of the run's rounds before clients begin to distil; 0: at once"
+    )
     client_distill_steps: Annotated[CountOrNone, Paper(3)] = Field(
-        40, description="distillation steps a round at the clients; 0: clients never distil"
+        150, description="distillation steps a round at the clients; 0: clients never distil"
     )
     client_distill_lr: Annotated[Positive, Paper(2e-5)] = Field(
         2e-3, description="learning rate of client distillation"
+    )
+    client_rehearsal: Annotated[bool, Paper(False)] = Field(
+        True, description="clients go on classifying own images while they distil"
     )
     distill_batch_size: Annotated[int, Field(ge=0), Paper(0)] = Field(
         64, description="images a distillation step, at server and clients; 0: the full batch"
@@ -227,8 +236,11 @@ class ServerSettings(Section):
     ensemble: Annotated[EnsembleName, Paper("mean-logits")] = Field(
         "class-tendency", description=f"how clients' answers combine: {', '.join(ENSEMBLES)}"
     )
+    answer_temperature: Annotated[Positive, Paper(1.0)] = Field(
+        2.0, description="divides clients' logits before their probabilities are combined"
+    )
     central_distill_steps: Annotated[Count, Paper(10)] = Field(
-        200, description="distillation steps E2 a round of the central model"
+        600, description="distillation steps E2 a round of the central model"
     )
     central_lr: Annotated[Positive, Paper(0.01)] = Field(
         1e-3, description="learning rate of central distillation"
@@ -239,7 +251,7 @@ class ServerSettings(Section):
     )
     latent_dim: Count = Field(100, description="dimension nz of the generator's noise")
     synthetic_batch_size: Annotated[int, Field(ge=2), Paper(500)] = Field(
-        1600, description="new images N a round, perturbed copies not counted"
+        4000, description="new images N a round, perturbed copies not counted"
     )
     temperature: Annotated[Positive, Paper(5.0)] = Field(1.5, description="temperature T")
     beta1: NonNegative = Field(1.0, description="weight of the adversarial term")

@@ -36,11 +36,16 @@ class Answers:
         Shares of the training examples, ≥ 0 and summing to 1, of the same partitions.
     tendencies : Mapping[int, ndarray of float64]
         Class tendencies (K,) of the same partitions (`update_tendencies`).
+    temperature : float
+        Divides the logits before a softmax, above 0. Classifiers are surer of synthetic images than
+        of real ones, the more so the longer they train; softened, their answers teach more. A mean
+        of logits takes none.
     """
 
     logits: Mapping[int, FloatArray]
     weights: Mapping[int, float]
     tendencies: Mapping[int, Float64Array]
+    temperature: float = 1.0
 
 
 Combination: TypeAlias = Callable[[Answers], FloatArray]
@@ -69,7 +74,9 @@ def ensemble_weights(num_examples: Mapping[int, int]) -> dict[int, float]:
 
 
 def update_tendencies(
-    tendencies: dict[int, Float64Array], logits: Mapping[int, FloatArray]
+    tendencies: dict[int, Float64Array],
+    logits: Mapping[int, FloatArray],
+    temperature: float = 1.0,
 ) -> None:
     """Take a round's answers into the clients' running class tendencies.
 
@@ -83,9 +90,11 @@ def update_tendencies(
         By partition, (K,) each, summing to 1; updated in place.
     logits : Mapping[int, ndarray of float32]
         Answers (N, K) on the round's unperturbed images, by partition.
+    temperature : float
+        As in `Answers`.
     """
     for partition, logits_NK in logits.items():
-        mean_K = _probabilities(logits_NK).mean(axis=0)
+        mean_K = _probabilities(logits_NK, temperature).mean(axis=0)
         before_K = tendencies.get(partition, mean_K)
         tendencies[partition] = before_K + _NEWEST_ROUND * (mean_K - before_K)
 
@@ -96,11 +105,15 @@ def mean_logits(answers: Answers) -> FloatArray:
 
 
 def mean_probability(answers: Answers) -> FloatArray:
-    """Return log Σₘ wₘ·softmax(fₘ(x)), the linear opinion pool.
+    """Return log Σₘ wₘ·softmax(fₘ(x)/τ), the linear opinion pool.
 
     Unlike a mean of logits, it lets no client's very low logit veto a class that it never saw.
     """
-    return _log(_weighted_sum(answers, lambda partition, logits: _probabilities(logits)))
+    return _log(
+        _weighted_sum(
+            answers, lambda partition, logits: _probabilities(logits, answers.temperature)
+        )
+    )
 
 
 def confidence(answers: Answers) -> FloatArray:
@@ -110,7 +123,7 @@ def confidence(answers: Answers) -> FloatArray:
     """
 
     def confident(partition: int, logits_NK: Float64Array) -> Float64Array:
-        p_NK = _probabilities(logits_NK)
+        p_NK = _probabilities(logits_NK, answers.temperature)
         entropy_N1 = -(p_NK * np.log(np.maximum(p_NK, _SMALLEST))).sum(axis=1, keepdims=True)
         return np.asarray(p_NK * np.exp(-2.0 * entropy_N1), dtype=np.float64)
 
@@ -120,7 +133,7 @@ def confidence(answers: Answers) -> FloatArray:
 def class_tendency(answers: Answers) -> FloatArray:
     """Return the opinion pool in which a client's vote for a class weighs what it knows of it.
 
-    log Σₘ vₘₖ·softmax(fₘ(x))ₖ with vₘₖ = wₘtₘₖ / Σⱼ wⱼtⱼₖ: wₘ·tₘₖ estimates client m's share of all
+    log Σₘ vₘₖ·softmax(fₘ(x)/τ)ₖ, vₘₖ = wₘtₘₖ / Σⱼ wⱼtⱼₖ: wₘ·tₘₖ estimates client m's share of all
     training examples that are of class k, so vₘₖ is Bayes' posterior of the client given the class.
     This project's own; measured in the README.
     """
@@ -130,7 +143,9 @@ def class_tendency(answers: Answers) -> FloatArray:
     }
     total_K = np.sum(list(knowledge.values()), axis=0)
     pool = sum(
-        knowledge[partition] / total_K * _probabilities(answers.logits[partition])
+        knowledge[partition]
+        / total_K
+        * _probabilities(answers.logits[partition], answers.temperature)
         for partition in sorted(answers.logits)
     )
     return _log(np.asarray(pool, dtype=np.float64))
@@ -155,8 +170,8 @@ def _weighted_sum(
     return total
 
 
-def _probabilities(logits_NK: FloatArray | Float64Array) -> Float64Array:
-    shifted = logits_NK.astype(np.float64)
+def _probabilities(logits_NK: FloatArray | Float64Array, temperature: float) -> Float64Array:
+    shifted = logits_NK.astype(np.float64) / temperature
     shifted -= shifted.max(axis=1, keepdims=True)
     np.exp(shifted, out=shifted)
     return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), dtype=np.float64)

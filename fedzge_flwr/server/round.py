@@ -5,6 +5,7 @@ A phase reads and extends the round's state; what it asks of clients goes throug
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeAlias, TypeVar
@@ -16,7 +17,7 @@ from fedzge_flwr.errors import DivergenceError, TooFewClientsError
 from fedzge_flwr.losses import LossTerms
 from fedzge_flwr.randomness import Purpose, numpy_stream, torch_stream
 from fedzge_flwr.server.clients import Clients
-from fedzge_flwr.server.ensemble import Answers, ensemble_weights, update_tendencies
+from fedzge_flwr.server.ensemble import ensemble_weights, update_tendencies
 from fedzge_flwr.server.objective import BatchObjective
 from fedzge_flwr.server.state import RoundState, ServerState, SyntheticBatch, TransferBatch
 from fedzge_flwr.training import distil, exact_float32, reproducible
@@ -82,9 +83,11 @@ def query_clients(server: ServerState, clients: Clients, current: RoundState) ->
     current.weights = ensemble_weights({number: examples[number] for number in answers})
     rows = unperturbed.numpy()
     update_tendencies(
-        server.tendencies, {number: logits[rows] for number, logits in answers.items()}
+        server.tendencies,
+        {number: logits[rows] for number, logits in answers.items()},
+        server.settings.server.answer_temperature,
     )
-    logits_BK = server.combine(Answers(answers, current.weights, server.tendencies))
+    logits_BK = server.combined(answers, current.weights)
     current.transfer = TransferBatch(
         flat_BCHW[unperturbed.to(flat_BCHW.device)].to(server.device), logits_BK[rows]
     )
@@ -165,8 +168,14 @@ def check_central(server: ServerState, current: RoundState) -> None:
 
 
 def distil_clients(server: ServerState, clients: Clients, current: RoundState) -> None:
-    """Send x and the ensemble's logits back, for each client to distil from its peers."""
-    if server.settings.client.client_distill_steps == 0:
+    """Send x and the ensemble's logits back, for each client to distil from its peers.
+
+    Not before ``client-distill-start``: clients that distil their own ensemble's answers on
+    synthetic images round after round come to agree about those images rather than about real ones.
+    """
+    client = server.settings.client
+    first_round = math.floor(client.client_distill_start * server.num_rounds) + 1
+    if client.client_distill_steps == 0 or current.round < first_round:
         return
     transfer = present(current.transfer)
     current.distill_losses = clients.distill(
@@ -196,9 +205,7 @@ def evaluate_clients(server: ServerState, clients: Clients, current: RoundState)
     }
     if logits:
         weights = ensemble_weights({number: examples[number] for number in logits})
-        current.ensemble_test_logits_MK = server.combine(
-            Answers(logits, weights, server.tendencies)
-        )
+        current.ensemble_test_logits_MK = server.combined(logits, weights)
 
 
 def is_evaluation_round(server: ServerState, round_: int) -> bool:

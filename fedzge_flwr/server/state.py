@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -14,7 +15,7 @@ from fedzge_flwr.config import Settings
 from fedzge_flwr.losses import LossTerms, ObjectiveWeights
 from fedzge_flwr.registry import lookup
 from fedzge_flwr.server.clients import ClientAccuracy
-from fedzge_flwr.server.ensemble import ENSEMBLES, Combination, Float64Array
+from fedzge_flwr.server.ensemble import ENSEMBLES, Answers, Combination, Float64Array
 from fedzge_flwr.training import make_optimizer, make_schedule
 from fedzge_flwr.transfer.memory import Memory
 from fedzge_flwr.zeroth_order import DIRECTIONS, ESTIMATORS, Estimator, Queries
@@ -116,6 +117,13 @@ class ServerState:
                 sampler, server.q, server.eps, server.differences
             ),
         )
+
+    def combined(
+        self, logits: Mapping[int, FloatArray], weights: Mapping[int, float]
+    ) -> FloatArray:
+        """Return the ensemble's logits (N, K) from clients' (N, K) by partition."""
+        temperature = self.settings.server.answer_temperature
+        return self.combine(Answers(logits, weights, self.tendencies, temperature))
 
     @property
     def objective_weights(self) -> ObjectiveWeights:
