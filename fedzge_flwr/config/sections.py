@@ -198,10 +198,10 @@ class ClientSettings(Section):
         True, description="local training mixes pairs of images and of their labels"
     )
     client_distill_start: Annotated[float, Field(ge=0, lt=1), Paper(0.0)] = Field(
-        0.75, description="part of the run's rounds before clients begin to distil; 0: at once"
+        0.9, description="part of the run's rounds before clients begin to distil; 0: at once"
     )
     client_distill_steps: Annotated[CountOrNone, Paper(3)] = Field(
-        150, description="distillation steps a round at the clients; 0: clients never distil"
+        300, description="distillation steps a round at the clients; 0: clients never distil"
     )
     client_distill_lr: Annotated[Positive, Paper(2e-5)] = Field(
         2e-3, description="learning rate of client distillation"
