@@ -110,6 +110,39 @@ def test_distillation_learns_the_teacher(make_grid: Any, tiny_config: dict[str, 
     assert losses[1] < 0.3 * losses[0]
 
 
+def test_local_training_obeys_its_switches(make_grid: Any, tiny_config: dict[str, Any]) -> None:
+    query, answers = LogitsRequest(round=1, images=IMAGES), []
+    for switched_off in ("neither", "mixup", "logit-adjustment"):
+        settings = {"mixup": True, "logit-adjustment": True, switched_off: False}
+        settings.pop("neither", None)
+        node = Node(make_grid, {**tiny_config, **settings})
+        node.answer(TrainRequest(round=1), TrainReply)
+        answers.append(node.answer(query, LogitsReply).logits.tobytes())
+    assert len(set(answers)) == 3
+
+
+def test_clients_rehearse_their_own_images_if_told_to(
+    make_grid: Any, tiny_config: dict[str, Any]
+) -> None:
+    """A client that has learned its data keeps what it knows while it distils."""
+    accuracies = []
+    for rehearsal in (True, False):
+        config = {
+            **tiny_config,
+            "local-epochs": 40,
+            "client-distill-steps": 40,
+            "client-distill-lr": 0.01,
+            "client-rehearsal": rehearsal,
+        }
+        node = Node(make_grid, config)
+        node.answer(TrainRequest(round=1), TrainReply)
+        request = DistillRequest(round=1, temperature=1.0, images=IMAGES, logits=LOGITS)
+        node.answer(request, DistillReply)
+        evaluated = EvaluateRequest(round=1, split="test", num_logits=60)
+        accuracies.append(node.answer(evaluated, EvaluateReply).accuracy)
+    assert accuracies[0] > accuracies[1] + 0.1
+
+
 def test_every_client_begins_and_shuffles_by_itself(
     make_grid: Any, tiny_config: dict[str, Any]
 ) -> None:

@@ -3,7 +3,7 @@
 One generator step a round on one batch teaches the central model next to nothing, so here each
 answer is kept and used many times, the images asked about come from several sources, and the
 generator trains through the central model between the rounds' zeroth-order steps. Each part has a
-key that switches it off (`fedzge_flwr.config.TransferSettings`); README has the ablations.
+key that switches it off (`fedzge_flwr.config.TransferSettings`); CHANGELOG has what each did.
 """
 
 from __future__ import annotations

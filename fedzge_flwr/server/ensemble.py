@@ -135,7 +135,7 @@ def class_tendency(answers: Answers) -> FloatArray:
 
     log Σₘ vₘₖ·softmax(fₘ(x)/τ)ₖ, vₘₖ = wₘtₘₖ / Σⱼ wⱼtⱼₖ: wₘ·tₘₖ estimates client m's share of all
     training examples that are of class k, so vₘₖ is Bayes' posterior of the client given the class.
-    This project's own; measured in the README.
+    This project's own; measured in the CHANGELOG.
     """
     knowledge = {
         partition: answers.weights[partition] * np.maximum(answers.tendencies[partition], _SMALLEST)
