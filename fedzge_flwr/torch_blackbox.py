@@ -169,7 +169,6 @@ class TorchBlackBox:
     ) -> float:
         """Take ``client-distill-steps`` steps with a fresh optimiser."""
         client = self._settings.client
-        has_data = len(self._data().train) > 0
         return distil(
             self._model,
             _to_tensor(images_NCHW, self._device),
@@ -180,7 +179,7 @@ class TorchBlackBox:
             lr=client.client_distill_lr,
             settings=self._settings.optimizer,
             stream=self._stream(Purpose.CLIENT_DISTILLATION, round_),
-            rehearsed=self._own_images() if client.client_rehearsal and has_data else None,
+            rehearsed=self._own_images() if self._rehearses() else None,
         )
 
     def evaluate(self, split: EvaluationSplit) -> ClientEvaluation:
@@ -199,6 +198,9 @@ class TorchBlackBox:
             accuracy=outcome.accuracy,
             logits_NK=_to_numpy(logits_NK) if split == "test" else no_logits,
         )
+
+    def _rehearses(self) -> bool:
+        return self._settings.client.client_rehearsal and len(self._data().train) > 0
 
     def _own_images(self) -> OwnImages:
         data = self._data().train

@@ -32,7 +32,7 @@ class OwnImages(NamedTuple):
     log_prior_K: Tensor | None
 
     def loss(self, logits_NK: Tensor, labels_N: Tensor) -> Tensor:
-        """Return the cross-entropy of logits, adjusted by the class prior."""
+        """Return the cross-entropy in nats of logits (B, K) to labels (B,), prior added first."""
         if self.log_prior_K is not None:
             logits_NK = logits_NK + self.log_prior_K
         return F.cross_entropy(logits_NK, labels_N)
@@ -193,6 +193,7 @@ def fit(
     """
     if len(labels_N) < MIN_TRAINING_IMAGES:
         raise ValueError(f"{len(labels_N)} images; training needs {MIN_TRAINING_IMAGES}")
+    own = OwnImages(images_u8_NCHW, labels_N, log_prior_K)
     optimizer = make_optimizer(model.parameters(), settings, lr)
     schedule = make_schedule(optimizer, settings, epochs)
     model.train()
@@ -208,11 +209,9 @@ def fit(
                 partners = partners.to(indices.device)
                 x_NCHW = share * x_NCHW + (1 - share) * x_NCHW[partners]
             logits_NK = model(x_NCHW)
-            if log_prior_K is not None:
-                logits_NK = logits_NK + log_prior_K
-            loss = F.cross_entropy(logits_NK, targets_N)
+            loss = own.loss(logits_NK, targets_N)
             if partners is not None:
-                mixed_in = F.cross_entropy(logits_NK, targets_N[partners])
+                mixed_in = own.loss(logits_NK, targets_N[partners])
                 loss = share * loss + (1 - share) * mixed_in
             loss.backward()
             optimizer.step()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -203,6 +204,25 @@ def test_evaluate_logits() -> None:
     assert outcome.loss == pytest.approx(wanted, rel=1e-5)
 
 
+def fitted_linear(
+    images: torch.Tensor, labels: torch.Tensor, num_classes: int, **more: Any
+) -> nn.Module:
+    """Fit a linear classifier by 300 full-batch steps."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(SHAPE), num_classes))
+    fit(
+        model,
+        images,
+        labels,
+        epochs=300,
+        batch_size=len(labels),
+        settings=OptimizerSettings(lr_schedule="none"),
+        stream=torch.Generator().manual_seed(0),
+        **more,
+    )
+    return model
+
+
 def test_logit_adjustment_frees_the_model_of_class_frequencies() -> None:
     """On images without content, plain training learns the frequencies, adjusted training none."""
     labels = torch.tensor([0] * 45 + [1] * 5)
@@ -211,19 +231,7 @@ def test_logit_adjustment_frees_the_model_of_class_frequencies() -> None:
     torch.testing.assert_close(prior, torch.tensor([0.91, 0.11, 0.01]).log())
     answers = []
     for log_prior in (None, prior):
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(SHAPE), 3))
-        fit(
-            model,
-            images,
-            labels,
-            epochs=300,
-            batch_size=50,
-            lr=0.003,
-            settings=OptimizerSettings(lr_schedule="none"),
-            stream=torch.Generator().manual_seed(0),
-            log_prior_K=log_prior,
-        )
+        model = fitted_linear(images, labels, 3, lr=0.003, log_prior_K=log_prior)
         answers.append(predict(model, images[:1], 1)[0])
     plain, adjusted = answers
     assert float(plain[0] - plain[1]) == pytest.approx(math.log(9), abs=0.1)
@@ -243,19 +251,7 @@ def test_mixup_trains_on_mixtures_of_images_and_labels() -> None:
     asked = torch.tensor([191, 255], dtype=torch.uint8)[:, None, None, None].expand(2, *SHAPE)
     answers = []
     for mixup in (False, True):
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(SHAPE), 2))
-        fit(
-            model,
-            images,
-            labels,
-            epochs=300,
-            batch_size=64,
-            lr=0.01,
-            settings=OptimizerSettings(lr_schedule="none"),
-            stream=torch.Generator().manual_seed(0),
-            mixup=mixup,
-        )
+        model = fitted_linear(images, labels, 2, lr=0.01, mixup=mixup)
         answers.append(predict(model, asked, 2).softmax(dim=1)[:, 1].tolist())
     plain, mixed = answers
     assert plain[0] > 0.95
