@@ -20,6 +20,7 @@ from fedzge_flwr.models import rebuild_model
 from fedzge_flwr.pixels import PIXEL_RANGE
 from fedzge_flwr.randomness import Purpose, torch_stream
 from fedzge_flwr.server.build import build_central, build_generator
+from fedzge_flwr.server.round import draw_noise
 from fedzge_flwr.server.state import SyntheticBatch
 from fedzge_flwr.torch_blackbox import TorchBlackBox
 from fedzge_flwr.training import predict
@@ -165,7 +166,8 @@ def train_generator(settings: Settings, effort: Effort, central: nn.Module) -> S
     generator = build_generator(settings)
     optimizer = torch.optim.Adam(generator.parameters(), lr=settings.server.generator_lr)
     for step in range(effort.generator_steps):
-        batch = _noise(settings, torch_stream(settings.run.seed, Purpose.LATENT, round_=2 + step))
+        stream = torch_stream(settings.run.seed, Purpose.LATENT, round_=2 + step)
+        batch = draw_noise(settings, settings.server.synthetic_batch_size, stream)
         x_NCHW = generator(*batch)
         logits_NK = central(x_NCHW)
         loss = generator_objective(
@@ -175,13 +177,6 @@ def train_generator(settings: Settings, effort: Effort, central: nn.Module) -> S
         loss.backward()
         optimizer.step()
     return _copy(generator)
-
-
-def _noise(settings: Settings, stream: torch.Generator) -> tuple[Tensor, Tensor]:
-    num_images = settings.server.synthetic_batch_size
-    z_ND = torch.randn(num_images, settings.server.latent_dim, generator=stream)
-    y_N = torch.randint(settings.data.spec.num_classes, (num_images,), generator=stream)
-    return z_ND, y_N
 
 
 def objective_weights(settings: Settings) -> ObjectiveWeights:
@@ -223,7 +218,7 @@ class Images:
         stream = torch_stream(
             settings.run.seed, Purpose.LATENT, round_=draw, partition=IMAGES.index(kind)
         )
-        z_ND, y_N = _noise(settings, stream)
+        z_ND, y_N = draw_noise(settings, settings.server.synthetic_batch_size, stream)
         if kind == "generator":
             with torch.no_grad():
                 x_NCHW = self._generator(z_ND, y_N)

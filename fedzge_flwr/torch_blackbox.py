@@ -20,6 +20,7 @@ from fedzge_flwr.blackbox import (
 )
 from fedzge_flwr.config import Settings, from_run_config
 from fedzge_flwr.data import ClientData, ImageSet, client_data, load_split
+from fedzge_flwr.distillation import distil
 from fedzge_flwr.errors import ConfigError
 from fedzge_flwr.models import MODELS, build_model, rebuild_model
 from fedzge_flwr.randomness import Purpose, seeded_initialisation, torch_stream
@@ -27,7 +28,6 @@ from fedzge_flwr.registry import lookup
 from fedzge_flwr.training import (
     MIN_TRAINING_IMAGES,
     OwnImages,
-    distil,
     evaluate_logits,
     fit,
     log_class_prior,
@@ -135,17 +135,14 @@ class TorchBlackBox:
         if len(data) < MIN_TRAINING_IMAGES:
             return FitReport(num_examples=0, loss=0.0)
         client = self._settings.client
-        own = self._own_images()
         loss = fit(
             self._model,
-            own.images_u8_NCHW,
-            own.labels_N,
+            self._own_images(adjusted=client.logit_adjustment),
             epochs=self._epochs(len(data)),
             batch_size=client.batch_size,
             lr=client.local_lr,
             settings=self._settings.optimizer,
             stream=self._stream(Purpose.LOCAL_TRAINING, round_),
-            log_prior_K=own.log_prior_K,
             mixup=client.mixup,
         )
         return FitReport(num_examples=len(data), loss=loss)
@@ -179,7 +176,8 @@ class TorchBlackBox:
             lr=client.client_distill_lr,
             settings=self._settings.optimizer,
             stream=self._stream(Purpose.CLIENT_DISTILLATION, round_),
-            rehearsed=self._own_images() if self._rehearses() else None,
+            class_balance=client.class_balance,
+            rehearsed=self._own_images(unseen=0.0) if self._rehearses() else None,
         )
 
     def evaluate(self, split: EvaluationSplit) -> ClientEvaluation:
@@ -202,14 +200,13 @@ class TorchBlackBox:
     def _rehearses(self) -> bool:
         return self._settings.client.client_rehearsal and len(self._data().train) > 0
 
-    def _own_images(self) -> OwnImages:
+    def _own_images(self, *, adjusted: bool = True, unseen: float = 0.01) -> OwnImages:
         data = self._data().train
         labels_N = _to_tensor(data.labels_N, self._device)
-        adjusted = self._settings.client.logit_adjustment
         return OwnImages(
             _to_tensor(data.images_NCHW, self._device),
             labels_N,
-            log_class_prior(labels_N, self.num_classes) if adjusted else None,
+            log_class_prior(labels_N, self.num_classes, unseen) if adjusted else None,
         )
 
     def _epochs(self, num_images: int) -> int:

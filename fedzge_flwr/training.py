@@ -1,4 +1,4 @@
-"""Optimisers, schedules and the loops that fit, distil and evaluate a classifier. Plain PyTorch."""
+"""Optimisers, schedules and the loops that fit and evaluate a classifier. Plain PyTorch."""
 
 from __future__ import annotations
 
@@ -13,15 +13,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 
 from fedzge_flwr.config import OptimizerSettings
-from fedzge_flwr.losses import distillation_loss
 from fedzge_flwr.pixels import PIXEL_RANGE
 
 MIN_TRAINING_IMAGES = 2
 """Batch norm has no variance to normalise by in a batch of one."""
-
-
-_UNSEEN_CLASS = 0.01
-"""What a class without images counts for among a client's class frequencies."""
 
 
 class OwnImages(NamedTuple):
@@ -36,6 +31,12 @@ class OwnImages(NamedTuple):
         if self.log_prior_K is not None:
             logits_NK = logits_NK + self.log_prior_K
         return F.cross_entropy(logits_NK, labels_N)
+
+    def chosen(self, indices_B: Tensor) -> OwnImages:
+        """Return the images of these indices (B,), with the same prior."""
+        return self._replace(
+            images_u8_NCHW=self.images_u8_NCHW[indices_B], labels_N=self.labels_N[indices_B]
+        )
 
 
 class Evaluation(NamedTuple):
@@ -147,15 +148,13 @@ def minibatches(num_images: int, batch_size: int, stream: torch.Generator) -> li
 @reproducible()
 def fit(
     model: nn.Module,
-    images_u8_NCHW: Tensor,
-    labels_N: Tensor,
+    own: OwnImages,
     *,
     epochs: int,
     batch_size: int,
     lr: float,
     settings: OptimizerSettings,
     stream: torch.Generator,
-    log_prior_K: Tensor | None = None,
     mixup: bool = False,
 ) -> float:
     """Train a classifier on labelled images with a fresh optimiser whose schedule spans the call.
@@ -164,18 +163,15 @@ def fit(
     ----------
     model : nn.Module
         Trained in place, in training mode; left in evaluation mode.
-    images_u8_NCHW : Tensor of uint8
-        At least `MIN_TRAINING_IMAGES` images, on the model's device.
-    labels_N : Tensor of int64
-        Their classes.
+    own : OwnImages
+        At least `MIN_TRAINING_IMAGES` images, on the model's device; their prior is added to the
+        logits in the loss alone.
     epochs, batch_size, lr
         Passes over the images, images a step, initial learning rate.
     settings : OptimizerSettings
         Optimiser and schedule (one step of it an epoch).
     stream : torch.Generator
         The stream of the shuffling.
-    log_prior_K : Tensor, optional
-        Added to the logits in the loss alone (`log_class_prior`).
     mixup : bool
         Train on λx + (1−λ)x′ with the loss mixed alike, pairs from one batch, λ ~ U(0, 1) a batch:
         Zhang et al., 2018, arXiv 1710.09412, with Beta(1, 1). It curbs overconfidence away from the
@@ -191,9 +187,9 @@ def fit(
     ValueError
         If there are too few images.
     """
+    images_u8_NCHW, labels_N, _ = own
     if len(labels_N) < MIN_TRAINING_IMAGES:
         raise ValueError(f"{len(labels_N)} images; training needs {MIN_TRAINING_IMAGES}")
-    own = OwnImages(images_u8_NCHW, labels_N, log_prior_K)
     optimizer = make_optimizer(model.parameters(), settings, lr)
     schedule = make_schedule(optimizer, settings, epochs)
     model.train()
@@ -228,13 +224,12 @@ def _mixing(num_images: int, stream: torch.Generator) -> tuple[float, Tensor]:
     return share, torch.randperm(num_images, generator=stream)
 
 
-def log_class_prior(labels_N: Tensor, num_classes: int) -> Tensor:
-    """Return log(πₖ + 0.01), π the frequencies of the classes: the shift of a logit-adjusted loss.
+def log_class_prior(labels_N: Tensor, num_classes: int, unseen: float = 0.01) -> Tensor:
+    """Return log(πₖ + unseen), π the classes' frequencies: the shift of a logit-adjusted loss.
 
     A loss on f + log π teaches f the classes' likelihoods and leaves it free of their frequencies
     (Menon et al., 2021, arXiv 2007.07314; in federated learning Zhang et al., 2022, arXiv
-    2209.00189). The hundredth bounds the shift: local training then hardly pushes down a class that
-    the client has no image of, and so keeps what it learned of it from its peers.
+    2209.00189).
 
     Parameters
     ----------
@@ -242,117 +237,18 @@ def log_class_prior(labels_N: Tensor, num_classes: int) -> Tensor:
         The client's labels, at least one.
     num_classes : int
         Number of classes K.
+    unseen : float
+        Bounds the shift: by a hundredth, the loss still pushes down a class that the client has no
+        image of, if only a little, and the model says what it knows by what it answers. By 0, the
+        loss does not touch such a class at all, and what was learned of it from others stays.
 
     Returns
     -------
     Tensor
-        float32 (K,).
+        float32 (K,); −∞ for a class without images if ``unseen`` is 0.
     """
     counts_K = torch.bincount(labels_N, minlength=num_classes).float()
-    return (counts_K / len(labels_N) + _UNSEEN_CLASS).log()
-
-
-@reproducible()
-def distil(
-    model: nn.Module,
-    x_NCHW: Tensor,
-    teacher_logits_NK: Tensor,
-    *,
-    steps: int,
-    batch_size: int,
-    temperature: float,
-    lr: float,
-    settings: OptimizerSettings,
-    stream: torch.Generator,
-    rehearsed: OwnImages | None = None,
-) -> float:
-    """Take distillation steps with a fresh optimiser whose schedule spans them.
-
-    Parameters
-    ----------
-    model : nn.Module
-        The student, trained in place, in training mode; left in evaluation mode.
-    x_NCHW : Tensor
-        At least `MIN_TRAINING_IMAGES` images in the shared pixel range, on the model's device.
-    teacher_logits_NK : Tensor
-        The teacher's logits.
-    steps : int
-        Steps, at least 1.
-    batch_size : int
-        Images a step, drawn without replacement until all have had their turn; 0: all of them.
-    temperature : float
-        T of `fedzge_flwr.losses.distillation_loss`.
-    lr : float
-        Initial learning rate.
-    settings : OptimizerSettings
-        Optimiser and schedule.
-    stream : torch.Generator
-        The stream of the shuffling; not used for full batches.
-    rehearsed : OwnImages, optional
-        As many of the student's own images join each step, with their cross-entropy: else it
-        forgets them, and its batch norm comes to normalise by synthetic images alone. Rehearsal is
-        Robins, 1995, "Catastrophic forgetting, rehearsal and pseudorehearsal".
-
-    Returns
-    -------
-    float
-        The distillation loss before the last step.
-    """
-    optimizer = make_optimizer(model.parameters(), settings, lr)
-    schedule = make_schedule(optimizer, settings, steps)
-    model.train()
-    loss = torch.zeros(())
-    batches: list[Tensor] = []
-    for _ in range(steps):
-        if 0 < batch_size < len(x_NCHW):
-            batches = batches or minibatches(len(x_NCHW), batch_size, stream)
-            chosen = batches.pop().to(x_NCHW.device)
-            x, teacher = x_NCHW[chosen], teacher_logits_NK[chosen]
-        else:
-            x, teacher = x_NCHW, teacher_logits_NK
-        if rehearsed is None:
-            loss = distillation_step(model, x, teacher, optimizer, temperature)
-        else:
-            own = torch.randint(len(rehearsed.labels_N), (len(x),), generator=stream).to(x.device)
-            loss = _rehearsing_step(model, x, teacher, rehearsed, own, optimizer, temperature)
-        if schedule is not None:
-            schedule.step()
-    model.eval()
-    return float(loss)
-
-
-def _rehearsing_step(
-    model: nn.Module,
-    x_NCHW: Tensor,
-    teacher_logits_NK: Tensor,
-    rehearsed: OwnImages,
-    own: Tensor,
-    optimizer: Optimizer,
-    temperature: float,
-) -> Tensor:
-    """Take a step of distillation and of classifying the ``own`` images, in one batch."""
-    optimizer.zero_grad(set_to_none=True)
-    own_NCHW = PIXEL_RANGE.from_uint8(rehearsed.images_u8_NCHW[own])
-    synthetic_NK, own_NK = model(torch.cat((x_NCHW, own_NCHW))).tensor_split([len(x_NCHW)])
-    loss = distillation_loss(teacher_logits_NK, synthetic_NK, temperature)
-    (loss + rehearsed.loss(own_NK, rehearsed.labels_N[own])).backward()
-    optimizer.step()
-    return loss.detach()
-
-
-def distillation_step(
-    model: nn.Module,
-    x_NCHW: Tensor,
-    teacher_logits_NK: Tensor,
-    optimizer: Optimizer,
-    temperature: float,
-) -> Tensor:
-    """Take one step of distillation in the model's mode; return the loss before it, a scalar."""
-    optimizer.zero_grad(set_to_none=True)
-    loss = distillation_loss(teacher_logits_NK, model(x_NCHW), temperature)
-    loss.backward()
-    optimizer.step()
-    return loss.detach()
+    return (counts_K / len(labels_N) + unseen).log()
 
 
 @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -143,6 +144,8 @@ PARTS: dict[str, dict[str, object]] = {
     "memory": {"memory-size": 0},
     "generator": {"generator-share": 0.0},
     "search": {"search-share": 0.0},
+    "screening": {"candidates": 1},
+    "class balance": {"class-balance": 0.0},
     "procedural": {"procedural-share": 0.0},
     "zeroth-order": {"estimator": "surrogate"},
     "free steps": {"generator-steps": 0},
@@ -206,6 +209,25 @@ def test_answers_are_softened_before_they_are_combined() -> None:
         outcomes[temperature] = (state.transfer.logits_NK, state.ensemble_test_logits_MK)
     for sharp, soft in zip(outcomes[1.0], outcomes[4.0], strict=True):
         assert np.ptp(soft, axis=1).mean() < np.ptp(sharp, axis=1).mean()
+
+
+def test_the_central_model_screens_candidates_from_the_second_round_on() -> None:
+    """Then the images asked about are more even in its classes than unscreened ones."""
+    asked: dict[int, list[Any]] = {}
+    for candidates in (1, 8):
+        clients = FunctionClients()
+        server = make_server(
+            2, **{"candidates": candidates, "synthetic-batch-size": 200, "generator-share": 0.0}
+        )
+        run_round(EFFICIENT_ROUND, server, clients, 1, no_report)
+        central = copy.deepcopy(server.central)
+        run_round(EFFICIENT_ROUND, server, clients, 2, no_report)
+        asked[candidates] = clients.queries
+        with torch.no_grad():
+            classes = central(torch.from_numpy(clients.queries[1])).argmax(dim=1)
+        asked[candidates].append(int(torch.bincount(classes, minlength=10).max()))
+    assert np.array_equal(asked[1][0], asked[8][0])
+    assert asked[8][2] < 0.8 * asked[1][2]
 
 
 def test_central_model_learns_the_ensemble() -> None:

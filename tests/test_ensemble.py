@@ -14,6 +14,7 @@ from fedzge_flwr.server.ensemble import (
     class_tendency,
     confidence,
     ensemble_weights,
+    known_contrasts,
     mean_logits,
     mean_probability,
     update_tendencies,
@@ -75,18 +76,60 @@ def test_class_tendency_is_the_bayes_posterior_of_the_client() -> None:
     np.testing.assert_allclose(np.exp(class_tendency(given)), pool, rtol=1e-5)
 
 
-@pytest.mark.parametrize("combine", [mean_probability, class_tendency, confidence])
+@pytest.mark.parametrize("combine", [mean_probability, class_tendency, confidence, known_contrasts])
 def test_pools_soften_each_answer(combine: Combination) -> None:
     given = answers(first=np.array([0.8, 0.1, 0.1]), second=np.array([0.1, 0.1, 0.8]))
     halved = {partition: logits / 2 for partition, logits in given.logits.items()}
     softened = combine(replace(given, temperature=2.0))
-    np.testing.assert_allclose(softened, combine(replace(given, logits=halved)), rtol=1e-5)
+    wanted = combine(replace(given, logits=halved))
+    np.testing.assert_allclose(softened, wanted, rtol=1e-5, atol=1e-6)
     assert not np.allclose(softened, combine(given))
 
 
 def test_class_tendency_without_contrast_is_the_mean_probability() -> None:
     given = answers()
     np.testing.assert_allclose(class_tendency(given), mean_probability(given), rtol=1e-5)
+
+
+def contrasts(logits: np.ndarray) -> np.ndarray:
+    return np.asarray(logits - logits[:, :1])
+
+
+def test_known_contrasts_solves_its_least_squares() -> None:
+    """Against a generic solver of the same problem over e and c, image by image."""
+    rng = np.random.default_rng(0)
+    logits = {m: rng.normal(size=(4, 5)).astype("f4") for m in range(3)}
+    tendencies = {m: rng.dirichlet(np.ones(5)) for m in range(3)}
+    weights = {0: 0.5, 1: 0.2, 2: 0.3}
+    rows, targets = [], []
+    for m in range(3):
+        for k in range(5):
+            root = np.sqrt(weights[m] * tendencies[m][k])
+            rows.append(root * np.concatenate([np.eye(5)[k], np.eye(3)[m]]))
+            targets.append(root * logits[m][:, k])
+    wanted = np.linalg.lstsq(np.stack(rows), np.stack(targets), rcond=None)[0][:5].T
+    found = known_contrasts(Answers(logits, weights, tendencies))
+    np.testing.assert_allclose(contrasts(found), contrasts(wanted), rtol=1e-4, atol=1e-5)
+
+
+def test_known_contrasts_of_clients_that_know_all_is_the_mean_of_logits() -> None:
+    given = answers()
+    np.testing.assert_allclose(
+        contrasts(known_contrasts(given)), contrasts(mean_logits(given)), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_known_contrasts_hears_only_who_knows_both_classes() -> None:
+    """Who knows 0 and 1, and who knows 1 and 2, together tell 0 from 2; the rest is not heard."""
+    truth = np.array([[2.0, 0.5, -1.0], [-3.0, 0.0, 4.0]], "f4")
+    first, second = truth + 7, truth - 3
+    # Sure, and wrong, of the class that each never saw.
+    first[:, 2] += 20
+    second[:, 0] -= 20
+    tendencies = {0: np.array([0.6, 0.4, 0.0]), 1: np.array([0.0, 0.3, 0.7])}
+    given = Answers({0: first, 1: second}, {0: 0.5, 1: 0.5}, tendencies)
+    np.testing.assert_allclose(contrasts(known_contrasts(given)), contrasts(truth), atol=0.05)
+    assert not np.allclose(contrasts(class_tendency(given)), contrasts(truth), atol=1.0)
 
 
 def test_clients_that_know_different_classes_are_heard_on_their_own() -> None:
@@ -110,9 +153,6 @@ def test_tendencies_are_running_means_of_probabilities() -> None:
     first = softmax(random_logits(5)).mean(axis=0)
     np.testing.assert_allclose(tendencies[1], first)
     update_tendencies(tendencies, {1: random_logits(6), 3: random_logits(7)})
-    softened: dict[int, np.ndarray] = {}
-    update_tendencies(softened, {1: random_logits(5)}, 3.0)
-    np.testing.assert_allclose(softened[1], softmax(random_logits(5) / 3).mean(axis=0), rtol=1e-5)
     second = softmax(random_logits(6)).mean(axis=0)
     np.testing.assert_allclose(tendencies[1], 0.5 * first + 0.5 * second)
     assert set(tendencies) == {1, 3}

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from fedzge_flwr.config import OptimizerSettings
+from fedzge_flwr.distillation import distil
 from fedzge_flwr.models import build_model
 from fedzge_flwr.training import (
     OwnImages,
-    distil,
     evaluate_logits,
     exact_float32,
     fit,
@@ -23,6 +23,7 @@ from fedzge_flwr.training import (
     predict,
     reproducible,
 )
+from fedzge_flwr.transfer.balance import class_weights
 
 SHAPE = (1, 8, 8)
 
@@ -54,8 +55,7 @@ def test_fit_learns_and_is_a_function_of_its_stream(optimizer: str, schedule: st
         model = build_model("cnn", SHAPE, 3)
         loss = fit(
             model,
-            images,
-            labels,
+            OwnImages(images, labels, None),
             epochs=8,
             batch_size=16,
             lr=0.01,
@@ -74,8 +74,9 @@ def test_fit_refuses_a_single_image(model: nn.Module) -> None:
     with pytest.raises(ValueError, match="1 images; training needs 2"):
         fit(
             model,
-            torch.zeros(1, *SHAPE, dtype=torch.uint8),
-            torch.zeros(1, dtype=torch.int64),
+            OwnImages(
+                torch.zeros(1, *SHAPE, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64), None
+            ),
             epochs=1,
             batch_size=4,
             lr=0.1,
@@ -135,26 +136,32 @@ def test_distil_moves_the_student_to_the_teacher(model: nn.Module) -> None:
     assert not model.training
 
 
-def test_distillation_minibatches_visit_every_image_before_any_twice(model: nn.Module) -> None:
-    x = torch.arange(10.0).reshape(10, 1, 1, 1).expand(10, *SHAPE).contiguous()
-    seen: list[list[int]] = []
-    model.register_forward_hook(
-        lambda module, inputs, output: seen.append([int(v) for v in inputs[0][:, 0, 0, 0]])
-    )
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_distillation_evens_out_the_classes_of_the_answers(model: nn.Module, power: float) -> None:
+    """Of 100 images the teacher calls 80 class 0, 20 class 1, none class 2."""
+    x = (torch.arange(100.0) >= 80).float().reshape(100, 1, 1, 1).expand(100, *SHAPE).contiguous()
+    teacher = torch.zeros(100, 3)
+    teacher[:80, 0] = teacher[80:, 1] = 2.0
+    weights = class_weights(teacher, power)
+    ratio = ((0.8 + 0.01) / (0.2 + 0.01)) ** power
+    torch.testing.assert_close(weights[99] / weights[0], torch.tensor(ratio))
+    drawn: list[torch.Tensor] = []
+    model.register_forward_hook(lambda module, inputs, output: drawn.append(inputs[0][:, 0, 0, 0]))
     distil(
         model,
         x,
-        torch.zeros(10, 3),
-        steps=6,
-        batch_size=4,
+        teacher,
+        steps=100,
+        batch_size=32,
         temperature=1.0,
         lr=0.0,
         settings=OptimizerSettings(),
         stream=torch.Generator().manual_seed(0),
+        class_balance=power,
     )
-    for epoch in (seen[:3], seen[3:]):
-        assert sorted(image for batch in epoch for image in batch) == list(range(10))
-    assert seen[:3] != seen[3:]
+    wanted = 20 * ratio / (20 * ratio + 80)
+    assert float(torch.cat(drawn).mean()) == pytest.approx(wanted, abs=0.03)
+    assert drawn[0].tolist() != drawn[1].tolist()
 
 
 def test_predict_leaves_no_trace_and_ignores_batching(model: nn.Module) -> None:
@@ -204,18 +211,15 @@ def test_evaluate_logits() -> None:
     assert outcome.loss == pytest.approx(wanted, rel=1e-5)
 
 
-def fitted_linear(
-    images: torch.Tensor, labels: torch.Tensor, num_classes: int, **more: Any
-) -> nn.Module:
+def fitted_linear(own: OwnImages, num_classes: int, **more: Any) -> nn.Module:
     """Fit a linear classifier by 300 full-batch steps."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(SHAPE), num_classes))
     fit(
         model,
-        images,
-        labels,
+        own,
         epochs=300,
-        batch_size=len(labels),
+        batch_size=len(own.labels_N),
         settings=OptimizerSettings(lr_schedule="none"),
         stream=torch.Generator().manual_seed(0),
         **more,
@@ -231,7 +235,7 @@ def test_logit_adjustment_frees_the_model_of_class_frequencies() -> None:
     torch.testing.assert_close(prior, torch.tensor([0.91, 0.11, 0.01]).log())
     answers = []
     for log_prior in (None, prior):
-        model = fitted_linear(images, labels, 3, lr=0.003, log_prior_K=log_prior)
+        model = fitted_linear(OwnImages(images, labels, log_prior), 3, lr=0.003)
         answers.append(predict(model, images[:1], 1)[0])
     plain, adjusted = answers
     assert float(plain[0] - plain[1]) == pytest.approx(math.log(9), abs=0.1)
@@ -240,6 +244,19 @@ def test_logit_adjustment_frees_the_model_of_class_frequencies() -> None:
     )
     # A class without images is pushed down by less.
     assert float(adjusted[0] - adjusted[2]) < float(plain[0] - plain[2]) - 1
+
+
+def test_a_loss_with_no_prior_for_an_unseen_class_leaves_it_alone() -> None:
+    labels = torch.tensor([0, 0, 1])
+    own = OwnImages(torch.zeros(3, *SHAPE, dtype=torch.uint8), labels, None)
+    for unseen, touched in ((0.01, True), (0.0, False)):
+        logits = torch.zeros(3, 4, requires_grad=True)
+        prior = log_class_prior(labels, 4, unseen)
+        own._replace(log_prior_K=prior).loss(logits, labels).backward()
+        assert logits.grad is not None
+        assert bool(logits.grad[:, :2].abs().sum() > 0)
+        assert torch.isfinite(logits.grad).all()
+        assert bool(logits.grad[:, 2:].abs().sum() > 0) is touched
 
 
 def test_mixup_trains_on_mixtures_of_images_and_labels() -> None:
@@ -251,7 +268,7 @@ def test_mixup_trains_on_mixtures_of_images_and_labels() -> None:
     asked = torch.tensor([191, 255], dtype=torch.uint8)[:, None, None, None].expand(2, *SHAPE)
     answers = []
     for mixup in (False, True):
-        model = fitted_linear(images, labels, 2, lr=0.01, mixup=mixup)
+        model = fitted_linear(OwnImages(images, labels, None), 2, lr=0.01, mixup=mixup)
         answers.append(predict(model, asked, 2).softmax(dim=1)[:, 1].tolist())
     plain, mixed = answers
     assert plain[0] > 0.95
@@ -264,8 +281,7 @@ def test_mixup_repeats_with_its_stream(model: nn.Module) -> None:
     losses = {
         fit(
             copy.deepcopy(model),
-            images.to(torch.uint8),
-            torch.arange(20) % 3,
+            OwnImages(images.to(torch.uint8), torch.arange(20) % 3, None),
             epochs=2,
             batch_size=8,
             lr=0.01,
@@ -293,7 +309,7 @@ def test_rehearsal_keeps_what_distillation_alone_forgets() -> None:
         torch.manual_seed(0)
         model = build_model("cnn", SHAPE, 3)
         arguments = {"lr": 0.005, "settings": OptimizerSettings(), "stream": stream}
-        fit(model, own, labels, epochs=30, batch_size=20, **arguments)
+        fit(model, OwnImages(own, labels, None), epochs=30, batch_size=20, **arguments)
         before = evaluate_logits(predict(model, own, 60), labels).accuracy
         assert before > 0.95
         distil(

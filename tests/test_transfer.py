@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fedzge_flwr.pixels import PIXEL_RANGE
+from fedzge_flwr.transfer.balance import class_weights, screen
 from fedzge_flwr.transfer.memory import Memory
 from fedzge_flwr.transfer.procedural import procedural_images
 from fedzge_flwr.transfer.search import breed, class_demand, jitter
@@ -62,6 +63,25 @@ def test_demand_is_inverse_to_what_was_answered() -> None:
     # Shares of about 0.8, 0.2 and 0, each a hundredth more.
     assert float(demand[1] / demand[0]) == pytest.approx(0.81 / 0.21, rel=0.02)
     assert int(demand.argmax()) == 2
+
+
+def test_class_weights_even_out_what_a_model_answers() -> None:
+    logits = torch.tensor([[9.0, 0.0, 0.0]] * 8 + [[0.0, 9.0, 0.0]] * 2)
+    assert class_weights(logits, 0.0).tolist() == [1.0] * 10
+    weights = class_weights(logits, 1.0)
+    assert float(weights[9] / weights[0]) == pytest.approx(0.81 / 0.21)
+
+
+def test_screening_evens_out_classes_and_chooses_nothing_twice() -> None:
+    candidates = torch.arange(300.0).reshape(300, 1, 1, 1)
+    logits = torch.zeros(300, 3)
+    logits[:240, 0] = logits[240:, 1] = 5.0
+    chosen = screen(candidates, logits, 100, stream()).flatten()
+    assert len(set(chosen.tolist())) == len(chosen) == 100
+    # A fifth of the candidates, and as good as half of those chosen.
+    assert 35 <= int((chosen >= 240).sum()) <= 55
+    assert torch.equal(chosen, screen(candidates, logits, 100, stream()).flatten())
+    assert not torch.equal(chosen, screen(candidates, logits, 100, stream(1)).flatten())
 
 
 def filled_memory() -> Memory:

@@ -201,7 +201,7 @@ class ClientSettings(Section):
         0.9, description="part of the run's rounds before clients begin to distil; 0: at once"
     )
     client_distill_steps: Annotated[CountOrNone, Paper(3)] = Field(
-        300, description="distillation steps a round at the clients; 0: clients never distil"
+        600, description="distillation steps a round at the clients; 0: clients never distil"
     )
     client_distill_lr: Annotated[Positive, Paper(2e-5)] = Field(
         2e-3, description="learning rate of client distillation"
@@ -211,6 +211,11 @@ class ClientSettings(Section):
     )
     distill_batch_size: Annotated[int, Field(ge=0), Paper(0)] = Field(
         64, description="images a distillation step, at server and clients; 0: the full batch"
+    )
+    class_balance: Annotated[float, Field(ge=0, le=1), Paper(0.0)] = Field(
+        0.5,
+        description="how far distillation, at server and clients, evens out the classes of the "
+        "answers: 0 not at all, 1 wholly",
     )
     query_batch_size: Count = Field(500, description="images that a client evaluates at once")
     client_device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
@@ -234,10 +239,10 @@ class ServerSettings(Section):
 
     central_model: ModelName = Field("cnn", description="model that the server distils into")
     ensemble: Annotated[EnsembleName, Paper("mean-logits")] = Field(
-        "class-tendency", description=f"how clients' answers combine: {', '.join(ENSEMBLES)}"
+        "known-contrasts", description=f"how clients' answers combine: {', '.join(ENSEMBLES)}"
     )
     answer_temperature: Annotated[Positive, Paper(1.0)] = Field(
-        2.0, description="divides clients' logits before their probabilities are combined"
+        2.0, description="divides clients' logits before they are combined"
     )
     central_distill_steps: Annotated[Count, Paper(10)] = Field(
         600, description="distillation steps E2 a round of the central model"
@@ -301,6 +306,11 @@ class TransferSettings(Section):
     )
     procedural_share: NonNegative = Field(
         0.45, description="part drawn procedurally (dead leaves and kin); 0: none"
+    )
+    candidates: Count = Field(
+        3,
+        description="bred or procedural images drawn for each one that is asked about, of which "
+        "the central model's classes choose; 1: no choice",
     )
     memory_size: CountOrNone = Field(
         12_000, description="past images and answers kept for distillation; 0: no memory"

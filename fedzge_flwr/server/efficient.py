@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fedzge_flwr.config import Settings
+from fedzge_flwr.distillation import distillation_step
 from fedzge_flwr.errors import DivergenceError
 from fedzge_flwr.losses import generator_objective
 from fedzge_flwr.pixels import PIXEL_RANGE
@@ -31,11 +32,13 @@ from fedzge_flwr.server.round import (
     update_generator,
 )
 from fedzge_flwr.server.state import RoundState, ServerState
-from fedzge_flwr.training import MIN_TRAINING_IMAGES, distillation_step, reproducible
+from fedzge_flwr.training import MIN_TRAINING_IMAGES, predict, reproducible
+from fedzge_flwr.transfer.balance import class_weights, screen
 from fedzge_flwr.transfer.procedural import procedural_images
 from fedzge_flwr.transfer.search import breed
 
 _GENERATOR_BATCH = 64
+_SCREENING_BATCH = 500
 
 
 def compose_images(server: ServerState, clients: Clients, current: RoundState) -> None:
@@ -45,19 +48,29 @@ def compose_images(server: ServerState, clients: Clients, current: RoundState) -
     very same values in a byte each. The gradient passes the rounding straight through.
     """
     num_generated, num_bred, num_procedural = image_counts(server)
+    # An untrained central model has nothing to choose by.
+    candidates = server.settings.transfer.candidates if current.round > 1 else 1
     others: list[Tensor] = []
     if num_procedural:
         stream = _stream(server, current, Purpose.PROCEDURAL)
         shape = server.settings.data.spec.image_shape
-        others.append(procedural_images(num_procedural, shape, stream))
+        drawn = procedural_images(candidates * num_procedural, shape, stream)
+        others.append(_screened(server, drawn, num_procedural, stream))
     if num_bred and server.memory is not None:
         stream = _stream(server, current, Purpose.SEARCH)
-        others.append(breed(server.memory, num_bred, stream))
+        drawn = breed(server.memory, candidates * num_bred, stream)
+        others.append(_screened(server, drawn, num_bred, stream))
     if others:
         current.others_NCHW = on_levels(torch.cat(others))
     if num_generated:
         current.batch = generate(server, num_generated, _stream(server, current, Purpose.LATENT))
         choose_queries(server, current, on_levels(current.batch.x_NCHW.detach()))
+
+
+def _screened(server: ServerState, drawn: Tensor, num: int, stream: torch.Generator) -> Tensor:
+    if len(drawn) == num:
+        return drawn
+    return screen(drawn, predict(server.central, drawn, _SCREENING_BATCH), num, stream)
 
 
 def planned_counts(settings: Settings) -> tuple[int, int, int]:
@@ -116,11 +129,12 @@ def distil_central_from_memory(server: ServerState, clients: Clients, current: R
         images = PIXEL_RANGE.to_uint8(transfer.x_NCHW).cpu()
         logits_MK = torch.from_numpy(transfer.logits_NK)
     batch_size = settings.client.distill_batch_size or len(images)
+    weights_M = class_weights(logits_MK, settings.client.class_balance)
     server.central.train()
     loss_sum = torch.zeros((), device=server.device)
     steps = settings.server.central_distill_steps
     for _ in range(steps):
-        chosen = torch.randint(len(images), (batch_size,), generator=stream)
+        chosen = torch.multinomial(weights_M, batch_size, True, generator=stream)
         loss_sum += distillation_step(
             server.central,
             PIXEL_RANGE.from_uint8(images[chosen].to(server.device)),

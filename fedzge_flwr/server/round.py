@@ -13,6 +13,8 @@ from typing import TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
+from fedzge_flwr.config import Settings
+from fedzge_flwr.distillation import distil
 from fedzge_flwr.errors import DivergenceError, TooFewClientsError
 from fedzge_flwr.losses import LossTerms
 from fedzge_flwr.randomness import Purpose, numpy_stream, torch_stream
@@ -20,7 +22,7 @@ from fedzge_flwr.server.clients import Clients
 from fedzge_flwr.server.ensemble import ensemble_weights, update_tendencies
 from fedzge_flwr.server.objective import BatchObjective
 from fedzge_flwr.server.state import RoundState, ServerState, SyntheticBatch, TransferBatch
-from fedzge_flwr.training import distil, exact_float32, reproducible
+from fedzge_flwr.training import exact_float32, reproducible
 
 Phase: TypeAlias = Callable[[ServerState, Clients, RoundState], None]
 
@@ -60,13 +62,20 @@ def choose_queries(server: ServerState, current: RoundState, x_NCHW: Tensor) -> 
 
 
 def generate(server: ServerState, num_images: int, stream: torch.Generator) -> SyntheticBatch:
-    """Draw z ~ N(0, I) and y uniform over classes, and generate x = G(z, y)."""
-    settings = server.settings
-    z_ND = torch.randn(num_images, settings.server.latent_dim, generator=stream)
-    y_N = torch.randint(settings.data.spec.num_classes, (num_images,), generator=stream)
+    """Draw noise and labels (`draw_noise`), and generate x = G(z, y)."""
+    z_ND, y_N = draw_noise(server.settings, num_images, stream)
     z_ND, y_N = z_ND.to(server.device), y_N.to(server.device)
     server.generator.train()
     return SyntheticBatch(z_ND, y_N, server.generator(z_ND, y_N))
+
+
+def draw_noise(
+    settings: Settings, num_images: int, stream: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Draw z ~ N(0, I), (N, nz), and y uniform over classes, (N,), both on the CPU."""
+    z_ND = torch.randn(num_images, settings.server.latent_dim, generator=stream)
+    y_N = torch.randint(settings.data.spec.num_classes, (num_images,), generator=stream)
+    return z_ND, y_N
 
 
 def query_clients(server: ServerState, clients: Clients, current: RoundState) -> None:
@@ -83,9 +92,7 @@ def query_clients(server: ServerState, clients: Clients, current: RoundState) ->
     current.weights = ensemble_weights({number: examples[number] for number in answers})
     rows = unperturbed.numpy()
     update_tendencies(
-        server.tendencies,
-        {number: logits[rows] for number, logits in answers.items()},
-        server.settings.server.answer_temperature,
+        server.tendencies, {number: logits[rows] for number, logits in answers.items()}
     )
     logits_BK = server.combined(answers, current.weights)
     current.transfer = TransferBatch(
@@ -154,6 +161,7 @@ def distil_central(server: ServerState, clients: Clients, current: RoundState) -
         lr=settings.server.central_lr,
         settings=settings.optimizer,
         stream=torch_stream(settings.run.seed, Purpose.CENTRAL_DISTILLATION, round_=current.round),
+        class_balance=settings.client.class_balance,
     )
     check_central(server, current)
 

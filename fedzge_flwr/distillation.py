@@ -1,0 +1,108 @@
+"""Distillation of the ensemble's answers, at the server and at the clients. Plain PyTorch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fedzge_flwr.config import OptimizerSettings
+from fedzge_flwr.losses import distillation_loss
+from fedzge_flwr.pixels import PIXEL_RANGE
+from fedzge_flwr.training import OwnImages, make_optimizer, make_schedule, reproducible
+from fedzge_flwr.transfer.balance import class_weights
+
+
+@reproducible()
+def distil(
+    model: nn.Module,
+    x_NCHW: Tensor,
+    teacher_logits_NK: Tensor,
+    *,
+    steps: int,
+    batch_size: int,
+    temperature: float,
+    lr: float,
+    settings: OptimizerSettings,
+    stream: torch.Generator,
+    class_balance: float = 0.0,
+    rehearsed: OwnImages | None = None,
+) -> float:
+    """Take distillation steps with a fresh optimiser whose schedule spans them.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The student, trained in place, in training mode; left in evaluation mode.
+    x_NCHW : Tensor
+        At least `MIN_TRAINING_IMAGES` images in the shared pixel range, on the model's device.
+    teacher_logits_NK : Tensor
+        The teacher's logits.
+    steps : int
+        Steps, at least 1.
+    batch_size : int
+        Images a step; 0: all of them, in each.
+    temperature : float
+        T of `fedzge_flwr.losses.distillation_loss`.
+    lr : float
+        Initial learning rate.
+    settings : OptimizerSettings
+        Optimiser and schedule.
+    stream : torch.Generator
+        The stream of the draws; not used for full batches without ``rehearsed``.
+    class_balance : float
+        Power of `fedzge_flwr.transfer.balance.class_weights`.
+    rehearsed : OwnImages, optional
+        As many of the student's own images join each step, with their loss: else it forgets them,
+        and its batch norm comes to normalise by synthetic images alone. Rehearsal is Robins, 1995,
+        "Catastrophic forgetting, rehearsal and pseudorehearsal".
+
+    Returns
+    -------
+    float
+        The distillation loss before the last step.
+    """
+    optimizer = make_optimizer(model.parameters(), settings, lr)
+    schedule = make_schedule(optimizer, settings, steps)
+    model.train()
+    loss = torch.zeros(())
+    weights_N = class_weights(teacher_logits_NK, class_balance)
+    for _ in range(steps):
+        x, teacher = x_NCHW, teacher_logits_NK
+        if 0 < batch_size < len(x_NCHW):
+            chosen = torch.multinomial(weights_N, batch_size, True, generator=stream)
+            x, teacher = x[chosen.to(x.device)], teacher[chosen.to(x.device)]
+        batch = None
+        if rehearsed is not None:
+            own = torch.randint(len(rehearsed.labels_N), (len(x),), generator=stream).to(x.device)
+            batch = rehearsed.chosen(own)
+        loss = distillation_step(model, x, teacher, optimizer, temperature, batch)
+        if schedule is not None:
+            schedule.step()
+    model.eval()
+    return float(loss)
+
+
+def distillation_step(
+    model: nn.Module,
+    x_NCHW: Tensor,
+    teacher_logits_NK: Tensor,
+    optimizer: Optimizer,
+    temperature: float,
+    rehearsed: OwnImages | None = None,
+) -> Tensor:
+    """Take one step of distillation in the model's mode; return its loss before it, a scalar.
+
+    Own images to rehearse, if given, go through the model in the same batch as the others.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    if rehearsed is None:
+        loss = total = distillation_loss(teacher_logits_NK, model(x_NCHW), temperature)
+    else:
+        own_NCHW = PIXEL_RANGE.from_uint8(rehearsed.images_u8_NCHW)
+        synthetic_NK, own_NK = model(torch.cat((x_NCHW, own_NCHW))).tensor_split([len(x_NCHW)])
+        loss = distillation_loss(teacher_logits_NK, synthetic_NK, temperature)
+        total = loss + rehearsed.loss(own_NK, rehearsed.labels_N)
+    total.backward()
+    optimizer.step()
+    return loss.detach()
