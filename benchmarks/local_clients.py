@@ -8,6 +8,7 @@ from typing import cast
 from fedzge_flwr.arrays import FloatArray
 from fedzge_flwr.blackbox import EvaluationSplit
 from fedzge_flwr.config import Settings
+from fedzge_flwr.question import Question
 from fedzge_flwr.server.clients import ClientAccuracy
 from fedzge_flwr.torch_blackbox import TorchBlackBox
 
@@ -37,22 +38,23 @@ class LocalClients:
         return {n: report.loss if report.num_examples else None for n, report in reports.items()}
 
     def query(
-        self, round_: int, partitions: Sequence[int], images_BCHW: FloatArray
+        self, round_: int, partitions: Sequence[int], question: Question, *, to_distill: bool
     ) -> dict[int, FloatArray]:
         """Return each client's logits (B, K)."""
+        images_BCHW = question.images_BCHW
         return {number: self._boxes[number].logits(images_BCHW) for number in partitions}
 
     def distill(
         self,
         round_: int,
         partitions: Sequence[int],
-        images_NCHW: FloatArray,
+        question: Question,
         logits_NK: FloatArray,
         temperature: float,
     ) -> dict[int, float]:
         """Have each client distil."""
         return {
-            number: self._boxes[number].distill(round_, images_NCHW, logits_NK, temperature)
+            number: self._boxes[number].distill(round_, question.base_NCHW, logits_NK, temperature)
             for number in partitions
         }
 

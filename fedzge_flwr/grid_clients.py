@@ -18,6 +18,9 @@ from fedzge_flwr.errors import ProtocolError, RosterError
 from fedzge_flwr.ledger import ByteLedger
 from fedzge_flwr.observers import MissingReply
 from fedzge_flwr.protocol import (
+    CompactDistillRequest,
+    CompactLogitsRequest,
+    DistillAskedRequest,
     DistillReply,
     DistillRequest,
     EvaluateReply,
@@ -34,6 +37,7 @@ from fedzge_flwr.protocol import (
     encode,
     encoded_bytes,
 )
+from fedzge_flwr.question import Question, to_levels
 from fedzge_flwr.server.clients import ClientAccuracy
 
 LOGGER = logging.getLogger("flwr.fedzge")
@@ -171,31 +175,67 @@ class GridClients:
         return losses
 
     def query(
-        self, round_: int, partitions: Sequence[int], images_BCHW: FloatArray
+        self, round_: int, partitions: Sequence[int], question: Question, *, to_distill: bool
     ) -> dict[int, FloatArray]:
-        """Ask for logits; (B, K) of each client that answered."""
-        replies = self.exchange(
-            LogitsRequest(round=round_, images=images_BCHW),
-            LogitsReply,
-            partitions,
-            dims={"B": len(images_BCHW)},
-        )
+        """Ask for logits on a question's images; (B, K) of each client that answered."""
+        request: Request
+        if self._compact:
+            request = CompactLogitsRequest(
+                round=round_,
+                base=to_levels(question.base_NCHW),
+                directions=question.directions_as_bytes,
+                eps=question.eps,
+                two_sided=question.two_sided,
+                to_distill=to_distill,
+            )
+        else:
+            request = LogitsRequest(round=round_, images=question.images_BCHW)
+        dims = {"B": question.num_images}
+        replies = self.exchange(request, LogitsReply, partitions, dims=dims)
         return {partition: reply.logits for partition, reply in replies.items()}
 
     def distill(
         self,
         round_: int,
         partitions: Sequence[int],
-        images_NCHW: FloatArray,
+        question: Question,
         logits_NK: FloatArray,
         temperature: float,
     ) -> dict[int, float]:
-        """Have clients distil the ensemble's logits; the losses of those that did."""
-        request = DistillRequest(
-            round=round_, temperature=temperature, images=images_NCHW, logits=logits_NK
-        )
-        replies = self.exchange(request, DistillReply, partitions)
-        return {partition: reply.loss for partition, reply in replies.items()}
+        """Have clients distil the ensemble's logits on a question's base images; their losses.
+
+        By the compact wire the images are sent again only to clients that have not kept them.
+        """
+        replies: dict[int, DistillReply] = {}
+        waiting: Sequence[int] = partitions
+        if self._compact:
+            asked = DistillAskedRequest(
+                round=round_, temperature=temperature, digest=question.digest, logits=logits_NK
+            )
+            replies = self.exchange(asked, DistillReply, partitions)
+            waiting = [n for n, reply in replies.items() if reply.outcome != "done"]
+        if waiting:
+            request = (
+                CompactDistillRequest(
+                    round=round_,
+                    temperature=temperature,
+                    images=to_levels(question.base_NCHW),
+                    logits=logits_NK,
+                )
+                if self._compact
+                else DistillRequest(
+                    round=round_,
+                    temperature=temperature,
+                    images=question.base_NCHW,
+                    logits=logits_NK,
+                )
+            )
+            replies |= self.exchange(request, DistillReply, waiting)
+        return {n: reply.loss for n, reply in sorted(replies.items()) if reply.outcome == "done"}
+
+    @property
+    def _compact(self) -> bool:
+        return self._settings.run.wire == "compact"
 
     def evaluate(
         self, round_: int, partitions: Sequence[int], split: str, num_logits: int

@@ -8,6 +8,9 @@ from flwr.app import Message
 
 from fedzge_flwr.errors import ConfigError
 from fedzge_flwr.protocol import (
+    CompactDistillRequest,
+    CompactLogitsRequest,
+    DistillAskedRequest,
     DistillReply,
     DistillRequest,
     EvaluateReply,
@@ -23,6 +26,7 @@ from fedzge_flwr.protocol import (
     decode,
     encode,
 )
+from fedzge_flwr.question import Question, from_levels, to_levels
 from fedzge_flwr.torch_blackbox import torch_black_box
 
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (12, 1, 8, 8)).astype(np.float32)
@@ -92,6 +96,70 @@ def test_only_training_and_distillation_change_the_model(node: Node) -> None:
     distilled = DistillRequest(round=1, temperature=2.0, images=IMAGES, logits=LOGITS)
     assert node.answer(distilled, DistillReply).loss > 0
     assert any((node.state()[name] != value).any() for name, value in trained.items())
+
+
+def compact(*, perturbed: int = 4, to_distill: bool = True, **changed: Any) -> CompactLogitsRequest:
+    """Ask about 12 images on their levels, the first of them along two directions."""
+    directions = np.random.default_rng(2).normal(size=(2, perturbed, 1, 8, 8)).astype(np.float32)
+    asked = Question(LEVELS, directions, 0.125, two_sided=False)
+    fields: dict[str, Any] = {
+        "round": 1,
+        "base": to_levels(LEVELS),
+        "directions": asked.directions_as_bytes,
+        "eps": asked.eps,
+        "two_sided": asked.two_sided,
+        "to_distill": to_distill,
+    }
+    return CompactLogitsRequest(**{**fields, **changed})
+
+
+LEVELS = from_levels(np.random.default_rng(3).integers(256, size=(12, 1, 8, 8), dtype=np.uint8))
+
+
+def test_compact_and_dense_queries_are_answered_alike(node: Node) -> None:
+    node.answer(TrainRequest(round=1), TrainReply)
+    request = compact()
+    directions = Question.directions_from_bytes(request.directions, (1, 8, 8))
+    images = Question(LEVELS, directions, request.eps, request.two_sided).images_BCHW
+    dense = node.answer(LogitsRequest(round=1, images=images), LogitsReply).logits
+    assert len(dense) == 12 + 2 * 4
+    assert np.array_equal(node.answer(request, LogitsReply).logits, dense)
+
+
+def test_distillation_on_images_asked_about_is_that_on_images_sent(
+    make_grid: Any, tiny_config: dict[str, Any]
+) -> None:
+    digest = Question(LEVELS, np.zeros((0, 0, 1, 8, 8), "f4"), 1.0, two_sided=False).digest
+    common = {"round": 1, "temperature": 2.0, "logits": LOGITS}
+    ways = (
+        DistillRequest(images=LEVELS, **common),
+        CompactDistillRequest(images=to_levels(LEVELS), **common),
+        DistillAskedRequest(digest=digest, **common),
+    )
+    losses, models = set(), []
+    for request in ways:
+        node = Node(make_grid, tiny_config)
+        node.answer(compact(), LogitsReply)
+        reply = node.answer(request, DistillReply)
+        assert reply.outcome == "done"
+        losses.add(reply.loss)
+        models.append(b"".join(v.tobytes() for k, v in sorted(node.state().items()) if k != digest))
+    assert len(losses) == 1
+    assert len(set(models)) == 1
+
+
+def test_images_that_are_not_kept_are_asked_for(node: Node) -> None:
+    """Those of another query, of one that foretold no distillation, or of none."""
+    digest = Question(LEVELS, np.zeros((0, 0, 1, 8, 8), "f4"), 1.0, two_sided=False).digest
+    request = DistillAskedRequest(round=1, temperature=2.0, digest=digest, logits=LOGITS)
+    assert node.answer(request, DistillReply).outcome == "images-needed"
+    node.answer(compact(to_distill=False), LogitsReply)
+    assert node.answer(request, DistillReply).outcome == "images-needed"
+    node.answer(compact(), LogitsReply)
+    node.answer(compact(base=255 - to_levels(LEVELS)), LogitsReply)
+    assert node.answer(request, DistillReply).outcome == "images-needed"
+    # Only the newest query's images are kept: a client's state does not grow.
+    assert len(node.context.state.array_records["fedzge-asked"]) == 1
 
 
 def test_answers_do_not_depend_on_the_rest_of_the_query(node: Node) -> None:
@@ -190,6 +258,19 @@ def test_evaluation_on_held_out_images_returns_none(
             ),
             "'logits': shape",
         ),
+        (
+            compact(directions=np.zeros((3, 12, 256), np.uint8)),
+            "'base': 48 images with copies; at most 36",
+        ),
+        (
+            compact(directions=np.zeros((0, 13, 256), np.uint8)),
+            "'directions': for 13 of 12 images",
+        ),
+        (
+            compact(directions=np.zeros((1, 1, 252), np.uint8)),
+            "'directions': 252 bytes a direction",
+        ),
+        (compact(directions=np.full((1, 1, 256), 255, np.uint8)), "'directions': values that are"),
     ],
 )
 def test_bad_requests_are_refused_and_change_nothing(

@@ -12,6 +12,7 @@ import torch
 from fedzge_flwr.arrays import FloatArray
 from fedzge_flwr.config import from_run_config
 from fedzge_flwr.pixels import PIXEL_RANGE
+from fedzge_flwr.question import Question
 from fedzge_flwr.server.build import build_central, build_generator
 from fedzge_flwr.server.clients import ClientAccuracy
 from fedzge_flwr.server.efficient import EFFICIENT_ROUND, image_counts
@@ -190,6 +191,7 @@ def test_clients_distil_from_their_start_to_the_end(start: float, rounds: list[i
         if clients.calls.count("distill") > before:
             distilling.append(number)
     assert distilling == rounds
+    assert clients.foretold == [number in rounds for number in range(1, 5)]
 
 
 def test_answers_are_softened_before_they_are_combined() -> None:
@@ -269,9 +271,9 @@ def test_same_seed_same_round_whatever_happened_to_global_randomness() -> None:
 def test_answers_of_who_left_the_round_are_in_no_target() -> None:
     class OneSilent(FunctionClients):
         def query(
-            self, round_: int, partitions: Any, images_BCHW: FloatArray
+            self, round_: int, partitions: Any, question: Question, *, to_distill: bool
         ) -> dict[int, FloatArray]:
-            return {1: super().query(round_, partitions, images_BCHW)[1]}
+            return {1: super().query(round_, partitions, question, to_distill=to_distill)[1]}
 
     clients = OneSilent()
     run(make_server(), 1, clients)

@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 
 from fedzge_flwr.errors import ProtocolError
 from fedzge_flwr.protocol import (
+    CompactDistillRequest,
+    CompactLogitsRequest,
+    DistillAskedRequest,
     DistillReply,
     DistillRequest,
     EvaluateReply,
@@ -32,11 +35,15 @@ from fedzge_flwr.protocol import (
 from fedzge_flwr.protocol.messages import ArraySpec
 
 DIMS = {"C": 1, "H": 4, "W": 4, "K": 3}
-LIMITS = {"B": 10, "N": 10, "M": 10}
+LIMITS = {"B": 10, "N": 10, "M": 10, "Q": 10, "G": 10, "P": 64}
 
 
 def floats(*shape: int) -> Any:
     return np.random.default_rng(1).normal(size=shape).astype(np.float32)
+
+
+def octets(*shape: int) -> Any:
+    return np.random.default_rng(2).integers(256, size=shape, dtype=np.uint8)
 
 
 EXAMPLES: list[WireMessage] = [
@@ -55,8 +62,18 @@ EXAMPLES: list[WireMessage] = [
     LogitsRequest(round=4, images=floats(6, 1, 4, 4)),
     LogitsReply(round=4, logits=floats(6, 3)),
     DistillRequest(round=4, temperature=5.0, images=floats(2, 1, 4, 4), logits=floats(2, 3)),
-    DistillReply(round=4, loss=0.5),
+    DistillReply(round=4, outcome="done", loss=0.5),
     EvaluateRequest(round=4, split="test", num_logits=8),
+    CompactLogitsRequest(
+        round=4,
+        base=octets(6, 1, 4, 4),
+        directions=octets(2, 3, 64),
+        eps=0.5,
+        two_sided=True,
+        to_distill=False,
+    ),
+    CompactDistillRequest(round=4, temperature=5.0, images=octets(2, 1, 4, 4), logits=floats(2, 3)),
+    DistillAskedRequest(round=4, temperature=5.0, digest="ab", logits=floats(2, 3)),
     EvaluateReply(round=4, num_examples=8, loss=0.5, accuracy=0.75, logits=floats(8, 3)),
     EvaluateReply(round=4, num_examples=8, loss=0.5, accuracy=0.75, logits=floats(0, 3)),
 ]
@@ -122,26 +139,25 @@ def mutations(example: WireMessage) -> dict[str, tuple[str, Any]]:
         name = field.name
         if isinstance(spec, ArraySpec):
             good = getattr(example, name)
+            dtype = str(good.dtype)
             found[f"{name} missing"] = ("arrays", lambda c, n=name: c["arrays"].__delitem__(n))
             for label, value in {
                 "float64": Array(good.astype(np.float64)),
                 "transposed": Array(np.ascontiguousarray(good.T)),
-                "one more": Array(np.concatenate((good, floats(11, *good.shape[1:])))),
+                "one more": Array(np.concatenate((good, np.ones((11, *good.shape[1:]), dtype)))),
                 "flat": Array(good.ravel()),
-                "other stype": Array("float32", good.shape, "pickle", npy(good)),
-                "truncated": Array("float32", good.shape, "numpy.ndarray", npy(good)[:-4]),
-                "too long": Array("float32", good.shape, "numpy.ndarray", npy(good) + b"\0" * 8),
-                "huge": Array("float32", good.shape, "numpy.ndarray", npy(good) + b"\0" * 9999),
-                "garbage": Array("float32", good.shape, "numpy.ndarray", b"x" * (good.nbytes + 80)),
+                "other stype": Array(dtype, good.shape, "pickle", npy(good)),
+                "truncated": Array(dtype, good.shape, "numpy.ndarray", npy(good)[:-4]),
+                "too long": Array(dtype, good.shape, "numpy.ndarray", npy(good) + b"\0" * 8),
+                "huge": Array(dtype, good.shape, "numpy.ndarray", npy(good) + b"\0" * 9999),
+                "garbage": Array(dtype, good.shape, "numpy.ndarray", b"x" * (good.nbytes + 80)),
                 "lying header": Array(
-                    "float32", good.shape, "numpy.ndarray", npy(good.astype(np.int32))
+                    dtype, good.shape, "numpy.ndarray", npy(good.astype(np.int32))
                 ),
-                "negative shape": Array(
-                    "float32", (-1, *good.shape[1:]), "numpy.ndarray", npy(good)
-                ),
+                "negative shape": Array(dtype, (-1, *good.shape[1:]), "numpy.ndarray", npy(good)),
             }.items():
                 found[f"{name} {label}"] = (name, array(name, value))
-            if good.size:
+            if good.size and good.dtype.kind == "f":
                 for bad in (np.nan, np.inf):
                     spoiled = good.copy()
                     spoiled.flat[-1] = bad
@@ -152,6 +168,7 @@ def mutations(example: WireMessage) -> dict[str, tuple[str, Any]]:
             int: [True, 1.0, "1", -1, [1]],
             float: [1, True, "1", float("nan"), -0.5, float("inf")],
             str: [1, b"x", "x" * 300],
+            bool: [0, 1.0, "true"],
         }
         for value in wrong[spec.kind]:
             found[f"{name} = {str(value)[:10]!r}"] = (name, scalar(name, value))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedzge_flwr.config import from_run_config
 from fedzge_flwr.errors import DivergenceError
+from fedzge_flwr.question import Question
 from fedzge_flwr.server.build import build_central, build_generator
 from fedzge_flwr.server.clients import ClientAccuracy, FloatArray
 from fedzge_flwr.server.round import (
@@ -52,6 +53,7 @@ class FunctionClients:
     queries: list[FloatArray] = field(default_factory=list)
     distilled: list[tuple[FloatArray, FloatArray, float]] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
+    foretold: list[bool] = field(default_factory=list)
 
     @property
     def num_examples(self) -> dict[int, int]:
@@ -62,23 +64,24 @@ class FunctionClients:
         return dict.fromkeys(partitions, 0.5)
 
     def query(
-        self, round_: int, partitions: Sequence[int], images_BCHW: FloatArray
+        self, round_: int, partitions: Sequence[int], question: Question, *, to_distill: bool
     ) -> dict[int, FloatArray]:
         self.calls.append("query")
-        self.queries.append(images_BCHW)
+        self.foretold.append(to_distill)
+        self.queries.append(question.images_BCHW)
         # Client 1 answers twice client 0: the ensemble is 0.75·f + 0.25·2f = 1.25·f.
-        return {number: (number + 1) * self.answer(images_BCHW) for number in partitions}
+        return {number: (number + 1) * self.answer(question.images_BCHW) for number in partitions}
 
     def distill(
         self,
         round_: int,
         partitions: Sequence[int],
-        images_NCHW: FloatArray,
+        question: Question,
         logits_NK: FloatArray,
         temperature: float,
     ) -> dict[int, float]:
         self.calls.append("distill")
-        self.distilled.append((images_NCHW, logits_NK, temperature))
+        self.distilled.append((question.base_NCHW, logits_NK, temperature))
         return dict.fromkeys(partitions, 0.1)
 
     def evaluate(
@@ -241,9 +244,9 @@ def test_objective_leaves_the_central_model_alone() -> None:
 def test_weights_are_those_of_who_answered() -> None:
     class OneSilent(FunctionClients):
         def query(
-            self, round_: int, partitions: Sequence[int], images_BCHW: FloatArray
+            self, round_: int, partitions: Sequence[int], question: Question, *, to_distill: bool
         ) -> dict[int, FloatArray]:
-            return {1: super().query(round_, partitions, images_BCHW)[1]}
+            return {1: super().query(round_, partitions, question, to_distill=to_distill)[1]}
 
     server, clients = make_server(), OneSilent()
     current = run_round(PAPER_ROUND, server, clients, 1, no_report)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
 from fedzge_flwr.config import from_run_config
@@ -68,3 +68,58 @@ def test_configuration_for_clients_is_refused(make_grid: Any, tiny_config: dict[
     arrays = ArrayRecord(central.state_dict())
     with pytest.raises(ValueError, match="sends clients no configuration"):
         strategy.start(make_grid(tiny_config), arrays, train_config=ConfigRecord({"lr": 1.0}))
+
+
+@pytest.mark.parametrize("differences", ["forward", "central"])
+def test_compact_wire_is_the_dense_one_bit_for_bit(
+    make_grid: Any, efficient_config: dict[str, Any], differences: str
+) -> None:
+    """Central and client models alike; the client that lost what it was asked gets it again."""
+    outcomes, asked = [], []
+    for wire in ("dense", "compact", "forgetful"):
+        config = {
+            **efficient_config,
+            "differences": differences,
+            "client-distill-start": 0.0,
+            "wire": wire.replace("forgetful", "compact"),
+        }
+        grid = make_grid(config)
+        if wire == "forgetful":
+            forgetful = min(grid.contexts)
+
+            def forget(request: Message, reply: Message, grid: Any = grid) -> Message:
+                if request.metadata.dst_node_id == min(grid.contexts):
+                    grid.contexts[min(grid.contexts)].state.pop("fedzge-asked", None)
+                return reply
+
+            grid.tamper = forget
+        strategy, central = make_strategy(config)
+        result = strategy.start(grid, ArrayRecord(central.state_dict()), num_rounds=2)
+        models = [result.arrays, *(c.state["fedzge-private-model"] for c in grid.contexts.values())]
+        outcomes.append([array.numpy().tobytes() for model in models for array in model.values()])
+        asked.append(
+            [m.metadata.dst_node_id for m in grid.sent if "Compact" in _type_of(m, "Distill")]
+        )
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+    assert asked[1] == []
+    assert asked[2] == [forgetful, forgetful]
+
+
+def test_the_papers_images_are_rounded_for_the_compact_wire(
+    make_grid: Any, tiny_config: dict[str, Any]
+) -> None:
+    config = {**tiny_config, "wire": "compact"}
+    grid = make_grid(config)
+    strategy, central = make_strategy(config)
+    strategy.start(grid, ArrayRecord(central.state_dict()), num_rounds=1)
+    (base,) = {
+        message.content["arrays"]["base"].numpy().tobytes()
+        for message in grid.sent
+        if _type_of(message, "CompactLogits")
+    }
+    assert len(base) == 12 * 64
+
+
+def _type_of(message: Message, containing: str) -> str:
+    name = str(message.content["message"]["type"])
+    return name if containing in name else ""

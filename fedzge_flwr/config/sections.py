@@ -21,6 +21,7 @@ from pydantic import (
 
 from fedzge_flwr.datasets_spec import DATASETS, DatasetSpec
 from fedzge_flwr.models import MODELS
+from fedzge_flwr.question import num_copies
 from fedzge_flwr.registry import lookup
 from fedzge_flwr.server.ensemble import ENSEMBLES
 
@@ -98,6 +99,11 @@ class RunSettings(Section):
     )
     server_evaluation: Literal["test", "off"] = Field(
         "test", description="what the central model is evaluated on"
+    )
+    wire: Annotated[Literal["compact", "dense"], Paper("dense")] = Field(
+        "compact",
+        description="how queries travel: images as bytes, perturbed copies made by the client, "
+        "images named by hash when they come again; or all in float32",
     )
     exchange_timeout: Positive = Field(3600.0, description="seconds to wait for replies")
     node_timeout: Positive = Field(300.0, description="seconds to wait for num-clients nodes")
@@ -284,7 +290,7 @@ class ServerSettings(Section):
         """Queries per image, as the estimator's own ``copies`` (which a client need not build)."""
         if self.estimator == "surrogate":
             return 1
-        return 1 + self.q * (2 if self.differences == "central" else 1)
+        return num_copies(self.q, two_sided=self.differences == "central")
 
     @property
     def max_query_images(self) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,7 +20,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from fedzge_flwr.errors import ProtocolError
 from fedzge_flwr.protocol.messages import ArraySpec, ScalarSpec, WireMessage
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 
 _SCALARS = "message"
 _ARRAYS = "arrays"
@@ -108,22 +108,29 @@ def decode(
     ProtocolError
         If anything is missing, extra, of the wrong type, shape or size, not finite or out of range.
     """
+    return decode_any((cls,), content, sender=sender, expect=expect, dims=dims, limits=limits)
+
+
+def decode_any(
+    classes: Sequence[type[M]],
+    content: RecordDict,
+    *,
+    sender: str,
+    expect: Mapping[str, int] | None = None,
+    dims: Mapping[str, int] | None = None,
+    limits: Mapping[str, int] | None = None,
+) -> M:
+    """Decode a message of one of several types: that which it says it is. See `decode`."""
+    config = _scalars(content, sender)
+    by_name = {cls.__name__: cls for cls in classes}
+    name = config.get(_TYPE_KEY)
+    if not isinstance(name, str) or name not in by_name:
+        raise ProtocolError(
+            sender, _TYPE_KEY, f"{_shorten(repr(name))}, expected {' or '.join(by_name)}"
+        )
+    cls = by_name[name]
     scalars, arrays = _specs(cls)
     _same_keys(sender, "message", set(content), {_SCALARS, _ARRAYS} if arrays else {_SCALARS})
-    config = content[_SCALARS]
-    if not isinstance(config, ConfigRecord):
-        raise ProtocolError(sender, _SCALARS, f"a {type(config).__name__}, not a ConfigRecord")
-    if config.get(_VERSION_KEY) != WIRE_VERSION:
-        raise ProtocolError(
-            sender,
-            _VERSION_KEY,
-            f"{config.get(_VERSION_KEY)!r}, expected {WIRE_VERSION}; install the same "
-            "fedzge-flwr on both sides",
-        )
-    if config.get(_TYPE_KEY) != cls.__name__:
-        raise ProtocolError(
-            sender, _TYPE_KEY, f"{config.get(_TYPE_KEY)!r}, expected {cls.__name__!r}"
-        )
     _same_keys(sender, _SCALARS, set(config), {_VERSION_KEY, _TYPE_KEY, *scalars})
     values: dict[str, Any] = {}
     for name, spec in scalars.items():
@@ -142,6 +149,23 @@ def decode(
                 sender, name, array_spec, record[name], bound, limits or {}
             )
     return cls(**values)
+
+
+def _scalars(content: RecordDict, sender: str) -> ConfigRecord:
+    """Return the record of a message's scalars, of this version of the wire."""
+    if _SCALARS not in content:
+        raise ProtocolError(sender, "message", f"lacks {_SCALARS}")
+    config = content[_SCALARS]
+    if not isinstance(config, ConfigRecord):
+        raise ProtocolError(sender, _SCALARS, f"a {type(config).__name__}, not a ConfigRecord")
+    if config.get(_VERSION_KEY) != WIRE_VERSION:
+        raise ProtocolError(
+            sender,
+            _VERSION_KEY,
+            f"{config.get(_VERSION_KEY)!r}, expected {WIRE_VERSION}; install the same "
+            "fedzge-flwr on both sides",
+        )
+    return config
 
 
 def _same_keys(sender: str, field: str, found: set[str], wanted: set[str]) -> None:

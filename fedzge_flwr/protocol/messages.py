@@ -2,8 +2,9 @@
 
 Requests go from the server to a client, replies back. No message has room for a parameter, a
 private image or an architecture. Dimensions are named: B images of a query, N images of a batch,
-(C, H, W) of an image, K classes, M test images; `fedzge_flwr.protocol.decode` checks that a name
-has one value throughout a message, and the values and limits that the receiver knows.
+(C, H, W) of an image, K classes, M test images, Q directions of each of G images in P bytes;
+`fedzge_flwr.protocol.decode` checks that a name has one value throughout a message, and the values
+and limits that the receiver knows. An action may take one of several types of requests.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from fedzge_flwr.arrays import FloatArray
+from fedzge_flwr.arrays import ByteArray, FloatArray
 
 
 @dataclass(frozen=True)
@@ -128,9 +129,39 @@ class LogitsRequest(Request):
 
 
 @dataclass(frozen=True)
-class DistillReply(Reply):
-    """Distillation is done; its last loss."""
+class CompactLogitsRequest(Request):
+    """Ask for logits on images and on copies of the first of them, which the client makes itself.
 
+    See `fedzge_flwr.question.Question`.
+
+    Parameters
+    ----------
+    base : ndarray of uint8
+        The images, as levels of the shared pixel range.
+    directions : ndarray of uint8
+        Each direction's C·H·W float32, little-endian.
+    eps : float
+        Step along a direction.
+    two_sided : bool
+        Whether the copies are on both sides.
+    to_distill : bool
+        Whether the answers may be sent back to be distilled: then the client keeps the images.
+    """
+
+    ACTION = "query.logits"
+
+    base: ByteArray = _array("N C H W", "uint8")
+    directions: ByteArray = _array("Q G P", "uint8")
+    eps: float = _scalar(float, low=1e-30)
+    two_sided: bool = _scalar(bool)
+    to_distill: bool = _scalar(bool)
+
+
+@dataclass(frozen=True)
+class DistillReply(Reply):
+    """Distillation is done, and its last loss; or the client has not kept the images (loss 0)."""
+
+    outcome: str = _scalar(str, choices=("done", "images-needed"))
     loss: float = _scalar(float, low=0.0)
 
 
@@ -142,6 +173,28 @@ class DistillRequest(Request):
 
     temperature: float = _scalar(float, low=1e-6)
     images: FloatArray = _array("N C H W")
+    logits: FloatArray = _array("N K")
+
+
+@dataclass(frozen=True)
+class CompactDistillRequest(Request):
+    """The same, with the images as levels of the shared pixel range."""
+
+    ACTION = "train.distill"
+
+    temperature: float = _scalar(float, low=1e-6)
+    images: ByteArray = _array("N C H W", "uint8")
+    logits: FloatArray = _array("N K")
+
+
+@dataclass(frozen=True)
+class DistillAskedRequest(Request):
+    """The same, on the images that you were asked about: ``digest`` says which."""
+
+    ACTION = "train.distill"
+
+    temperature: float = _scalar(float, low=1e-6)
+    digest: str = _scalar(str)
     logits: FloatArray = _array("N K")
 
 

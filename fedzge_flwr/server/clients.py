@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from fedzge_flwr.arrays import FloatArray
+from fedzge_flwr.question import Question
 
 
 @dataclass(frozen=True)
@@ -39,20 +40,23 @@ class Clients(Protocol):
         ...
 
     def query(
-        self, round_: int, partitions: Sequence[int], images_BCHW: FloatArray
+        self, round_: int, partitions: Sequence[int], question: Question, *, to_distill: bool
     ) -> dict[int, FloatArray]:
-        """Ask for logits; (B, K) of each client that answered."""
+        """Ask for logits on a question's images; (B, K) of each client that answered.
+
+        ``to_distill`` foretells that `distill` may follow with the same question.
+        """
         ...
 
     def distill(
         self,
         round_: int,
         partitions: Sequence[int],
-        images_NCHW: FloatArray,
+        question: Question,
         logits_NK: FloatArray,
         temperature: float,
     ) -> dict[int, float]:
-        """Have clients distil the ensemble's logits; the losses of those that did."""
+        """Have clients distil the ensemble's logits on a question's base images; their losses."""
         ...
 
     def evaluate(

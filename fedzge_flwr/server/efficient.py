@@ -25,6 +25,7 @@ from fedzge_flwr.server.round import (
     distil_clients,
     evaluate_clients,
     generate,
+    on_levels,
     present,
     query_clients,
     sample_clients,
@@ -96,11 +97,6 @@ def image_counts(server: ServerState) -> tuple[int, int, int]:
             generated += bred
         bred = 0
     return generated, bred, procedural
-
-
-def on_levels(x_NCHW: Tensor) -> Tensor:
-    """Return images rounded to the 256 levels of the shared pixel range."""
-    return PIXEL_RANGE.from_uint8(PIXEL_RANGE.to_uint8(x_NCHW))
 
 
 def estimate_generator_step(server: ServerState, clients: Clients, current: RoundState) -> None:

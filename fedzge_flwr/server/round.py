@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeAlias, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,8 @@ from fedzge_flwr.config import Settings
 from fedzge_flwr.distillation import distil
 from fedzge_flwr.errors import DivergenceError, TooFewClientsError
 from fedzge_flwr.losses import LossTerms
+from fedzge_flwr.pixels import PIXEL_RANGE
+from fedzge_flwr.question import Question
 from fedzge_flwr.randomness import Purpose, numpy_stream, torch_stream
 from fedzge_flwr.server.clients import Clients
 from fedzge_flwr.server.ensemble import ensemble_weights, update_tendencies
@@ -53,12 +56,19 @@ def synthesise(server: ServerState, clients: Clients, current: RoundState) -> No
 
 def choose_queries(server: ServerState, current: RoundState, x_NCHW: Tensor) -> None:
     """Choose what is asked about the round's generated images, as the clients shall see them."""
-    seed = server.settings.run.seed
-    directions = torch_stream(seed, Purpose.DIRECTIONS, round_=current.round)
+    settings = server.settings
+    if settings.run.wire == "compact":
+        x_NCHW = on_levels(x_NCHW)
+    directions = torch_stream(settings.run.seed, Purpose.DIRECTIONS, round_=current.round)
     with exact_float32(), reproducible():
         current.queries = server.estimator.ask(
             x_NCHW, directions, make_objective(server, present(current.batch))
         )
+
+
+def on_levels(x_NCHW: Tensor) -> Tensor:
+    """Return images rounded to the 256 levels of the shared pixel range."""
+    return PIXEL_RANGE.from_uint8(PIXEL_RANGE.to_uint8(x_NCHW))
 
 
 def generate(server: ServerState, num_images: int, stream: torch.Generator) -> SyntheticBatch:
@@ -83,40 +93,47 @@ def query_clients(server: ServerState, clients: Clients, current: RoundState) ->
 
     Base and perturbed answers so come from the same clients, under the same weights.
     """
-    unperturbed, flat_BCHW = _asked(current)
+    question = current.question = _question(current)
     for partition in current.participants:
-        server.num_queries[partition] = server.num_queries.get(partition, 0) + len(flat_BCHW)
-    answers = clients.query(current.round, current.participants, flat_BCHW.cpu().numpy())
+        asked = server.num_queries.get(partition, 0)
+        server.num_queries[partition] = asked + question.num_images
+    answers = clients.query(
+        current.round,
+        current.participants,
+        question,
+        to_distill=clients_distil(server, current.round),
+    )
     _keep_only(server, current, answers, "answered the query")
     examples = clients.num_examples
     current.weights = ensemble_weights({number: examples[number] for number in answers})
-    rows = unperturbed.numpy()
+    rows = question.base_rows_N
     update_tendencies(
         server.tendencies, {number: logits[rows] for number, logits in answers.items()}
     )
     logits_BK = server.combined(answers, current.weights)
     current.transfer = TransferBatch(
-        flat_BCHW[unperturbed.to(flat_BCHW.device)].to(server.device), logits_BK[rows]
+        torch.from_numpy(question.base_NCHW).to(server.device), logits_BK[rows]
     )
     if current.queries is not None:
-        copies, num_images = server.estimator.copies, len(current.queries.base_NCHW)
+        copies, num_images = question.copies, question.num_perturbed
         of_generated = logits_BK[: copies * num_images]
         current.ensemble_logits_BNK = of_generated.reshape(copies, num_images, -1)
 
 
-def _asked(current: RoundState) -> tuple[Tensor, Tensor]:
-    """Return the rows that hold unperturbed images, and all images: generated copies, others."""
-    parts: list[Tensor] = []
-    rows: list[Tensor] = []
-    if current.queries is not None:
-        # The base is the first of the copies.
-        rows.append(torch.arange(len(current.queries.base_NCHW)))
-        parts.append(current.queries.images_BNCHW.flatten(0, 1))
-    if current.others_NCHW is not None:
-        start = sum(len(part) for part in parts)
-        rows.append(torch.arange(start, start + len(current.others_NCHW)))
-        parts.append(current.others_NCHW.to(parts[0].device if parts else "cpu"))
-    return torch.cat(rows), torch.cat(parts)
+def _question(current: RoundState) -> Question:
+    """Return all that is asked: the generated images in copies, the others once."""
+    queries, others = current.queries, current.others_NCHW
+    base = [] if queries is None else [queries.base_NCHW.cpu()]
+    base_NCHW = torch.cat(base if others is None else [*base, others]).numpy()
+    if queries is None:
+        nothing = np.zeros((0, 0, *base_NCHW.shape[1:]), dtype=np.float32)
+        return Question(base_NCHW, nothing, 1.0, two_sided=False)
+    return Question(
+        base_NCHW,
+        queries.directions_QNCHW.cpu().numpy(),
+        queries.eps,
+        two_sided=queries.differences == "central",
+    )
 
 
 def update_generator(server: ServerState, clients: Clients, current: RoundState) -> None:
@@ -181,18 +198,22 @@ def distil_clients(server: ServerState, clients: Clients, current: RoundState) -
     Not before ``client-distill-start``: clients that distil their own ensemble's answers on
     synthetic images round after round come to agree about those images rather than about real ones.
     """
-    client = server.settings.client
-    first_round = math.floor(client.client_distill_start * server.num_rounds) + 1
-    if client.client_distill_steps == 0 or current.round < first_round:
+    if not clients_distil(server, current.round):
         return
-    transfer = present(current.transfer)
     current.distill_losses = clients.distill(
         current.round,
         current.participants,
-        transfer.x_NCHW.cpu().numpy(),
-        transfer.logits_NK,
+        present(current.question),
+        present(current.transfer).logits_NK,
         server.settings.server.temperature,
     )
+
+
+def clients_distil(server: ServerState, round_: int) -> bool:
+    """Whether clients distil in a round."""
+    client = server.settings.client
+    first_round = math.floor(client.client_distill_start * server.num_rounds) + 1
+    return client.client_distill_steps > 0 and round_ >= first_round
 
 
 def evaluate_clients(server: ServerState, clients: Clients, current: RoundState) -> None:

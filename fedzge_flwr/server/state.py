@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from fedzge_flwr.arrays import FloatArray
 from fedzge_flwr.config import Settings
 from fedzge_flwr.losses import LossTerms, ObjectiveWeights
+from fedzge_flwr.question import Question
 from fedzge_flwr.registry import lookup
 from fedzge_flwr.server.clients import ClientAccuracy
 from fedzge_flwr.server.ensemble import ENSEMBLES, Answers, Combination, Float64Array
@@ -183,6 +184,8 @@ class RoundState:
         Generated images, and what is asked about them; None if none were generated.
     others_NCHW : Tensor, optional
         Images of other origin, on the CPU, each asked about once.
+    question : Question, optional
+        All that the clients are asked.
     ensemble_logits_BNK : ndarray of float32, optional
         The ensemble's logits on ``queries``.
     transfer : TransferBatch, optional
@@ -196,6 +199,7 @@ class RoundState:
     batch: SyntheticBatch | None = None
     queries: Queries | None = None
     others_NCHW: Tensor | None = None
+    question: Question | None = None
     ensemble_logits_BNK: FloatArray | None = None
     transfer: TransferBatch | None = None
     weights: dict[int, float] = field(default_factory=dict)

@@ -79,11 +79,6 @@ class Queries:
         return (ahead - values_B[0]) / self.eps
 
 
-def num_copies(num_directions: int, differences: Differences) -> int:
-    """Return the images of `Queries` per generated image: 1 + q, or 1 + 2q."""
-    return 1 + num_directions * (2 if differences == "central" else 1)
-
-
 @dataclass(frozen=True)
 class Estimate:
     """An estimate of the gradient of the objective.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedzge_flwr.zeroth_order.base import Differences, Objective, Queries, num_copies
+from fedzge_flwr.question import num_copies
+from fedzge_flwr.zeroth_order.base import Differences, Objective, Queries
 from fedzge_flwr.zeroth_order.directions import DirectionSampler
 
 
@@ -35,7 +36,7 @@ class Perturbing:
     @property
     def copies(self) -> int:
         """Queries per image: 1 + q, or 1 + 2q."""
-        return num_copies(self._q, self._differences)
+        return num_copies(self._q, two_sided=self._differences == "central")
 
     def ask(self, x_NCHW: Tensor, stream: torch.Generator, objective: Objective) -> Queries:
         """Draw q directions per image."""
