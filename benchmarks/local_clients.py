@@ -9,7 +9,7 @@ from fedzge_flwr.arrays import FloatArray
 from fedzge_flwr.blackbox import EvaluationSplit
 from fedzge_flwr.config import Settings
 from fedzge_flwr.question import Question
-from fedzge_flwr.server.clients import ClientAccuracy
+from fedzge_flwr.server.clients import ClientAccuracy, ClientAnswer
 from fedzge_flwr.torch_blackbox import TorchBlackBox
 
 
@@ -37,12 +37,15 @@ class LocalClients:
         reports = {number: self._boxes[number].fit(round_) for number in partitions}
         return {n: report.loss if report.num_examples else None for n, report in reports.items()}
 
-    def query(
+    def ask(
         self, round_: int, partitions: Sequence[int], question: Question, *, to_distill: bool
-    ) -> dict[int, FloatArray]:
-        """Return each client's logits (B, K)."""
-        images_BCHW = question.images_BCHW
-        return {number: self._boxes[number].logits(images_BCHW) for number in partitions}
+    ) -> dict[int, ClientAnswer]:
+        """Train each client and return its logits."""
+        losses, images_BCHW = self.train(round_, partitions), question.images_BCHW
+        return {
+            number: ClientAnswer(self._boxes[number].logits(images_BCHW), losses[number])
+            for number in partitions
+        }
 
     def distill(
         self,
@@ -57,6 +60,10 @@ class LocalClients:
             number: self._boxes[number].distill(round_, question.base_NCHW, logits_NK, temperature)
             for number in partitions
         }
+
+    def deliver(self, round_: int) -> dict[int, float]:
+        """Nothing is ever put off."""
+        return {}
 
     def evaluate(
         self, round_: int, partitions: Sequence[int], split: str, num_logits: int

@@ -8,15 +8,16 @@ starts from the black box's initial one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Context, Message
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 
 from fedzge_flwr import __version__
-from fedzge_flwr.blackbox import BlackBox, EvaluationSplit
+from fedzge_flwr.arrays import ByteArray, FloatArray
+from fedzge_flwr.blackbox import BlackBox, EvaluationSplit, State
 from fedzge_flwr.errors import DataError, DivergenceError, ProtocolError
 from fedzge_flwr.protocol import (
     CompactDistillRequest,
@@ -28,10 +29,13 @@ from fedzge_flwr.protocol import (
     EvaluateRequest,
     HelloReply,
     HelloRequest,
+    ImagesNeeded,
     LogitsReply,
     LogitsRequest,
     Reply,
     Request,
+    RoundReply,
+    RoundRequest,
     TrainReply,
     TrainRequest,
     decode_any,
@@ -43,9 +47,26 @@ BlackBoxFactory: TypeAlias = Callable[[Context], BlackBox]
 
 _STATE = "fedzge-private-model"
 _ASKED = "fedzge-asked"
+_PROGRESS = "fedzge-progress"
 
 
-def hello(box: BlackBox, request: HelloRequest, context: Context) -> HelloReply:
+@dataclass
+class Notes:
+    """What a client remembers beside its model.
+
+    Parameters
+    ----------
+    asked : dict[str, ndarray of uint8]
+        The images last asked about, as levels, by digest; only if they may be distilled.
+    distilled : int
+        The newest round whose targets have been distilled; 0: none.
+    """
+
+    asked: dict[str, ByteArray]
+    distilled: int
+
+
+def hello(box: BlackBox, request: HelloRequest, notes: Notes) -> HelloReply:
     """Say who this client is."""
     profile = box.profile()
     return HelloReply(
@@ -59,72 +80,80 @@ def hello(box: BlackBox, request: HelloRequest, context: Context) -> HelloReply:
     )
 
 
-def train(box: BlackBox, request: TrainRequest, context: Context) -> TrainReply:
+def train(box: BlackBox, request: TrainRequest, notes: Notes) -> TrainReply:
     """Train on the client's own data."""
     report = box.fit(request.round)
     return TrainReply(round=request.round, num_examples=report.num_examples, loss=report.loss)
 
 
-def answer(box: BlackBox, request: LogitsRequest, context: Context) -> LogitsReply:
+def answer(box: BlackBox, request: LogitsRequest, notes: Notes) -> LogitsReply:
     """Answer a logit query."""
     return LogitsReply(round=request.round, logits=box.logits(request.images))
 
 
-def answer_compact(box: BlackBox, request: CompactLogitsRequest, context: Context) -> LogitsReply:
+def answer_compact(box: BlackBox, request: CompactLogitsRequest, notes: Notes) -> LogitsReply:
     """Answer a logit query on images and on copies of them, made here."""
-    num_directions, num_perturbed, _ = request.directions.shape
-    copies = num_copies(num_directions, two_sided=request.two_sided)
-    num_images = num_queries(len(request.base), num_perturbed, copies)
-    if num_perturbed > len(request.base):
-        raise ProtocolError(
-            "server", "directions", f"for {num_perturbed} of {len(request.base)} images"
-        )
-    # Before a copy is made: a few bytes may ask for many.
-    if num_images > box.max_query_images:
-        raise ProtocolError(
-            "server", "base", f"{num_images} images with copies; at most {box.max_query_images}"
-        )
-    try:
-        directions = Question.directions_from_bytes(request.directions, box.image_shape)
-    except ValueError as error:
-        raise ProtocolError("server", "directions", str(error)) from None
-    question = Question(from_levels(request.base), directions, request.eps, request.two_sided)
+    question = _question(box, request)
+    logits_BK = box.logits(question.images_BCHW)
     if request.to_distill:
-        context.state[_ASKED] = ArrayRecord({question.digest: Array(request.base)})
-    return LogitsReply(round=request.round, logits=box.logits(question.images_BCHW))
+        notes.asked = {question.digest: request.base}
+    return LogitsReply(round=request.round, logits=logits_BK)
 
 
-def distill(box: BlackBox, request: DistillRequest, context: Context) -> DistillReply:
+def distill(box: BlackBox, request: DistillRequest, notes: Notes) -> DistillReply:
     """Distil the ensemble's logits."""
     loss = box.distill(request.round, request.images, request.logits, request.temperature)
-    return DistillReply(round=request.round, outcome="done", loss=loss)
+    return DistillReply(round=request.round, loss=loss)
 
 
-def distill_compact(
-    box: BlackBox, request: CompactDistillRequest, context: Context
-) -> DistillReply:
+def distill_compact(box: BlackBox, request: CompactDistillRequest, notes: Notes) -> DistillReply:
     """Distil the ensemble's logits on images that came as bytes."""
-    images_NCHW = from_levels(request.images)
-    loss = box.distill(request.round, images_NCHW, request.logits, request.temperature)
-    return DistillReply(round=request.round, outcome="done", loss=loss)
+    targets = _Targets(request.round, request.images, request.logits, request.temperature)
+    return DistillReply(round=request.round, loss=_distill_once(box, targets, notes))
 
 
-def distill_asked(box: BlackBox, request: DistillAskedRequest, context: Context) -> DistillReply:
+def distill_asked(
+    box: BlackBox, request: DistillAskedRequest, notes: Notes
+) -> DistillReply | ImagesNeeded:
     """Distil the ensemble's logits on the images last asked about, if they are the ones meant."""
-    asked = context.state.array_records.get(_ASKED)
-    kept = None if asked is None else asked.get(request.digest)
-    if kept is None:
-        return DistillReply(round=request.round, outcome="images-needed", loss=0.0)
-    images_NCHW = from_levels(kept.numpy())
-    if len(images_NCHW) != len(request.logits):
-        raise ProtocolError(
-            "server", "logits", f"{len(request.logits)} rows for {len(images_NCHW)} images"
-        )
-    loss = box.distill(request.round, images_NCHW, request.logits, request.temperature)
-    return DistillReply(round=request.round, outcome="done", loss=loss)
+    images = notes.asked.get(request.digest)
+    if images is None and request.round > notes.distilled:
+        return ImagesNeeded(round=request.round)
+    targets = _Targets(request.round, images, request.logits, request.temperature)
+    return DistillReply(round=request.round, loss=_distill_once(box, targets, notes))
 
 
-def evaluate(box: BlackBox, request: EvaluateRequest, context: Context) -> EvaluateReply:
+def take_part(box: BlackBox, request: RoundRequest, notes: Notes) -> RoundReply | ImagesNeeded:
+    """Distil earlier targets, train, and answer: a round in one exchange."""
+    question = _question(box, request)
+    loss, diverged = 0.0, False
+    if request.targets_round > notes.distilled:
+        images = request.images if len(request.images) else notes.asked.get(request.digest)
+        if images is None:
+            return ImagesNeeded(round=request.round)
+        targets = _Targets(request.targets_round, images, request.targets, request.temperature)
+        before = box.state()
+        loss = _distill_once(box, targets, notes)
+        diverged = _not_finite(box.state()) is not None
+        if diverged:
+            # As in a phase of its own: without it, and not again.
+            loss = 0.0
+            box.load_state(before)
+    report = box.fit(request.round)
+    logits_BK = box.logits(question.images_BCHW)
+    if request.to_distill:
+        notes.asked = {question.digest: request.base}
+    return RoundReply(
+        round=request.round,
+        num_examples=report.num_examples,
+        train_loss=report.loss,
+        diverged=diverged,
+        distill_loss=loss,
+        logits=logits_BK,
+    )
+
+
+def evaluate(box: BlackBox, request: EvaluateRequest, notes: Notes) -> EvaluateReply:
     """Evaluate the model."""
     # The codec has checked the choice.
     outcome = box.evaluate(cast(EvaluationSplit, request.split))
@@ -143,14 +172,61 @@ def evaluate(box: BlackBox, request: EvaluateRequest, context: Context) -> Evalu
     )
 
 
+def _question(box: BlackBox, request: CompactLogitsRequest) -> Question:
+    """Return what is asked; refuse it before a copy is made, since few bytes may ask for many."""
+    num_directions, num_perturbed, _ = request.directions.shape
+    copies = num_copies(num_directions, two_sided=request.two_sided)
+    num_images = num_queries(len(request.base), num_perturbed, copies)
+    if num_perturbed > len(request.base):
+        raise ProtocolError(
+            "server", "directions", f"for {num_perturbed} of {len(request.base)} images"
+        )
+    if num_images > box.max_query_images:
+        raise ProtocolError(
+            "server", "base", f"{num_images} images with copies; at most {box.max_query_images}"
+        )
+    try:
+        directions = Question.directions_from_bytes(request.directions, box.image_shape)
+    except ValueError as error:
+        raise ProtocolError("server", "directions", str(error)) from None
+    return Question(from_levels(request.base), directions, request.eps, request.two_sided)
+
+
+class _Targets(NamedTuple):
+    """A round's images, as levels, and the ensemble's logits on them."""
+
+    round: int
+    images: ByteArray | None
+    logits_NK: FloatArray
+    temperature: float
+
+
+def _distill_once(box: BlackBox, targets: _Targets, notes: Notes) -> float:
+    """Distil targets unless they have been, and return the loss.
+
+    A server that never got the reply to an exchange sends its targets again.
+    """
+    if targets.images is None or targets.round <= notes.distilled:
+        return 0.0
+    images_NCHW = from_levels(targets.images)
+    if len(images_NCHW) != len(targets.logits_NK):
+        raise ProtocolError(
+            "server", "logits", f"{len(targets.logits_NK)} rows for {len(images_NCHW)} images"
+        )
+    loss = box.distill(targets.round, images_NCHW, targets.logits_NK, targets.temperature)
+    notes.distilled = targets.round
+    notes.asked = {}
+    return loss
+
+
 def register_endpoints(app: ClientApp, make_black_box: BlackBoxFactory) -> None:
     """Put FedZGE's endpoints on a ClientApp.
 
     Parameters
     ----------
     app : ClientApp
-        Gets the actions ``query.hello``, ``train.local``, ``query.logits``, ``train.distill`` and
-        ``evaluate.local``; other actions of it are left alone.
+        Gets the actions ``query.hello``, ``train.local``, ``query.logits``, ``train.distill``,
+        ``train.round`` and ``evaluate.local``; other actions of it are left alone.
     make_black_box : Callable[[Context], BlackBox]
         Makes the black box of the node that the context belongs to. Called once for each message.
     """
@@ -168,7 +244,7 @@ class _Endpoint:
     """A type of request, what answers it, and whether that changes the model."""
 
     request_type: type[Request]
-    act: Callable[[BlackBox, Any, Context], Reply]
+    act: Callable[[BlackBox, Any, Notes], Reply]
     changes_model: bool = False
 
 
@@ -180,6 +256,7 @@ _ENDPOINTS = (
     _Endpoint(DistillRequest, distill, changes_model=True),
     _Endpoint(CompactDistillRequest, distill_compact, changes_model=True),
     _Endpoint(DistillAskedRequest, distill_asked, changes_model=True),
+    _Endpoint(RoundRequest, take_part, changes_model=True),
     _Endpoint(EvaluateRequest, evaluate),
 )
 
@@ -198,16 +275,39 @@ def _handler(
             message.content,
             sender="server",
             dims={"C": channels, "H": height, "W": width, "K": box.num_classes},
-            limits={**dict.fromkeys("BNGQ", most), "P": 4 * channels * height * width},
+            limits={**dict.fromkeys("BNGQST", most), "P": 4 * channels * height * width},
         )
         endpoint = next(choice for choice in choices if choice.request_type is type(request))
         _load_private_state(box, context)
-        reply = endpoint.act(box, request, context)
+        before = _load_notes(context)
+        notes = replace(before)
+        reply = endpoint.act(box, request, notes)
         if endpoint.changes_model:
             _keep_private_state(box, context)
+        _keep_notes(notes, before, context)
         return Message(encode(reply), reply_to=message)
 
     return handle
+
+
+def _load_notes(context: Context) -> Notes:
+    asked = context.state.array_records.get(_ASKED)
+    progress = context.state.config_records.get(_PROGRESS)
+    return Notes(
+        {} if asked is None else {digest: array.numpy() for digest, array in asked.items()},
+        0 if progress is None else int(cast(int, progress["distilled"])),
+    )
+
+
+def _keep_notes(notes: Notes, before: Notes, context: Context) -> None:
+    """Keep what has changed of the notes, after the model that they are about."""
+    if notes.asked is not before.asked:
+        context.state.pop(_ASKED, None)
+        if notes.asked:
+            arrays = {digest: Array(images) for digest, images in notes.asked.items()}
+            context.state[_ASKED] = ArrayRecord(arrays)
+    if notes.distilled != before.distilled:
+        context.state[_PROGRESS] = ConfigRecord({"distilled": notes.distilled})
 
 
 def _load_private_state(box: BlackBox, context: Context) -> None:
@@ -218,12 +318,19 @@ def _load_private_state(box: BlackBox, context: Context) -> None:
 
 def _keep_private_state(box: BlackBox, context: Context) -> None:
     """Keep the model; one that has diverged is thrown away for the one before."""
-    record = ArrayRecord()
-    for name, value in box.state().items():
+    state = box.state()
+    name = _not_finite(state)
+    if name is not None:
+        raise DivergenceError(
+            f"the model diverged ('{name}' is not finite) and is kept as it was before; lower "
+            "'local-lr' or 'client-distill-lr'"
+        )
+    context.state[_STATE] = ArrayRecord({key: Array(value) for key, value in state.items()})
+
+
+def _not_finite(state: State) -> str | None:
+    """Return the name of an array that is not finite, or None."""
+    for name, value in state.items():
         if np.issubdtype(value.dtype, np.inexact) and not np.isfinite(value).all():
-            raise DivergenceError(
-                f"the model diverged ('{name}' is not finite) and is kept as it was before; lower "
-                "'local-lr' or 'client-distill-lr'"
-            )
-        record[name] = Array(value)
-    context.state[_STATE] = record
+            return name
+    return None

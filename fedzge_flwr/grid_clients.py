@@ -6,8 +6,9 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
@@ -27,18 +28,21 @@ from fedzge_flwr.protocol import (
     EvaluateRequest,
     HelloReply,
     HelloRequest,
+    ImagesNeeded,
     LogitsReply,
     LogitsRequest,
     Reply,
     Request,
+    RoundReply,
+    RoundRequest,
     TrainReply,
     TrainRequest,
-    decode,
+    decode_any,
     encode,
     encoded_bytes,
 )
 from fedzge_flwr.question import Question, to_levels
-from fedzge_flwr.server.clients import ClientAccuracy
+from fedzge_flwr.server.clients import ClientAccuracy, ClientAnswer
 
 LOGGER = logging.getLogger("flwr.fedzge")
 
@@ -54,6 +58,33 @@ class Member:
 
     node_id: int
     hello: HelloReply
+
+
+@dataclass(frozen=True)
+class _Targets:
+    """Targets that a client has yet to distil: of which round, on which images."""
+
+    round: int
+    images_NCHW: FloatArray
+    digest: str
+    logits_NK: FloatArray
+    temperature: float
+
+
+def _nothing_pending(question: Question, num_classes: int) -> _Targets:
+    no_logits = np.zeros((0, num_classes), dtype=np.float32)
+    return _Targets(0, question.base_NCHW[:0], "", no_logits, 1.0)
+
+
+def _compact(question: Question, to_distill: bool) -> dict[str, Any]:
+    """Return the fields of a compact query."""
+    return {
+        "base": to_levels(question.base_NCHW),
+        "directions": question.directions_as_bytes,
+        "eps": question.eps,
+        "two_sided": question.two_sided,
+        "to_distill": to_distill,
+    }
 
 
 class GridClients:
@@ -76,6 +107,7 @@ class GridClients:
         self._members: dict[int, Member] = {}
         self._missing: list[MissingReply] = []
         self._untrained: set[int] = set()
+        self._pending: dict[int, _Targets] = {}
         self._ledger = ByteLedger()
         self._round_ledger = ByteLedger()
 
@@ -103,7 +135,9 @@ class GridClients:
         run = self._settings.run
         node_ids = self._wait_for_nodes(run.num_clients, run.node_timeout)
         request = HelloRequest(round=0, version=__version__)
-        replies, failures = self._exchange_nodes(request, HelloReply, {}, {}, node_ids)
+        replies, failures = self._exchange_nodes(
+            dict.fromkeys(node_ids, request), (HelloReply,), {}, {}
+        )
         for node_id in sorted(replies):
             self._admit(node_id, replies[node_id])
         for node_id, reason in sorted(failures.items()):
@@ -158,41 +192,93 @@ class GridClients:
 
     # -- what a round asks --------------------------------------------------------------------
 
-    def train(self, round_: int, partitions: Sequence[int]) -> dict[int, float | None]:
-        """Have clients train on their own data; losses, None of who has too few images to."""
-        replies = self.exchange(TrainRequest(round=round_), TrainReply, partitions)
-        losses: dict[int, float | None] = {}
-        for partition, reply in replies.items():
-            losses[partition] = reply.loss if reply.num_examples else None
-            if not reply.num_examples and partition not in self._untrained:
-                self._untrained.add(partition)
-                LOGGER.warning(
-                    "client %d has too few images to train on (%d): it answers with the model "
-                    "that it began with",
-                    partition,
-                    self.num_examples[partition],
-                )
-        return losses
-
-    def query(
+    def ask(
         self, round_: int, partitions: Sequence[int], question: Question, *, to_distill: bool
-    ) -> dict[int, FloatArray]:
-        """Ask for logits on a question's images; (B, K) of each client that answered."""
-        request: Request
-        if self._compact:
-            request = CompactLogitsRequest(
-                round=round_,
-                base=to_levels(question.base_NCHW),
-                directions=question.directions_as_bytes,
-                eps=question.eps,
-                two_sided=question.two_sided,
-                to_distill=to_distill,
-            )
-        else:
-            request = LogitsRequest(round=round_, images=question.images_BCHW)
+    ) -> dict[int, ClientAnswer]:
+        """Have clients train on their own data and then answer; who fails at either is absent."""
+        if self._settings.run.exchanges == "one":
+            return self._ask_at_once(round_, partitions, question, to_distill=to_distill)
+        trained = self.exchange(TrainRequest(round=round_), TrainReply, partitions)
+        request: Request = (
+            CompactLogitsRequest(round=round_, **_compact(question, to_distill))
+            if self._settings.run.wire == "compact"
+            else LogitsRequest(round=round_, images=question.images_BCHW)
+        )
         dims = {"B": question.num_images}
-        replies = self.exchange(request, LogitsReply, partitions, dims=dims)
-        return {partition: reply.logits for partition, reply in replies.items()}
+        answered = self.exchange(request, LogitsReply, list(trained), dims=dims)
+        return {
+            number: ClientAnswer(
+                reply.logits,
+                self._train_loss(number, trained[number].num_examples, trained[number].loss),
+            )
+            for number, reply in answered.items()
+        }
+
+    def _ask_at_once(
+        self, round_: int, partitions: Sequence[int], question: Question, *, to_distill: bool
+    ) -> dict[int, ClientAnswer]:
+        """Send pending targets and the question in one message; images only to who needs them."""
+        fields = _compact(question, to_distill)
+        nothing = _nothing_pending(question, self._settings.data.spec.num_classes)
+        dims = {"B": question.num_images}
+        made: dict[tuple[int, bool], RoundRequest] = {}
+
+        def request(number: int, *, with_images: bool) -> RoundRequest:
+            targets = self._pending.get(number, nothing)
+            # One object for all clients that get the same: it is encoded and held once.
+            key = (targets.round, with_images)
+            if key not in made:
+                images = targets.images_NCHW if with_images else nothing.images_NCHW
+                made[key] = RoundRequest(
+                    round=round_,
+                    targets_round=targets.round,
+                    temperature=targets.temperature,
+                    digest=targets.digest,
+                    images=to_levels(images),
+                    targets=targets.logits_NK,
+                    **fields,
+                )
+            return made[key]
+
+        replies = self.exchange_each(
+            {number: request(number, with_images=False) for number in partitions},
+            (RoundReply, ImagesNeeded),
+            dims=dims,
+        )
+        without = [n for n, reply in replies.items() if isinstance(reply, ImagesNeeded)]
+        if without:
+            again = {number: request(number, with_images=True) for number in without}
+            replies |= self.exchange_each(again, (RoundReply,), dims=dims)
+        answers: dict[int, ClientAnswer] = {}
+        for number, reply in sorted(replies.items()):
+            if isinstance(reply, RoundReply):
+                had_targets = self._pending.pop(number, None) is not None
+                if reply.diverged:
+                    had_targets = False
+                    reason = (
+                        "distillation diverged; its model is as before; lower 'client-distill-lr'"
+                    )
+                    self._note_missing(round_, number, DistillRequest.ACTION, reason)
+                answers[number] = ClientAnswer(
+                    reply.logits,
+                    self._train_loss(number, reply.num_examples, reply.train_loss),
+                    reply.distill_loss if had_targets else None,
+                )
+        return answers
+
+    def _train_loss(self, partition: int, num_examples: int, loss: float) -> float | None:
+        """Return the loss, or None and, the first time, a warning if nothing was trained on."""
+        if num_examples:
+            return loss
+        if partition not in self._untrained:
+            self._untrained.add(partition)
+            LOGGER.warning(
+                "client %d has too few images to train on (%d): it answers with the model "
+                "that it began with",
+                partition,
+                self.num_examples[partition],
+            )
+        return None
 
     def distill(
         self,
@@ -204,38 +290,59 @@ class GridClients:
     ) -> dict[int, float]:
         """Have clients distil the ensemble's logits on a question's base images; their losses.
 
-        By the compact wire the images are sent again only to clients that have not kept them.
+        In one exchange a round they are put off: until a client is next asked, or `deliver`.
         """
-        replies: dict[int, DistillReply] = {}
-        waiting: Sequence[int] = partitions
-        if self._compact:
-            asked = DistillAskedRequest(
-                round=round_, temperature=temperature, digest=question.digest, logits=logits_NK
+        if self._settings.run.wire == "dense":
+            request = DistillRequest(
+                round=round_, temperature=temperature, images=question.base_NCHW, logits=logits_NK
             )
-            replies = self.exchange(asked, DistillReply, partitions)
-            waiting = [n for n, reply in replies.items() if reply.outcome != "done"]
-        if waiting:
-            request = (
-                CompactDistillRequest(
-                    round=round_,
-                    temperature=temperature,
-                    images=to_levels(question.base_NCHW),
-                    logits=logits_NK,
-                )
-                if self._compact
-                else DistillRequest(
-                    round=round_,
-                    temperature=temperature,
-                    images=question.base_NCHW,
-                    logits=logits_NK,
-                )
-            )
-            replies |= self.exchange(request, DistillReply, waiting)
-        return {n: reply.loss for n, reply in sorted(replies.items()) if reply.outcome == "done"}
+            replies = self.exchange(request, DistillReply, partitions)
+            return {number: reply.loss for number, reply in replies.items()}
+        targets = _Targets(round_, question.base_NCHW, question.digest, logits_NK, temperature)
+        self._pending |= dict.fromkeys(partitions, targets)
+        if self._settings.run.exchanges == "one":
+            return {}
+        losses = self.deliver(round_)
+        # What a client missed in a phase of its own, it has missed.
+        self._pending.clear()
+        return losses
 
-    @property
-    def _compact(self) -> bool:
-        return self._settings.run.wire == "compact"
+    def deliver(self, round_: int) -> dict[int, float]:
+        """Have pending targets distilled; images are sent again to who has not kept them."""
+        if not self._pending:
+            return {}
+        by_round = {targets.round: targets for targets in self._pending.values()}
+        named: dict[int, Request] = {
+            number: DistillAskedRequest(
+                round=number,
+                temperature=targets.temperature,
+                digest=targets.digest,
+                logits=targets.logits_NK,
+            )
+            for number, targets in by_round.items()
+        }
+        waiting = {number: targets.round for number, targets in sorted(self._pending.items())}
+        replies = self.exchange_each(
+            {number: named[of_round] for number, of_round in waiting.items()},
+            (DistillReply, ImagesNeeded),
+        )
+        without = [n for n, reply in replies.items() if isinstance(reply, ImagesNeeded)]
+        if without:
+            sent: dict[int, Request] = {
+                of_round: CompactDistillRequest(
+                    round=of_round,
+                    temperature=by_round[of_round].temperature,
+                    images=to_levels(by_round[of_round].images_NCHW),
+                    logits=by_round[of_round].logits_NK,
+                )
+                for of_round in {waiting[number] for number in without}
+            }
+            again = {number: sent[waiting[number]] for number in without}
+            replies |= self.exchange_each(again, (DistillReply,))
+        losses = {n: r.loss for n, r in sorted(replies.items()) if isinstance(r, DistillReply)}
+        for number in losses:
+            del self._pending[number]
+        return losses
 
     def evaluate(
         self, round_: int, partitions: Sequence[int], split: str, num_logits: int
@@ -265,47 +372,51 @@ class GridClients:
         dims: Mapping[str, int] | None = None,
         expect: Mapping[str, int] | None = None,
     ) -> dict[int, R]:
-        """Send one request to some clients and decode their replies.
+        """Send one request to some clients: `exchange_each` with the same for all."""
+        requests = dict.fromkeys(partitions, request)
+        return self.exchange_each(requests, (reply_type,), dims=dims, expect=expect)
+
+    def exchange_each(
+        self,
+        requests: Mapping[int, Request],
+        reply_types: Sequence[type[R]],
+        *,
+        dims: Mapping[str, int] | None = None,
+        expect: Mapping[str, int] | None = None,
+    ) -> dict[int, R]:
+        """Send clients a request each, all to one action, and decode their replies.
 
         Parameters
         ----------
-        request : Request
-            What to ask; all clients get the same.
-        reply_type : type[Reply]
-            The request's reply type.
-        partitions : Sequence[int]
-            Whom to ask. A client that is not connected counts as missing.
+        requests : Mapping[int, Request]
+            What to ask of whom, by partition. A client that is not connected counts as missing.
+        reply_types : Sequence[type[Reply]]
+            The types that a reply may have.
         dims, expect : Mapping[str, int], optional
             As in `fedzge_flwr.protocol.decode`; the number of classes and the round are known.
 
         Returns
         -------
         dict[int, Reply]
-            By partition, in that order; without the clients that failed, which are noted for
-            `take_missing` and named in the log.
+            By partition, in that order; without the clients that failed, which are noted as missing
+            and named in the log.
         """
         nodes = {
-            number: self._members[number].node_id
-            for number in partitions
-            if number in self._members
+            number: self._members[number].node_id for number in requests if number in self._members
         }
-        failures = {number: "not connected" for number in partitions if number not in nodes}
+        failures = {number: "not connected" for number in requests if number not in nodes}
         known = {"K": self._settings.data.spec.num_classes, **(dims or {})}
         replies, failed = self._exchange_nodes(
-            request, reply_type, known, expect or {}, list(nodes.values())
+            {nodes[number]: requests[number] for number in nodes},
+            reply_types,
+            known,
+            expect or {},
         )
         failures |= {
             number: failed[node_id] for number, node_id in nodes.items() if node_id in failed
         }
         for number, reason in sorted(failures.items()):
-            LOGGER.warning(
-                "round %d: client %d left out of %s: %s",
-                request.round,
-                number,
-                request.ACTION,
-                reason,
-            )
-            self._missing.append(MissingReply(number, request.ACTION, reason))
+            self._note_missing(requests[number].round, number, requests[number].ACTION, reason)
         return {
             number: replies[node_id]
             for number, node_id in sorted(nodes.items())
@@ -314,22 +425,21 @@ class GridClients:
 
     def _exchange_nodes(
         self,
-        request: Request,
-        reply_type: type[R],
+        requests: Mapping[int, Request],
+        reply_types: Sequence[type[R]],
         dims: Mapping[str, int],
         expect: Mapping[str, int],
-        node_ids: Sequence[int],
     ) -> tuple[dict[int, R], dict[int, str]]:
         """Return decoded replies, and why there is none, by node."""
-        content = encode(request)
+        # Requests to many clients are mostly one and the same object: encoded once.
+        contents = {id(request): encode(request) for request in requests.values()}
         messages = [
-            Message(content, node_id, request.ACTION, group_id=str(request.round))
-            for node_id in node_ids
+            Message(contents[id(request)], node, request.ACTION, group_id=str(request.round))
+            for node, request in requests.items()
         ]
         received = list(self._grid.send_and_receive(messages, timeout=self._timeout))
-        self._book(
-            request.ACTION, down=sum(encoded_bytes(messages)), up=sum(encoded_bytes(received))
-        )
+        for action in {request.ACTION for request in requests.values()}:
+            self._book(action, down=sum(encoded_bytes(messages)), up=sum(encoded_bytes(received)))
         # An error reply may carry another node's id: the id of the request is what counts.
         asked = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
         replies: dict[int, R] = {}
@@ -342,21 +452,25 @@ class GridClients:
                 failures[node_id] = _reason(message)
             else:
                 try:
-                    replies[node_id] = decode(
-                        reply_type,
+                    replies[node_id] = decode_any(
+                        reply_types,
                         message.content,
                         sender=f"node {node_id}",
-                        expect={"round": request.round, **expect},
+                        expect={"round": requests[node_id].round, **expect},
                         dims=dims,
                     )
                 except ProtocolError as error:
                     failures[node_id] = str(error)
-        for node_id in node_ids:
+        for node_id in requests:
             if node_id not in replies and node_id not in failures:
                 failures[node_id] = f"no reply within {self._timeout:g} s"
         return replies, failures
 
     # -- bookkeeping --------------------------------------------------------------------------
+
+    def _note_missing(self, round_: int, partition: int, action: str, reason: str) -> None:
+        LOGGER.warning("round %d: client %d left out of %s: %s", round_, partition, action, reason)
+        self._missing.append(MissingReply(partition, action, reason))
 
     def _book(self, action: str, *, down: int, up: int) -> None:
         self._ledger.add(action, down=down, up=up)

@@ -22,7 +22,8 @@ class InProcessGrid(Grid):
     """Nodes that each run the ClientApp with a context of their own.
 
     Requests and replies pass through Flower's own serialisation; ``tamper`` may replace a reply
-    or, with None, lose it. ``shuffle`` is the seed of the order in which replies come in.
+    or, with None, lose it; a request that ``lose`` says is lost reaches nobody. ``shuffle`` is the
+    seed of the order in which replies come in.
     """
 
     def __init__(
@@ -34,12 +35,14 @@ class InProcessGrid(Grid):
         shuffle: int | None = None,
         node_configs: dict[int, dict[str, Any]] | None = None,
         tamper: Tamper | None = None,
+        lose: Callable[[Message], bool] | None = None,
     ) -> None:
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 7, SERVER_NODE, 3
         self.app = app
         self.sent: list[Message] = []
         self.received: list[Message] = []
         self.tamper = tamper
+        self.lose = lose
         self.parameters: dict[str, set[bytes]] = {}
         self._random = random.Random(shuffle) if shuffle is not None else None
         first = 1000 + (shuffle or 0)
@@ -85,7 +88,9 @@ class InProcessGrid(Grid):
         for message in messages:
             message.metadata.__dict__["_message_id"] = str(uuid4())
             self.sent.append(message)
-            reply = self.deliver(message)
+            if self.lose is not None and self.lose(message):
+                continue
+            reply: Message | None = self.deliver(message)
             if self.tamper is not None and reply is not None:
                 reply = self.tamper(message, reply)
             if reply is not None:

@@ -94,6 +94,7 @@ def test_settings_are_frozen() -> None:
         ({"partition": "sorted"}, "'partition' = 'sorted': .*'dirichlet' or 'iid'"),
         ({"optimizer": "lion"}, "'optimizer' = 'lion': .*'adam' or 'sgd'"),
         ({"recipe": "best"}, "'recipe' = 'best': .*'efficient' or 'paper'"),
+        ({"wire": "dense"}, "'wire' = 'dense' goes with 'exchanges' = 'phases'"),
         ({"ensemble": "vote"}, "'ensemble' = 'vote': no ensemble .*known: class-tendency, "),
         (
             {"generator-share": 0.0, "search-share": 0.0, "procedural-share": 0.0},

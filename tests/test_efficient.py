@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from fedzge_flwr.arrays import FloatArray
 from fedzge_flwr.config import from_run_config
 from fedzge_flwr.pixels import PIXEL_RANGE
 from fedzge_flwr.question import Question
 from fedzge_flwr.server.build import build_central, build_generator
-from fedzge_flwr.server.clients import ClientAccuracy
+from fedzge_flwr.server.clients import ClientAccuracy, ClientAnswer
 from fedzge_flwr.server.efficient import EFFICIENT_ROUND, image_counts
 from fedzge_flwr.server.round import run_round
 from fedzge_flwr.server.state import RoundState, ServerState
@@ -64,7 +63,7 @@ def run(
 def test_a_round_asks_base_and_perturbed_images_in_one_query() -> None:
     server, clients = make_server(), FunctionClients()
     (first,) = run(server, 1, clients)
-    assert clients.calls == ["train", "query", "distill", "evaluate"]
+    assert clients.calls == ["ask", "distill", "deliver", "evaluate"]
     (asked,) = clients.queries
     # 5 generated images, 3 copies each, and 15 others.
     assert asked.shape == (3 * 5 + 15, 1, 8, 8)
@@ -270,10 +269,10 @@ def test_same_seed_same_round_whatever_happened_to_global_randomness() -> None:
 
 def test_answers_of_who_left_the_round_are_in_no_target() -> None:
     class OneSilent(FunctionClients):
-        def query(
+        def ask(
             self, round_: int, partitions: Any, question: Question, *, to_distill: bool
-        ) -> dict[int, FloatArray]:
-            return {1: super().query(round_, partitions, question, to_distill=to_distill)[1]}
+        ) -> dict[int, ClientAnswer]:
+            return {1: super().ask(round_, partitions, question, to_distill=to_distill)[1]}
 
     clients = OneSilent()
     run(make_server(), 1, clients)

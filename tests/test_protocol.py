@@ -23,6 +23,7 @@ from fedzge_flwr.protocol import (
     EvaluateRequest,
     HelloReply,
     HelloRequest,
+    ImagesNeeded,
     LogitsReply,
     LogitsRequest,
     TrainReply,
@@ -35,7 +36,7 @@ from fedzge_flwr.protocol import (
 from fedzge_flwr.protocol.messages import ArraySpec
 
 DIMS = {"C": 1, "H": 4, "W": 4, "K": 3}
-LIMITS = {"B": 10, "N": 10, "M": 10, "Q": 10, "G": 10, "P": 64}
+LIMITS = {"B": 10, "N": 10, "M": 10, "Q": 10, "G": 10, "P": 64, "S": 10, "T": 10}
 
 
 def floats(*shape: int) -> Any:
@@ -62,7 +63,8 @@ EXAMPLES: list[WireMessage] = [
     LogitsRequest(round=4, images=floats(6, 1, 4, 4)),
     LogitsReply(round=4, logits=floats(6, 3)),
     DistillRequest(round=4, temperature=5.0, images=floats(2, 1, 4, 4), logits=floats(2, 3)),
-    DistillReply(round=4, outcome="done", loss=0.5),
+    DistillReply(round=4, loss=0.5),
+    ImagesNeeded(round=4),
     EvaluateRequest(round=4, split="test", num_logits=8),
     CompactLogitsRequest(
         round=4,

@@ -15,12 +15,12 @@ from fedzge_flwr.config import from_run_config
 from fedzge_flwr.errors import DivergenceError
 from fedzge_flwr.question import Question
 from fedzge_flwr.server.build import build_central, build_generator
-from fedzge_flwr.server.clients import ClientAccuracy, FloatArray
+from fedzge_flwr.server.clients import ClientAccuracy, ClientAnswer, FloatArray
 from fedzge_flwr.server.round import (
     PAPER_ROUND,
+    ask_clients,
     distil_central,
     make_objective,
-    query_clients,
     run_round,
     synthesise,
     update_generator,
@@ -59,18 +59,15 @@ class FunctionClients:
     def num_examples(self) -> dict[int, int]:
         return {0: 30, 1: 10}
 
-    def train(self, round_: int, partitions: Sequence[int]) -> dict[int, float | None]:
-        self.calls.append("train")
-        return dict.fromkeys(partitions, 0.5)
-
-    def query(
+    def ask(
         self, round_: int, partitions: Sequence[int], question: Question, *, to_distill: bool
-    ) -> dict[int, FloatArray]:
-        self.calls.append("query")
+    ) -> dict[int, ClientAnswer]:
+        self.calls.append("ask")
         self.foretold.append(to_distill)
         self.queries.append(question.images_BCHW)
         # Client 1 answers twice client 0: the ensemble is 0.75·f + 0.25·2f = 1.25·f.
-        return {number: (number + 1) * self.answer(question.images_BCHW) for number in partitions}
+        logits = self.answer(question.images_BCHW)
+        return {number: ClientAnswer((number + 1) * logits, 0.5) for number in partitions}
 
     def distill(
         self,
@@ -83,6 +80,10 @@ class FunctionClients:
         self.calls.append("distill")
         self.distilled.append((question.base_NCHW, logits_NK, temperature))
         return dict.fromkeys(partitions, 0.1)
+
+    def deliver(self, round_: int) -> dict[int, float]:
+        self.calls.append("deliver")
+        return {}
 
     def evaluate(
         self, round_: int, partitions: Sequence[int], split: str, num_logits: int
@@ -116,7 +117,7 @@ def test_a_round_of_the_paper_in_order() -> None:
     server, clients = make_server(), FunctionClients()
     phases: list[str] = []
     current = run_round(PAPER_ROUND, server, clients, 1, lambda round_, phase: phases.append(phase))
-    assert clients.calls == ["train", "query", "distill", "evaluate"]
+    assert clients.calls == ["ask", "distill", "deliver", "evaluate"]
     assert phases == [phase.__name__ for phase in PAPER_ROUND] == list(current.seconds)
     (images,) = clients.queries
     assert images.shape == (3 * 16, 1, 8, 8)
@@ -154,7 +155,7 @@ def test_generator_step_follows_the_estimate_down() -> None:
     server.estimator = Exact()
     current = RoundState(round=1, sampled=(0, 1), participants=(0, 1))
     synthesise(server, clients, current)
-    query_clients(server, clients, current)
+    ask_clients(server, clients, current)
     batch = current.batch
     assert batch is not None
 
@@ -221,7 +222,7 @@ def test_central_model_distils_the_answers_on_the_unperturbed_images() -> None:
     clients = FunctionClients(answer)
     current = RoundState(round=1, sampled=(0, 1), participants=(0, 1))
     synthesise(server, clients, current)
-    query_clients(server, clients, current)
+    ask_clients(server, clients, current)
     distil_central(server, clients, current)
     assert current.batch is not None
     server.central.train()
@@ -234,7 +235,7 @@ def test_objective_leaves_the_central_model_alone() -> None:
     server, clients = make_server(), FunctionClients()
     before = {name: tensor.clone() for name, tensor in server.central.state_dict().items()}
     current = RoundState(round=1, sampled=(0, 1), participants=(0, 1))
-    for phase in (synthesise, query_clients, update_generator):
+    for phase in (synthesise, ask_clients, update_generator):
         phase(server, clients, current)
     for name, tensor in server.central.state_dict().items():
         assert torch.equal(tensor, before[name]), name
@@ -243,10 +244,10 @@ def test_objective_leaves_the_central_model_alone() -> None:
 
 def test_weights_are_those_of_who_answered() -> None:
     class OneSilent(FunctionClients):
-        def query(
+        def ask(
             self, round_: int, partitions: Sequence[int], question: Question, *, to_distill: bool
-        ) -> dict[int, FloatArray]:
-            return {1: super().query(round_, partitions, question, to_distill=to_distill)[1]}
+        ) -> dict[int, ClientAnswer]:
+            return {1: super().ask(round_, partitions, question, to_distill=to_distill)[1]}
 
     server, clients = make_server(), OneSilent()
     current = run_round(PAPER_ROUND, server, clients, 1, no_report)
@@ -283,7 +284,7 @@ def test_every_estimator_serves_a_round(name: str, differences: str) -> None:
     server.settings = from_run_config({**CONFIG, **more, "surrogate-shift": 0})
     current = RoundState(round=1, sampled=(0, 1), participants=(0, 1))
     synthesise(server, clients, current)
-    query_clients(server, clients, current)
+    ask_clients(server, clients, current)
     assert current.queries is not None
     assert server.num_queries[0] == server.settings.server.copies * 16
     batch = current.batch

@@ -82,6 +82,7 @@ def test_compact_wire_is_the_dense_one_bit_for_bit(
             "differences": differences,
             "client-distill-start": 0.0,
             "wire": wire.replace("forgetful", "compact"),
+            "exchanges": "phases",
         }
         grid = make_grid(config)
         if wire == "forgetful":

@@ -105,6 +105,11 @@ class RunSettings(Section):
         description="how queries travel: images as bytes, perturbed copies made by the client, "
         "images named by hash when they come again; or all in float32",
     )
+    exchanges: Annotated[Literal["one", "phases"], Paper("phases")] = Field(
+        "one",
+        description="messages to a client in a round: one that holds the targets of an earlier "
+        "round and the query, or one for each of training, query and distillation",
+    )
     exchange_timeout: Positive = Field(3600.0, description="seconds to wait for replies")
     node_timeout: Positive = Field(300.0, description="seconds to wait for num-clients nodes")
     server_device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
@@ -345,6 +350,14 @@ class Settings(BaseModel):
     client: ClientSettings = ClientSettings()
     server: ServerSettings = ServerSettings()
     transfer: TransferSettings = TransferSettings()
+
+    @model_validator(mode="after")
+    def _one_exchange_is_compact(self) -> Settings:
+        if self.run.exchanges == "one" and self.run.wire == "dense":
+            raise ValueError(
+                "'wire' = 'dense' goes with 'exchanges' = 'phases', not with 'one': set one of them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_model_per_client(self) -> Settings:

@@ -2,7 +2,8 @@
 
 Requests go from the server to a client, replies back. No message has room for a parameter, a
 private image or an architecture. Dimensions are named: B images of a query, N images of a batch,
-(C, H, W) of an image, K classes, M test images, Q directions of each of G images in P bytes;
+(C, H, W) of an image, K classes, M test images, Q directions of each of G images in P bytes,
+S images and T logits of targets;
 `fedzge_flwr.protocol.decode` checks that a name has one value throughout a message, and the values
 and limits that the receiver knows. An action may take one of several types of requests.
 """
@@ -159,10 +160,14 @@ class CompactLogitsRequest(Request):
 
 @dataclass(frozen=True)
 class DistillReply(Reply):
-    """Distillation is done, and its last loss; or the client has not kept the images (loss 0)."""
+    """Distillation is done; its last loss (0 if it had been done before)."""
 
-    outcome: str = _scalar(str, choices=("done", "images-needed"))
     loss: float = _scalar(float, low=0.0)
+
+
+@dataclass(frozen=True)
+class ImagesNeeded(Reply):
+    """Nothing was done: the images that a digest names are not here."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +201,57 @@ class DistillAskedRequest(Request):
     temperature: float = _scalar(float, low=1e-6)
     digest: str = _scalar(str)
     logits: FloatArray = _array("N K")
+
+
+@dataclass(frozen=True)
+class RoundReply(Reply):
+    """Targets are distilled, local training is done, the query is answered.
+
+    Parameters
+    ----------
+    num_examples, train_loss
+        As in `TrainReply`.
+    diverged : bool
+        Whether distillation diverged: the model was then trained as it had been before.
+    distill_loss : float
+        As in `DistillReply`; 0 if there were no targets or it diverged.
+    logits : ndarray of float32
+        As in `LogitsReply`.
+    """
+
+    num_examples: int = _scalar(int, low=0, high=_MAX_COUNT)
+    train_loss: float = _scalar(float, low=0.0)
+    diverged: bool = _scalar(bool)
+    distill_loss: float = _scalar(float, low=0.0)
+    logits: FloatArray = _array("B K")
+
+
+@dataclass(frozen=True)
+class RoundRequest(CompactLogitsRequest):
+    """Distil the targets of an earlier round, train locally, and answer this query, in that order.
+
+    Parameters
+    ----------
+    targets_round : int
+        The round that the targets are of; 0: there are none. Targets that have been distilled
+        before, of this round or a later one, are not distilled again.
+    temperature : float
+        As in `DistillRequest`.
+    digest : str
+        Which images the targets are of.
+    images : ndarray of uint8
+        The images, if they are sent again; else none.
+    targets : ndarray of float32
+        The ensemble's logits on them.
+    """
+
+    ACTION = "train.round"
+
+    targets_round: int = _scalar(int, low=0, high=_MAX_COUNT)
+    temperature: float = _scalar(float, low=1e-6)
+    digest: str = _scalar(str)
+    images: ByteArray = _array("S C H W", "uint8")
+    targets: FloatArray = _array("T K")
 
 
 @dataclass(frozen=True)

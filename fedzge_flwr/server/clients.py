@@ -27,6 +27,25 @@ class ClientAccuracy:
     logits_MK: FloatArray
 
 
+@dataclass(frozen=True)
+class ClientAnswer:
+    """What a client sends back in a round.
+
+    Parameters
+    ----------
+    logits_BK : ndarray of float32
+        Logits on all images of the question.
+    train_loss : float, optional
+        Loss of local training; None if the client has too few images to train on.
+    distill_loss : float, optional
+        Loss of a distillation that had been put off; None if there was none.
+    """
+
+    logits_BK: FloatArray
+    train_loss: float | None
+    distill_loss: float | None = None
+
+
 class Clients(Protocol):
     """The federation as the server sees it."""
 
@@ -35,14 +54,10 @@ class Clients(Protocol):
         """Training examples of each known client, by partition."""
         ...
 
-    def train(self, round_: int, partitions: Sequence[int]) -> dict[int, float | None]:
-        """Have clients train on their own data; losses, None of who has too few images to."""
-        ...
-
-    def query(
+    def ask(
         self, round_: int, partitions: Sequence[int], question: Question, *, to_distill: bool
-    ) -> dict[int, FloatArray]:
-        """Ask for logits on a question's images; (B, K) of each client that answered.
+    ) -> dict[int, ClientAnswer]:
+        """Have clients train on their own data and then answer; who fails at either is absent.
 
         ``to_distill`` foretells that `distill` may follow with the same question.
         """
@@ -56,7 +71,15 @@ class Clients(Protocol):
         logits_NK: FloatArray,
         temperature: float,
     ) -> dict[int, float]:
-        """Have clients distil the ensemble's logits on a question's base images; their losses."""
+        """Have clients distil the ensemble's logits on a question's base images.
+
+        Returns the losses of those that did. Whoever carries the messages may put it off until a
+        client is next asked, whose answer then has the loss, or until `deliver`.
+        """
+        ...
+
+    def deliver(self, round_: int) -> dict[int, float]:
+        """Have done what `distill` put off, whosever turn it is; the losses of those that did."""
         ...
 
     def evaluate(

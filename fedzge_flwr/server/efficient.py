@@ -20,16 +20,16 @@ from fedzge_flwr.randomness import Purpose, torch_stream
 from fedzge_flwr.server.clients import Clients
 from fedzge_flwr.server.round import (
     Phase,
+    ask_clients,
     check_central,
     choose_queries,
+    deliver_targets,
     distil_clients,
     evaluate_clients,
     generate,
     on_levels,
     present,
-    query_clients,
     sample_clients,
-    train_clients,
     update_generator,
 )
 from fedzge_flwr.server.state import RoundState, ServerState
@@ -182,13 +182,13 @@ def _stream(server: ServerState, current: RoundState, purpose: Purpose) -> torch
 
 EFFICIENT_ROUND: tuple[Phase, ...] = (
     sample_clients,
-    train_clients,
     compose_images,
-    query_clients,
+    ask_clients,
     estimate_generator_step,
     remember,
     distil_central_from_memory,
     train_generator_freely,
     distil_clients,
+    deliver_targets,
     evaluate_clients,
 )

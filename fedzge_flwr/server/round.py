@@ -40,12 +40,6 @@ def sample_clients(server: ServerState, clients: Clients, current: RoundState) -
     current.sampled = current.participants = tuple(sorted(int(number) for number in chosen))
 
 
-def train_clients(server: ServerState, clients: Clients, current: RoundState) -> None:
-    """Have the sampled clients train on their own data; who fails is out of the round."""
-    current.train_losses = clients.train(current.round, current.participants)
-    _keep_only(server, current, current.train_losses, "trained")
-
-
 def synthesise(server: ServerState, clients: Clients, current: RoundState) -> None:
     """Generate the round's images and choose the queries."""
     settings = server.settings
@@ -88,8 +82,8 @@ def draw_noise(
     return z_ND, y_N
 
 
-def query_clients(server: ServerState, clients: Clients, current: RoundState) -> None:
-    """Ask the participants for logits on all copies of all images, in one message each.
+def ask_clients(server: ServerState, clients: Clients, current: RoundState) -> None:
+    """Have the participants train on their own data, then answer on all copies of all images.
 
     Base and perturbed answers so come from the same clients, under the same weights.
     """
@@ -97,20 +91,21 @@ def query_clients(server: ServerState, clients: Clients, current: RoundState) ->
     for partition in current.participants:
         asked = server.num_queries.get(partition, 0)
         server.num_queries[partition] = asked + question.num_images
-    answers = clients.query(
-        current.round,
-        current.participants,
-        question,
-        to_distill=clients_distil(server, current.round),
-    )
-    _keep_only(server, current, answers, "answered the query")
+    to_distill = clients_distil(server, current.round)
+    answers = clients.ask(current.round, current.participants, question, to_distill=to_distill)
+    _keep_only(server, current, answers)
+    logits = {number: answer.logits_BK for number, answer in answers.items()}
+    current.train_losses = {number: answer.train_loss for number, answer in answers.items()}
+    current.distill_losses = {
+        number: answer.distill_loss
+        for number, answer in answers.items()
+        if answer.distill_loss is not None
+    }
     examples = clients.num_examples
     current.weights = ensemble_weights({number: examples[number] for number in answers})
     rows = question.base_rows_N
-    update_tendencies(
-        server.tendencies, {number: logits[rows] for number, logits in answers.items()}
-    )
-    logits_BK = server.combined(answers, current.weights)
+    update_tendencies(server.tendencies, {number: value[rows] for number, value in logits.items()})
+    logits_BK = server.combined(logits, current.weights)
     current.transfer = TransferBatch(
         torch.from_numpy(question.base_NCHW).to(server.device), logits_BK[rows]
     )
@@ -200,13 +195,21 @@ def distil_clients(server: ServerState, clients: Clients, current: RoundState) -
     """
     if not clients_distil(server, current.round):
         return
-    current.distill_losses = clients.distill(
+    current.distill_losses |= clients.distill(
         current.round,
         current.participants,
         present(current.question),
         present(current.transfer).logits_NK,
         server.settings.server.temperature,
     )
+
+
+def deliver_targets(server: ServerState, clients: Clients, current: RoundState) -> None:
+    """Have clients catch up on distillation before they are evaluated, and after the last round."""
+    evaluated = server.settings.run.client_evaluation != "off"
+    last = current.round == server.num_rounds
+    if last or (evaluated and is_evaluation_round(server, current.round)):
+        current.distill_losses |= clients.deliver(current.round)
 
 
 def clients_distil(server: ServerState, round_: int) -> bool:
@@ -244,12 +247,12 @@ def is_evaluation_round(server: ServerState, round_: int) -> bool:
 
 PAPER_ROUND: tuple[Phase, ...] = (
     sample_clients,
-    train_clients,
     synthesise,
-    query_clients,
+    ask_clients,
     update_generator,
     distil_central,
     distil_clients,
+    deliver_targets,
     evaluate_clients,
 )
 
@@ -305,12 +308,12 @@ def run_round(
     return current
 
 
-def _keep_only(server: ServerState, current: RoundState, answered: dict[int, T], verb: str) -> None:
+def _keep_only(server: ServerState, current: RoundState, answered: dict[int, T]) -> None:
     """Leave whoever did not answer out of the rest of the round."""
     current.participants = tuple(sorted(answered))
     if len(answered) < server.settings.run.min_clients:
         raise TooFewClientsError(
-            f"round {current.round}: {len(answered)} of {len(current.sampled)} clients {verb}, "
+            f"round {current.round}: {len(answered)} of {len(current.sampled)} clients answered, "
             f"'min-clients' = {server.settings.run.min_clients}"
         )
 

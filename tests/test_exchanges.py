@@ -1,0 +1,181 @@
+"""A round in one exchange is the same round as in phases, bit for bit, whatever gets lost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from flwr.app import ArrayRecord, Message
+from flwr.serverapp.strategy import Result
+
+from tests.inprocess import InProcessGrid
+from tests.test_strategy import make_strategy
+
+ROUNDS = 3
+TRAINING = {"train.local", "train.round"}
+
+
+def run(make_grid: Any, config: dict[str, Any], **options: Any) -> tuple[InProcessGrid, Result]:
+    grid = make_grid(config, **options)
+    strategy, central = make_strategy(config)
+    return grid, strategy.start(grid, ArrayRecord(central.state_dict()), num_rounds=ROUNDS)
+
+
+def models(grid: InProcessGrid, result: Result) -> list[bytes]:
+    """The bytes of the central model and of every client's."""
+    records = [result.arrays] + [
+        context.state["fedzge-private-model"] for _, context in sorted(grid.contexts.items())
+    ]
+    return [array.numpy().tobytes() for record in records for array in record.values()]
+
+
+def actions(grid: InProcessGrid, round_: int) -> Counter[str]:
+    sent = (m for m in grid.sent if m.content["message"]["round"] == round_)
+    return Counter(message.metadata.message_type for message in sent)
+
+
+def node(grid: InProcessGrid, message: Message) -> int:
+    """The number of the node that a message goes to."""
+    return sorted(grid.contexts).index(message.metadata.dst_node_id)
+
+
+@pytest.fixture
+def config(efficient_config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **efficient_config,
+        "num-server-rounds": ROUNDS,
+        "client-distill-start": 0.0,
+        "eval-every": 100,
+        "client-evaluation": "off",
+    }
+
+
+def both_ways(
+    make_grid: Any, config: dict[str, Any], **options: Any
+) -> list[tuple[InProcessGrid, Result]]:
+    return [
+        run(make_grid, {**config, "exchanges": exchanges}, **options)
+        for exchanges in ("phases", "one")
+    ]
+
+
+def in_round(message: Message, round_: int) -> bool:
+    return (
+        message.metadata.message_type in TRAINING and message.content["message"]["round"] == round_
+    )
+
+
+@pytest.mark.parametrize("more", [{}, {"client-evaluation": "test", "eval-every": 1}])
+def test_one_exchange_is_the_phases_bit_for_bit(
+    make_grid: Any, config: dict[str, Any], more: dict[str, Any]
+) -> None:
+    phases, one = both_ways(make_grid, {**config, **more})
+    assert models(*phases) == models(*one)
+    assert phases[1].evaluate_metrics_clientapp == one[1].evaluate_metrics_clientapp
+
+
+def test_a_round_is_one_exchange_and_the_last_is_followed_by_one(
+    make_grid: Any, config: dict[str, Any]
+) -> None:
+    grid, _ = run(make_grid, config)
+    assert actions(grid, 1) == actions(grid, 2) == {"train.round": 3}
+    assert actions(grid, 3) == {"train.round": 3, "train.distill": 3}
+    evaluated, _ = run(make_grid, {**config, "client-evaluation": "test", "eval-every": 2})
+    assert actions(evaluated, 1) == {"train.round": 3}
+    assert actions(evaluated, 2) == {"train.round": 3, "train.distill": 3, "evaluate.local": 3}
+
+
+@pytest.mark.parametrize("lost_client", [0, 1, 2])
+def test_partial_participation_and_a_client_that_never_ran(
+    make_grid: Any, config: dict[str, Any], lost_client: int
+) -> None:
+    """Targets of a client that is not sampled, or not reached, wait for its next turn."""
+    outcomes = []
+    for exchanges in ("phases", "one"):
+        grid = make_grid({**config, "fraction-train": 0.6, "exchanges": exchanges})
+
+        def lost(message: Message, grid: InProcessGrid = grid) -> bool:
+            return in_round(message, 2) and node(grid, message) == lost_client
+
+        grid.lose = lost
+        strategy, central = make_strategy({**config, "fraction-train": 0.6, "exchanges": exchanges})
+        result = strategy.start(grid, ArrayRecord(central.state_dict()), num_rounds=ROUNDS)
+        outcomes.append(models(grid, result))
+        assert sum(actions(grid, number)["train.round"] for number in (1, 2, 3)) in (0, 6)
+    assert outcomes[0] == outcomes[1]
+
+
+def test_a_reply_lost_after_the_work_was_done(make_grid: Any, config: dict[str, Any]) -> None:
+    """The client has distilled and trained: it is left out, and distils nothing twice."""
+    outcomes = []
+    for exchanges in ("phases", "one"):
+        grid = make_grid({**config, "exchanges": exchanges})
+
+        def drop(request: Message, reply: Message, grid: InProcessGrid = grid) -> Message | None:
+            return None if in_round(request, 2) and node(grid, request) == 1 else reply
+
+        grid.tamper = drop
+        strategy, central = make_strategy({**config, "exchanges": exchanges})
+        result = strategy.start(grid, ArrayRecord(central.state_dict()), num_rounds=ROUNDS)
+        outcomes.append(models(grid, result))
+        again = [
+            message.content["message"]["targets_round"]
+            for message in grid.sent
+            if message.metadata.message_type == "train.round" and node(grid, message) == 1
+        ]
+        assert again == ([] if exchanges == "phases" else [0, 1, 1])
+    assert outcomes[0] == outcomes[1]
+
+
+def test_a_client_that_lost_the_images_gets_them_again(
+    make_grid: Any, config: dict[str, Any]
+) -> None:
+    whole = run(make_grid, config)
+    grid = make_grid(config)
+
+    def forget(request: Message, reply: Message) -> Message:
+        if node(grid, request) == 2:
+            grid.contexts[request.metadata.dst_node_id].state.pop("fedzge-asked", None)
+        return reply
+
+    grid.tamper = forget
+    strategy, central = make_strategy(config)
+    result = strategy.start(grid, ArrayRecord(central.state_dict()), num_rounds=ROUNDS)
+    assert models(grid, result) == models(*whole)
+    # Once more to that client, in both rounds that bring targets, and after the last.
+    assert actions(grid, 2) == {"train.round": 4}
+    assert actions(grid, 3) == {"train.round": 4, "train.distill": 4}
+
+
+def test_a_distillation_that_diverges_is_left_out_and_not_repeated(
+    make_grid: Any, config: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    phases, one = both_ways(make_grid, {**config, "client-distill-lr": 1e30})
+    assert models(*phases) == models(*one)
+    left_out = [r.getMessage() for r in caplog.records if "train.distill" in r.getMessage()]
+    assert len(left_out) == 2 * 3 * ROUNDS
+    assert all("diverged" in line and "'client-distill-lr'" in line for line in left_out)
+    targets = [
+        message.content["message"]["targets_round"]
+        for message in one[0].sent
+        if message.metadata.message_type == "train.round"
+    ]
+    assert targets == [0] * 3 + [1] * 3 + [2] * 3
+
+
+def test_images_are_kept_until_they_are_distilled_and_no_longer(
+    make_grid: Any, config: dict[str, Any]
+) -> None:
+    kept: list[bool] = []
+
+    def look(request: Message, reply: Message) -> Message:
+        state = grid.contexts[request.metadata.dst_node_id].state
+        kept.append("fedzge-asked" in state)
+        return reply
+
+    grid = make_grid({**config, "client-distill-start": 0.5}, tamper=look)
+    strategy, central = make_strategy({**config, "client-distill-start": 0.5})
+    strategy.start(grid, ArrayRecord(central.state_dict()), num_rounds=ROUNDS)
+    # The hello, rounds 1 to 3, and the last delivery; distillation begins in round 2.
+    assert kept == [False] * 3 + [False] * 3 + [True] * 6 + [False] * 3
