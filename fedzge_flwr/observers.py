@@ -38,6 +38,8 @@ class RoundRow:
         By partition; of all clients, sampled or not.
     sampled, participants : tuple of int
         Partitions sampled, and those whose answers made the ensemble.
+    unmoved : tuple of int
+        Those of them whose answers did not change within ε: left out of the zeroth-order estimate.
     missing : tuple of MissingReply
         Who was left out, and why.
     skipped : str, optional
@@ -69,6 +71,7 @@ class RoundRow:
     client_accuracy: dict[int, float]
     sampled: tuple[int, ...]
     participants: tuple[int, ...]
+    unmoved: tuple[int, ...]
     missing: tuple[MissingReply, ...]
     skipped: str | None
     queries_per_client: int

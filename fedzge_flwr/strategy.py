@@ -82,6 +82,7 @@ class FedZGE(Strategy):
         self._generator = generator
         self._test_set = test_set
         self._observers = tuple(observers)
+        self._warned: set[int] = set()
         self._phases = lookup(RECIPES, settings.run.recipe, "recipe")
 
     def summary(self) -> None:
@@ -220,12 +221,26 @@ class FedZGE(Strategy):
             current.seconds["evaluate_central"] = (
                 time.perf_counter() - started - sum(current.seconds.values())
             )
+        self._warn_of_unmoved(current)
         row = self._make_row(server, clients, current, central, time.perf_counter() - started)
         _add_to_result(result, row, central)
         LOGGER.info(row.to_line(server.num_rounds))
         for observer in self._observers:
             observer.on_round(server, current, row)
         return row.skipped is not None
+
+    def _warn_of_unmoved(self, current: RoundState) -> None:
+        for number in current.unmoved:
+            if number not in self._warned:
+                self._warned.add(number)
+                LOGGER.warning(
+                    "round %d: client %d's answers do not change within 'eps' = %g: it is left out "
+                    "of the generator's gradient and kept in the ensemble; raise 'eps' if its "
+                    "logits are rounded",
+                    current.round,
+                    number,
+                    self._settings.server.eps,
+                )
 
     def _on_phase(self, round_: int, phase: str) -> None:
         for observer in self._observers:
@@ -257,6 +272,7 @@ class FedZGE(Strategy):
             client_accuracy=accuracies,
             sampled=current.sampled,
             participants=current.participants,
+            unmoved=current.unmoved,
             missing=missing,
             skipped=current.skipped,
             queries_per_client=max(queries, default=0),

@@ -63,6 +63,7 @@ def make_row(number: int, **more: Any) -> RoundRow:
         "client_accuracy": {0: 0.25},
         "sampled": (0, 1),
         "participants": (0,),
+        "unmoved": (),
         "missing": (),
         "skipped": None,
         "queries_per_client": 3000,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -254,6 +254,54 @@ def test_weights_are_those_of_who_answered() -> None:
     assert current.participants == (1,)
     ((base, targets, _),) = clients.distilled
     np.testing.assert_allclose(targets, 2 * linear_logits(base), rtol=1e-5, atol=1e-6)
+
+
+class SomeRounded(FunctionClients):
+    """Clients, some of whom round their logits: small steps change none."""
+
+    rounded: tuple[int, ...] = (1,)
+
+    def ask(
+        self, round_: int, partitions: Sequence[int], question: Question, *, to_distill: bool
+    ) -> dict[int, ClientAnswer]:
+        answers = super().ask(round_, partitions, question, to_distill=to_distill)
+        return {
+            n: replace(a, logits_BK=a.logits_BK.round()) if n in self.rounded else a
+            for n, a in answers.items()
+        }
+
+
+@pytest.mark.parametrize("estimator", ["batch-difference", "per-image"])
+def test_answers_that_do_not_move_are_left_out_of_the_gradient_only(estimator: str) -> None:
+    server, clients = make_server(estimator=estimator), SomeRounded()
+    before = flat(server.generator)
+    current = run_round(PAPER_ROUND, server, clients, 1, no_report)
+    assert current.unmoved == (1,)
+    (images,) = clients.queries
+    wanted = linear_logits(images).reshape(3, 16, 10)
+    assert current.ensemble_logits_BNK is not None
+    np.testing.assert_allclose(current.ensemble_logits_BNK, wanted, rtol=1e-5, atol=1e-6)
+    assert current.transfer is not None
+    both = 0.75 * linear_logits(images[:16]) + 0.25 * (2 * linear_logits(images[:16])).round()
+    np.testing.assert_allclose(current.transfer.logits_NK, both, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(flat(server.generator), before)
+
+
+def test_without_a_moving_answer_the_generator_waits_and_the_central_model_learns() -> None:
+    server, clients = make_server(), SomeRounded()
+    clients.rounded = (0, 1)
+    generator, central = flat(server.generator), flat(server.central)
+    current = run_round(PAPER_ROUND, server, clients, 1, no_report)
+    assert current.unmoved == (0, 1)
+    assert current.terms is None
+    assert torch.equal(flat(server.generator), generator)
+    assert not torch.equal(flat(server.central), central)
+
+
+@pytest.mark.parametrize("more", [{}, {"estimator": "surrogate"}])
+def test_moving_answers_are_all_heard(more: dict[str, Any]) -> None:
+    current = run_round(PAPER_ROUND, make_server(**more), FunctionClients(), 1, no_report)
+    assert current.unmoved == ()
 
 
 def test_a_diverged_central_model_is_one_clear_line() -> None:

@@ -162,6 +162,23 @@ def test_too_few_clients_skip_the_round(make_grid: Any, tiny_config: dict[str, A
     assert rows[1]["participants"] == [0, 1, 2]
 
 
+def test_a_client_whose_answers_do_not_move_is_named_once(
+    make_grid: Any, tiny_config: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    def rounded(request: Message, reply: Message) -> Message:
+        logits = reply.content["arrays"]["logits"].numpy().round()
+        reply.content["arrays"]["logits"] = Array(logits)
+        return reply
+
+    grid = make_grid(tiny_config, tamper=Loss(2, "query.logits", rounded))
+    rows = rows_of(run_server(grid, tiny_config))
+    assert [row["unmoved"] for row in rows] == [[2], [2]]
+    assert [row["participants"] for row in rows] == [[0, 1, 2], [0, 1, 2]]
+    named = [r.getMessage() for r in caplog.records if "do not change" in r.getMessage()]
+    assert len(named) == 1
+    assert "client 2's answers do not change within 'eps' = 0.001" in named[0]
+
+
 def test_duplicate_partitions_are_refused(make_grid: Any, tiny_config: dict[str, Any]) -> None:
     twice = {"partition-id": 0, "num-partitions": 3}
     grid = make_grid(tiny_config, node_configs={1: twice})

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedzge_flwr.arrays import FloatArray
 from fedzge_flwr.config import Settings
 from fedzge_flwr.distillation import distil
 from fedzge_flwr.errors import DivergenceError, TooFewClientsError
@@ -110,9 +111,24 @@ def ask_clients(server: ServerState, clients: Clients, current: RoundState) -> N
         torch.from_numpy(question.base_NCHW).to(server.device), logits_BK[rows]
     )
     if current.queries is not None:
-        copies, num_images = question.copies, question.num_perturbed
-        of_generated = logits_BK[: copies * num_images]
-        current.ensemble_logits_BNK = of_generated.reshape(copies, num_images, -1)
+        shape = (question.copies, question.num_perturbed, -1)
+        of_generated = {
+            number: value[: shape[0] * shape[1]].reshape(shape) for number, value in logits.items()
+        }
+        current.unmoved = tuple(n for n, value in of_generated.items() if _is_unmoved(value))
+        current.ensemble_logits_BNK = logits_BK[: shape[0] * shape[1]].reshape(shape)
+        moving = [number for number in of_generated if number not in current.unmoved]
+        if current.unmoved and moving:
+            weights = ensemble_weights({number: examples[number] for number in moving})
+            copies_BK = {
+                number: of_generated[number].reshape(-1, logits_BK.shape[1]) for number in moving
+            }
+            current.ensemble_logits_BNK = server.combined(copies_BK, weights).reshape(shape)
+
+
+def _is_unmoved(logits_BNK: FloatArray) -> bool:
+    """Whether perturbing an image changes no answer: trees do so, and rounded logits."""
+    return len(logits_BNK) > 1 and bool((logits_BNK == logits_BNK[0]).all())
 
 
 def _question(current: RoundState) -> Question:
@@ -132,7 +148,13 @@ def _question(current: RoundState) -> Question:
 
 
 def update_generator(server: ServerState, clients: Clients, current: RoundState) -> None:
-    """Estimate ∂L/∂x from the answers and back-propagate it from x into the generator."""
+    """Estimate ∂L/∂x from the answers and back-propagate it from x into the generator.
+
+    Clients whose answers do not move within ε know nothing of the gradient: without any other there
+    is no step.
+    """
+    if current.participants and set(current.unmoved) == set(current.participants):
+        return
     batch = present(current.batch)
     logits_BNK = torch.from_numpy(present(current.ensemble_logits_BNK)).to(server.device)
     with exact_float32(), reproducible():

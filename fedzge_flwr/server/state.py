@@ -186,6 +186,9 @@ class RoundState:
         Images of other origin, on the CPU, each asked about once.
     question : Question, optional
         All that the clients are asked.
+    unmoved : tuple of int
+        Participants whose answers were the same on all copies of all generated images; they are
+        left out of ``ensemble_logits_BNK``.
     ensemble_logits_BNK : ndarray of float32, optional
         The ensemble's logits on ``queries``.
     transfer : TransferBatch, optional
@@ -200,6 +203,7 @@ class RoundState:
     queries: Queries | None = None
     others_NCHW: Tensor | None = None
     question: Question | None = None
+    unmoved: tuple[int, ...] = ()
     ensemble_logits_BNK: FloatArray | None = None
     transfer: TransferBatch | None = None
     weights: dict[int, float] = field(default_factory=dict)
