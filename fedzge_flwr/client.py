@@ -7,6 +7,7 @@ starts from the black box's initial one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias, cast
@@ -102,14 +103,14 @@ def answer_compact(box: BlackBox, request: CompactLogitsRequest, notes: Notes) -
 
 def distill(box: BlackBox, request: DistillRequest, notes: Notes) -> DistillReply:
     """Distil the ensemble's logits."""
-    loss = box.distill(request.round, request.images, request.logits, request.temperature)
-    return DistillReply(round=request.round, loss=loss)
+    done = _distill(box, request.round, request.images, request.logits, request.temperature)
+    return DistillReply(request.round, *done)
 
 
 def distill_compact(box: BlackBox, request: CompactDistillRequest, notes: Notes) -> DistillReply:
     """Distil the ensemble's logits on images that came as bytes."""
     targets = _Targets(request.round, request.images, request.logits, request.temperature)
-    return DistillReply(round=request.round, loss=_distill_once(box, targets, notes))
+    return DistillReply(request.round, *_distill_once(box, targets, notes))
 
 
 def distill_asked(
@@ -120,25 +121,19 @@ def distill_asked(
     if images is None and request.round > notes.distilled:
         return ImagesNeeded(round=request.round)
     targets = _Targets(request.round, images, request.logits, request.temperature)
-    return DistillReply(round=request.round, loss=_distill_once(box, targets, notes))
+    return DistillReply(request.round, *_distill_once(box, targets, notes))
 
 
 def take_part(box: BlackBox, request: RoundRequest, notes: Notes) -> RoundReply | ImagesNeeded:
     """Distil earlier targets, train, and answer: a round in one exchange."""
     question = _question(box, request)
-    loss, diverged = 0.0, False
+    done = _Distilled()
     if request.targets_round > notes.distilled:
         images = request.images if len(request.images) else notes.asked.get(request.digest)
         if images is None:
             return ImagesNeeded(round=request.round)
         targets = _Targets(request.targets_round, images, request.targets, request.temperature)
-        before = box.state()
-        loss = _distill_once(box, targets, notes)
-        diverged = _not_finite(box.state()) is not None
-        if diverged:
-            # As in a phase of its own: without it, and not again.
-            loss = 0.0
-            box.load_state(before)
+        done = _distill_once(box, targets, notes)
     report = box.fit(request.round)
     logits_BK = box.logits(question.images_BCHW)
     if request.to_distill:
@@ -147,8 +142,8 @@ def take_part(box: BlackBox, request: RoundRequest, notes: Notes) -> RoundReply 
         round=request.round,
         num_examples=report.num_examples,
         train_loss=report.loss,
-        diverged=diverged,
-        distill_loss=loss,
+        distill_loss=done.loss,
+        distill_problem=done.problem,
         logits=logits_BK,
     )
 
@@ -201,22 +196,50 @@ class _Targets(NamedTuple):
     temperature: float
 
 
-def _distill_once(box: BlackBox, targets: _Targets, notes: Notes) -> float:
-    """Distil targets unless they have been, and return the loss.
+class _Distilled(NamedTuple):
+    """Loss of a distillation, and what went wrong with it, if anything."""
+
+    loss: float = 0.0
+    problem: str = ""
+
+
+def _distill_once(box: BlackBox, targets: _Targets, notes: Notes) -> _Distilled:
+    """Distil targets unless they have been.
 
     A server that never got the reply to an exchange sends its targets again.
     """
     if targets.images is None or targets.round <= notes.distilled:
-        return 0.0
+        return _Distilled()
     images_NCHW = from_levels(targets.images)
-    if len(images_NCHW) != len(targets.logits_NK):
-        raise ProtocolError(
-            "server", "logits", f"{len(targets.logits_NK)} rows for {len(images_NCHW)} images"
-        )
-    loss = box.distill(targets.round, images_NCHW, targets.logits_NK, targets.temperature)
+    done = _distill(box, targets.round, images_NCHW, targets.logits_NK, targets.temperature)
     notes.distilled = targets.round
     notes.asked = {}
-    return loss
+    return done
+
+
+def _distill(
+    box: BlackBox,
+    round_: int,
+    images_NCHW: FloatArray,
+    logits_NK: FloatArray,
+    temperature: float,
+) -> _Distilled:
+    """Distil; if it goes wrong, the model is as it was, and the round goes on without it."""
+    if len(images_NCHW) != len(logits_NK):
+        raise ProtocolError("server", "logits", f"{len(logits_NK)} rows, {len(images_NCHW)} images")
+    # Copies: a black box may hand out the arrays that it then changes.
+    before = {name: np.array(value) for name, value in box.state().items()}
+    try:
+        loss = box.distill(round_, images_NCHW, logits_NK, temperature)
+        _check_finite(box.state())
+        if not math.isfinite(loss):
+            raise DivergenceError(f"its loss is {loss}; lower 'client-distill-lr'")
+    except Exception as error:  # noqa: BLE001 - of whatever library the model is
+        box.load_state(before)
+        lines = str(error).splitlines() or [type(error).__name__]
+        return _Distilled(problem=f"it went wrong and the model is as before: {lines[0]}"[:200])
+    # In float32 a divergence may come out a little below 0.
+    return _Distilled(max(loss, 0.0))
 
 
 def register_endpoints(app: ClientApp, make_black_box: BlackBoxFactory) -> None:
@@ -319,18 +342,14 @@ def _load_private_state(box: BlackBox, context: Context) -> None:
 def _keep_private_state(box: BlackBox, context: Context) -> None:
     """Keep the model; one that has diverged is thrown away for the one before."""
     state = box.state()
-    name = _not_finite(state)
-    if name is not None:
-        raise DivergenceError(
-            f"the model diverged ('{name}' is not finite) and is kept as it was before; lower "
-            "'local-lr' or 'client-distill-lr'"
-        )
+    _check_finite(state)
     context.state[_STATE] = ArrayRecord({key: Array(value) for key, value in state.items()})
 
 
-def _not_finite(state: State) -> str | None:
-    """Return the name of an array that is not finite, or None."""
+def _check_finite(state: State) -> None:
     for name, value in state.items():
         if np.issubdtype(value.dtype, np.inexact) and not np.isfinite(value).all():
-            return name
-    return None
+            raise DivergenceError(
+                f"the model diverged ('{name}' is not finite) and is kept as it was before; lower "
+                "'local-lr' or 'client-distill-lr'"
+            )

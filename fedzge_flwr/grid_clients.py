@@ -13,7 +13,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedzge_flwr import __version__
-from fedzge_flwr.arrays import FloatArray
+from fedzge_flwr.arrays import ByteArray, FloatArray
 from fedzge_flwr.config import Settings
 from fedzge_flwr.errors import ProtocolError, RosterError
 from fedzge_flwr.ledger import ByteLedger
@@ -62,10 +62,10 @@ class Member:
 
 @dataclass(frozen=True)
 class _Targets:
-    """Targets that a client has yet to distil: of which round, on which images."""
+    """Targets that a client has yet to distil: of which round, on which images, as levels."""
 
     round: int
-    images_NCHW: FloatArray
+    images: ByteArray
     digest: str
     logits_NK: FloatArray
     temperature: float
@@ -73,7 +73,7 @@ class _Targets:
 
 def _nothing_pending(question: Question, num_classes: int) -> _Targets:
     no_logits = np.zeros((0, num_classes), dtype=np.float32)
-    return _Targets(0, question.base_NCHW[:0], "", no_logits, 1.0)
+    return _Targets(0, to_levels(question.base_NCHW[:0]), "", no_logits, 1.0)
 
 
 def _compact(question: Question, to_distill: bool) -> dict[str, Any]:
@@ -228,13 +228,13 @@ class GridClients:
             # One object for all clients that get the same: it is encoded and held once.
             key = (targets.round, with_images)
             if key not in made:
-                images = targets.images_NCHW if with_images else nothing.images_NCHW
+                images = targets.images if with_images else nothing.images
                 made[key] = RoundRequest(
                     round=round_,
                     targets_round=targets.round,
                     temperature=targets.temperature,
                     digest=targets.digest,
-                    images=to_levels(images),
+                    images=images,
                     targets=targets.logits_NK,
                     **fields,
                 )
@@ -252,19 +252,19 @@ class GridClients:
         answers: dict[int, ClientAnswer] = {}
         for number, reply in sorted(replies.items()):
             if isinstance(reply, RoundReply):
-                had_targets = self._pending.pop(number, None) is not None
-                if reply.diverged:
-                    had_targets = False
-                    reason = (
-                        "distillation diverged; its model is as before; lower 'client-distill-lr'"
-                    )
-                    self._note_missing(round_, number, DistillRequest.ACTION, reason)
+                self._pending.pop(number, None)
                 answers[number] = ClientAnswer(
                     reply.logits,
                     self._train_loss(number, reply.num_examples, reply.train_loss),
-                    reply.distill_loss if had_targets else None,
+                    self._distill_loss(round_, number, reply.distill_loss, reply.distill_problem),
                 )
         return answers
+
+    def _distill_loss(self, round_: int, partition: int, loss: float, problem: str) -> float | None:
+        """Return the loss, or None if nothing was distilled; note it if something went wrong."""
+        if problem:
+            self._note_missing(round_, partition, DistillRequest.ACTION, problem)
+        return loss or None
 
     def _train_loss(self, partition: int, num_examples: int, loss: float) -> float | None:
         """Return the loss, or None and, the first time, a warning if nothing was trained on."""
@@ -296,9 +296,9 @@ class GridClients:
             request = DistillRequest(
                 round=round_, temperature=temperature, images=question.base_NCHW, logits=logits_NK
             )
-            replies = self.exchange(request, DistillReply, partitions)
-            return {number: reply.loss for number, reply in replies.items()}
-        targets = _Targets(round_, question.base_NCHW, question.digest, logits_NK, temperature)
+            return self._losses(round_, self.exchange(request, DistillReply, partitions))
+        images = to_levels(question.base_NCHW)
+        targets = _Targets(round_, images, question.digest, logits_NK, temperature)
         self._pending |= dict.fromkeys(partitions, targets)
         if self._settings.run.exchanges == "one":
             return {}
@@ -332,17 +332,21 @@ class GridClients:
                 of_round: CompactDistillRequest(
                     round=of_round,
                     temperature=by_round[of_round].temperature,
-                    images=to_levels(by_round[of_round].images_NCHW),
+                    images=by_round[of_round].images,
                     logits=by_round[of_round].logits_NK,
                 )
                 for of_round in {waiting[number] for number in without}
             }
             again = {number: sent[waiting[number]] for number in without}
             replies |= self.exchange_each(again, (DistillReply,))
-        losses = {n: r.loss for n, r in sorted(replies.items()) if isinstance(r, DistillReply)}
-        for number in losses:
+        done = {n: r for n, r in sorted(replies.items()) if isinstance(r, DistillReply)}
+        for number in done:
             del self._pending[number]
-        return losses
+        return self._losses(round_, done)
+
+    def _losses(self, round_: int, replies: Mapping[int, DistillReply]) -> dict[int, float]:
+        losses = {n: self._distill_loss(round_, n, r.loss, r.problem) for n, r in replies.items()}
+        return {number: loss for number, loss in losses.items() if loss is not None}
 
     def evaluate(
         self, round_: int, partitions: Sequence[int], split: str, num_logits: int

@@ -291,15 +291,26 @@ def test_another_test_set_than_the_servers_is_refused(node: Node) -> None:
     assert (outcome.num_examples, len(outcome.logits)) == (60, 0)
 
 
-def test_a_diverged_model_is_not_kept(make_grid: Any, tiny_config: dict[str, Any]) -> None:
+def test_a_distillation_that_diverges_changes_nothing(
+    make_grid: Any, tiny_config: dict[str, Any]
+) -> None:
     node = Node(make_grid, {**tiny_config, "client-distill-lr": 1e30, "client-distill-steps": 4})
     node.answer(TrainRequest(round=1), TrainReply)
     before = node.state()
-    reply = node.ask(DistillRequest(round=1, temperature=2.0, images=IMAGES, logits=LOGITS))
-    assert "diverged" in str(reply.error.reason)
-    assert "is kept as it was before" in str(reply.error.reason)
+    request = DistillRequest(round=1, temperature=2.0, images=IMAGES, logits=LOGITS)
+    reply = node.answer(request, DistillReply)
+    assert reply.loss == 0
+    assert reply.problem.startswith("it went wrong and the model is as before: the model diverged")
     assert all((node.state()[name] == value).all() for name, value in before.items())
     assert node.answer(TrainRequest(round=2), TrainReply).loss >= 0
+
+
+def test_training_that_diverges_is_refused(make_grid: Any, tiny_config: dict[str, Any]) -> None:
+    node = Node(make_grid, {**tiny_config, "local-lr": 1e30, "local-epochs": 5})
+    reply = node.ask(TrainRequest(round=1))
+    assert "diverged" in str(reply.error.reason)
+    assert "is kept as it was before" in str(reply.error.reason)
+    assert not node.state()
 
 
 def test_partitions_too_small_for_batch_norm(make_grid: Any, tiny_config: dict[str, Any]) -> None:

@@ -7,8 +7,13 @@ from typing import Any
 
 import pytest
 from flwr.app import ArrayRecord, Message
+from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Result
 
+from fedzge_flwr.blackbox import State
+from fedzge_flwr.client import register_endpoints
+from fedzge_flwr.config import from_run_config
+from fedzge_flwr.torch_blackbox import TorchBlackBox
 from tests.inprocess import InProcessGrid
 from tests.test_strategy import make_strategy
 
@@ -162,6 +167,58 @@ def test_a_distillation_that_diverges_is_left_out_and_not_repeated(
         if message.metadata.message_type == "train.round"
     ]
     assert targets == [0] * 3 + [1] * 3 + [2] * 3
+
+
+class Stubborn(TorchBlackBox):
+    """Cannot distil, and hands out its own arrays."""
+
+    def distill(self, *given: Any) -> float:
+        for array in self.handed_out.values():
+            array.fill(0)
+        raise RuntimeError("no distillation\nhere")
+
+    def state(self) -> State:
+        self.handed_out = super().state()
+        return self.handed_out
+
+
+def test_a_black_box_that_cannot_distil_takes_part_all_the_same(
+    make_grid: Any, config: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    outcomes = []
+    for exchanges in ("phases", "one"):
+        more = {**config, "exchanges": exchanges}
+        app = ClientApp()
+        settings = from_run_config(more)
+        register_endpoints(
+            app,
+            lambda context, settings=settings: Stubborn(
+                settings, int(context.node_config["partition-id"]), 3
+            ),
+        )
+        outcomes.append(models(*run(make_grid, more, app=app)))
+    assert outcomes[0] == outcomes[1]
+    lines = [r.getMessage() for r in caplog.records if "left out of" in r.getMessage()]
+    assert len(lines) == 2 * 3 * ROUNDS
+    assert all(line.endswith("the model is as before: no distillation") for line in lines)
+
+
+def test_targets_are_delivered_even_if_the_last_round_is_skipped(
+    make_grid: Any, config: dict[str, Any]
+) -> None:
+    config = {**config, "min-clients": 3, "too-few-clients": "skip"}
+    outcomes = []
+    for exchanges in ("phases", "one"):
+        grid = make_grid(config)
+
+        def lost(message: Message, grid: InProcessGrid = grid) -> bool:
+            return in_round(message, 3) and node(grid, message) == 0
+
+        grid.lose = lost
+        strategy, central = make_strategy({**config, "exchanges": exchanges})
+        result = strategy.start(grid, ArrayRecord(central.state_dict()), num_rounds=ROUNDS)
+        outcomes.append(models(grid, result))
+    assert outcomes[0] == outcomes[1]
 
 
 def test_images_are_kept_until_they_are_distilled_and_no_longer(

@@ -63,7 +63,7 @@ EXAMPLES: list[WireMessage] = [
     LogitsRequest(round=4, images=floats(6, 1, 4, 4)),
     LogitsReply(round=4, logits=floats(6, 3)),
     DistillRequest(round=4, temperature=5.0, images=floats(2, 1, 4, 4), logits=floats(2, 3)),
-    DistillReply(round=4, loss=0.5),
+    DistillReply(round=4, loss=0.5, problem="it diverged"),
     ImagesNeeded(round=4),
     EvaluateRequest(round=4, split="test", num_logits=8),
     CompactLogitsRequest(

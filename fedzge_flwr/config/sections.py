@@ -218,7 +218,9 @@ class ClientSettings(Section):
         2e-3, description="learning rate of client distillation"
     )
     client_rehearsal: Annotated[bool, Paper(False)] = Field(
-        True, description="clients go on classifying own images while they distil"
+        True,
+        description="clients go on telling apart own images, of the classes that they have, while "
+        "they distil",
     )
     distill_batch_size: Annotated[int, Field(ge=0), Paper(0)] = Field(
         64, description="images a distillation step, at server and clients; 0: the full batch"

@@ -160,9 +160,18 @@ class CompactLogitsRequest(Request):
 
 @dataclass(frozen=True)
 class DistillReply(Reply):
-    """Distillation is done; its last loss (0 if it had been done before)."""
+    """Distillation is done; its last loss.
+
+    Parameters
+    ----------
+    loss : float
+        0 if it had been done before, or went wrong.
+    problem : str
+        What went wrong; empty if nothing did. The model is then as it was before.
+    """
 
     loss: float = _scalar(float, low=0.0)
+    problem: str = _scalar(str)
 
 
 @dataclass(frozen=True)
@@ -211,18 +220,16 @@ class RoundReply(Reply):
     ----------
     num_examples, train_loss
         As in `TrainReply`.
-    diverged : bool
-        Whether distillation diverged: the model was then trained as it had been before.
-    distill_loss : float
-        As in `DistillReply`; 0 if there were no targets or it diverged.
+    distill_loss, distill_problem
+        As in `DistillReply`; 0 and empty if there were no targets.
     logits : ndarray of float32
         As in `LogitsReply`.
     """
 
     num_examples: int = _scalar(int, low=0, high=_MAX_COUNT)
     train_loss: float = _scalar(float, low=0.0)
-    diverged: bool = _scalar(bool)
     distill_loss: float = _scalar(float, low=0.0)
+    distill_problem: str = _scalar(str)
     logits: FloatArray = _array("B K")
 
 

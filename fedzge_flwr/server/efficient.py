@@ -49,8 +49,9 @@ def compose_images(server: ServerState, clients: Clients, current: RoundState) -
     very same values in a byte each. The gradient passes the rounding straight through.
     """
     num_generated, num_bred, num_procedural = image_counts(server)
-    # An untrained central model has nothing to choose by.
-    candidates = server.settings.transfer.candidates if current.round > 1 else 1
+    # A central model that has not taken a step yet has nothing to choose by.
+    trained = bool(server.central_optimizer.state)
+    candidates = server.settings.transfer.candidates if trained else 1
     others: list[Tensor] = []
     if num_procedural:
         stream = _stream(server, current, Purpose.PROCEDURAL)

@@ -94,14 +94,14 @@ def ask_clients(server: ServerState, clients: Clients, current: RoundState) -> N
         server.num_queries[partition] = asked + question.num_images
     to_distill = clients_distil(server, current.round)
     answers = clients.ask(current.round, current.participants, question, to_distill=to_distill)
-    _keep_only(server, current, answers)
-    logits = {number: answer.logits_BK for number, answer in answers.items()}
-    current.train_losses = {number: answer.train_loss for number, answer in answers.items()}
     current.distill_losses = {
         number: answer.distill_loss
         for number, answer in answers.items()
         if answer.distill_loss is not None
     }
+    _keep_only(server, current, answers)
+    logits = {number: answer.logits_BK for number, answer in answers.items()}
+    current.train_losses = {number: answer.train_loss for number, answer in answers.items()}
     examples = clients.num_examples
     current.weights = ensemble_weights({number: examples[number] for number in answers})
     rows = question.base_rows_N
@@ -324,6 +324,8 @@ def run_round(
             if server.settings.run.too_few_clients == "fail":
                 raise
             current.skipped = str(error)
+            # What earlier rounds put off is not lost with this one.
+            deliver_targets(server, clients, current)
             break
         finally:
             current.seconds[phase.__name__] = time.perf_counter() - started

@@ -54,7 +54,8 @@ class ServerState:
     num_test_images : int
         Size of the common test set, if the clients' ensemble is to be scored on it; else 0.
     num_queries : dict[int, int]
-        Images that each client has been asked about so far, by partition.
+        Images that each client has been asked about so far, by partition; one that failed before it
+        could be asked counts as asked.
     """
 
     settings: Settings
@@ -179,7 +180,7 @@ class RoundState:
     participants : tuple of int
         Those of them that are still in: after the query, those that answered it.
     train_losses : dict[int, float | None]
-        Of those that trained; None of those that have too few images to.
+        Of those that answered; None of those that have too few images to train on.
     batch, queries : SyntheticBatch, Queries, optional
         Generated images, and what is asked about them; None if none were generated.
     others_NCHW : Tensor, optional
