@@ -23,7 +23,6 @@ from fedzge_flwr.errors import DataError, DivergenceError, ProtocolError
 from fedzge_flwr.protocol import (
     CompactDistillRequest,
     CompactLogitsRequest,
-    DistillAskedRequest,
     DistillReply,
     DistillRequest,
     EvaluateReply,
@@ -39,7 +38,7 @@ from fedzge_flwr.protocol import (
     RoundRequest,
     TrainReply,
     TrainRequest,
-    decode_any,
+    decode,
     encode,
 )
 from fedzge_flwr.question import Question, from_levels, num_copies, num_queries
@@ -107,33 +106,28 @@ def distill(box: BlackBox, request: DistillRequest, notes: Notes) -> DistillRepl
     return DistillReply(request.round, *done)
 
 
-def distill_compact(box: BlackBox, request: CompactDistillRequest, notes: Notes) -> DistillReply:
-    """Distil the ensemble's logits on images that came as bytes."""
-    targets = _Targets(request.round, request.images, request.logits, request.temperature)
-    return DistillReply(request.round, *_distill_once(box, targets, notes))
-
-
-def distill_asked(
-    box: BlackBox, request: DistillAskedRequest, notes: Notes
+def distill_compact(
+    box: BlackBox, request: CompactDistillRequest, notes: Notes
 ) -> DistillReply | ImagesNeeded:
-    """Distil the ensemble's logits on the images last asked about, if they are the ones meant."""
-    images = notes.asked.get(request.digest)
-    if images is None and request.round > notes.distilled:
+    """Distil the ensemble's logits on images last asked about, or sent as bytes."""
+    targets = _Targets(
+        request.round, request.digest, request.images, request.logits, request.temperature
+    )
+    done = _distill_once(box, targets, notes)
+    if done is None:
         return ImagesNeeded(round=request.round)
-    targets = _Targets(request.round, images, request.logits, request.temperature)
-    return DistillReply(request.round, *_distill_once(box, targets, notes))
+    return DistillReply(request.round, *done)
 
 
 def take_part(box: BlackBox, request: RoundRequest, notes: Notes) -> RoundReply | ImagesNeeded:
     """Distil earlier targets, train, and answer: a round in one exchange."""
     question = _question(box, request)
-    done = _Distilled()
-    if request.targets_round > notes.distilled:
-        images = request.images if len(request.images) else notes.asked.get(request.digest)
-        if images is None:
-            return ImagesNeeded(round=request.round)
-        targets = _Targets(request.targets_round, images, request.targets, request.temperature)
-        done = _distill_once(box, targets, notes)
+    targets = _Targets(
+        request.targets_round, request.digest, request.images, request.targets, request.temperature
+    )
+    done = _distill_once(box, targets, notes)
+    if done is None:
+        return ImagesNeeded(round=request.round)
     report = box.fit(request.round)
     logits_BK = box.logits(question.images_BCHW)
     if request.to_distill:
@@ -188,10 +182,11 @@ def _question(box: BlackBox, request: CompactLogitsRequest) -> Question:
 
 
 class _Targets(NamedTuple):
-    """A round's images, as levels, and the ensemble's logits on them."""
+    """The ensemble's logits on a round's images, named and, if they were sent, as levels."""
 
     round: int
-    images: ByteArray | None
+    digest: str
+    images: ByteArray
     logits_NK: FloatArray
     temperature: float
 
@@ -203,14 +198,17 @@ class _Distilled(NamedTuple):
     problem: str = ""
 
 
-def _distill_once(box: BlackBox, targets: _Targets, notes: Notes) -> _Distilled:
-    """Distil targets unless they have been.
+def _distill_once(box: BlackBox, targets: _Targets, notes: Notes) -> _Distilled | None:
+    """Distil targets unless they have been; return None if their images are not here.
 
-    A server that never got the reply to an exchange sends its targets again.
+    A server that never got the reply to an exchange sends its targets again. Round 0 has none.
     """
-    if targets.images is None or targets.round <= notes.distilled:
+    if targets.round <= notes.distilled:
         return _Distilled()
-    images_NCHW = from_levels(targets.images)
+    images = targets.images if len(targets.images) else notes.asked.get(targets.digest)
+    if images is None:
+        return None
+    images_NCHW = from_levels(images)
     done = _distill(box, targets.round, images_NCHW, targets.logits_NK, targets.temperature)
     notes.distilled = targets.round
     notes.asked = {}
@@ -278,7 +276,6 @@ _ENDPOINTS = (
     _Endpoint(CompactLogitsRequest, answer_compact),
     _Endpoint(DistillRequest, distill, changes_model=True),
     _Endpoint(CompactDistillRequest, distill_compact, changes_model=True),
-    _Endpoint(DistillAskedRequest, distill_asked, changes_model=True),
     _Endpoint(RoundRequest, take_part, changes_model=True),
     _Endpoint(EvaluateRequest, evaluate),
 )
@@ -293,7 +290,7 @@ def _handler(
         box = make_black_box(context)
         channels, height, width = box.image_shape
         most = box.max_query_images
-        request = decode_any(
+        request = decode(
             [choice.request_type for choice in choices],
             message.content,
             sender="server",

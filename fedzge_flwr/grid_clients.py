@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -21,7 +21,6 @@ from fedzge_flwr.observers import MissingReply
 from fedzge_flwr.protocol import (
     CompactDistillRequest,
     CompactLogitsRequest,
-    DistillAskedRequest,
     DistillReply,
     DistillRequest,
     EvaluateReply,
@@ -37,7 +36,7 @@ from fedzge_flwr.protocol import (
     RoundRequest,
     TrainReply,
     TrainRequest,
-    decode_any,
+    decode,
     encode,
     encoded_bytes,
 )
@@ -219,46 +218,65 @@ class GridClients:
     ) -> dict[int, ClientAnswer]:
         """Send pending targets and the question in one message; images only to who needs them."""
         fields = _compact(question, to_distill)
+
+        def request(targets: _Targets, images: ByteArray) -> Request:
+            return RoundRequest(
+                round=round_,
+                targets_round=targets.round,
+                temperature=targets.temperature,
+                digest=targets.digest,
+                images=images,
+                targets=targets.logits_NK,
+                **fields,
+            )
+
         nothing = _nothing_pending(question, self._settings.data.spec.num_classes)
-        dims = {"B": question.num_images}
-        made: dict[tuple[int, bool], RoundRequest] = {}
-
-        def request(number: int, *, with_images: bool) -> RoundRequest:
-            targets = self._pending.get(number, nothing)
-            # One object for all clients that get the same: it is encoded and held once.
-            key = (targets.round, with_images)
-            if key not in made:
-                images = targets.images if with_images else nothing.images
-                made[key] = RoundRequest(
-                    round=round_,
-                    targets_round=targets.round,
-                    temperature=targets.temperature,
-                    digest=targets.digest,
-                    images=images,
-                    targets=targets.logits_NK,
-                    **fields,
-                )
-            return made[key]
-
-        replies = self.exchange_each(
-            {number: request(number, with_images=False) for number in partitions},
-            (RoundReply, ImagesNeeded),
-            dims=dims,
+        replies = self._exchange_by_name(
+            request,
+            {number: self._pending.get(number, nothing) for number in partitions},
+            RoundReply,
+            dims={"B": question.num_images},
         )
-        without = [n for n, reply in replies.items() if isinstance(reply, ImagesNeeded)]
-        if without:
-            again = {number: request(number, with_images=True) for number in without}
-            replies |= self.exchange_each(again, (RoundReply,), dims=dims)
         answers: dict[int, ClientAnswer] = {}
-        for number, reply in sorted(replies.items()):
-            if isinstance(reply, RoundReply):
-                self._pending.pop(number, None)
-                answers[number] = ClientAnswer(
-                    reply.logits,
-                    self._train_loss(number, reply.num_examples, reply.train_loss),
-                    self._distill_loss(round_, number, reply.distill_loss, reply.distill_problem),
-                )
+        for number, reply in replies.items():
+            self._pending.pop(number, None)
+            answers[number] = ClientAnswer(
+                reply.logits,
+                self._train_loss(number, reply.num_examples, reply.train_loss),
+                self._distill_loss(round_, number, reply.distill_loss, reply.distill_problem),
+            )
         return answers
+
+    def _exchange_by_name(
+        self,
+        make: Callable[[_Targets, ByteArray], Request],
+        targets: Mapping[int, _Targets],
+        reply_type: type[R],
+        *,
+        dims: Mapping[str, int] | None = None,
+    ) -> dict[int, R]:
+        """Send clients a request with targets; the images, to those alone that have not kept them.
+
+        Clients with the same targets get one and the same object: it is encoded and held once.
+        """
+        replies: dict[int, R] = {}
+        waiting = targets
+        for with_images in (False, True):
+            of_round = {item.round: item for item in waiting.values()}
+            made = {
+                number: make(item, item.images if with_images else item.images[:0])
+                for number, item in of_round.items()
+            }
+            got = self.exchange_each(
+                {number: made[item.round] for number, item in waiting.items()},
+                (reply_type, ImagesNeeded),
+                dims=dims,
+            )
+            replies |= {n: reply for n, reply in got.items() if isinstance(reply, reply_type)}
+            waiting = {n: targets[n] for n, reply in got.items() if isinstance(reply, ImagesNeeded)}
+            if not waiting:
+                break
+        return dict(sorted(replies.items()))
 
     def _distill_loss(self, round_: int, partition: int, loss: float, problem: str) -> float | None:
         """Return the loss, or None if nothing was distilled; note it if something went wrong."""
@@ -311,35 +329,18 @@ class GridClients:
         """Have pending targets distilled; images are sent again to who has not kept them."""
         if not self._pending:
             return {}
-        by_round = {targets.round: targets for targets in self._pending.values()}
-        named: dict[int, Request] = {
-            number: DistillAskedRequest(
-                round=number,
+
+        def request(targets: _Targets, images: ByteArray) -> Request:
+            return CompactDistillRequest(
+                round=targets.round,
                 temperature=targets.temperature,
                 digest=targets.digest,
+                images=images,
                 logits=targets.logits_NK,
             )
-            for number, targets in by_round.items()
-        }
-        waiting = {number: targets.round for number, targets in sorted(self._pending.items())}
-        replies = self.exchange_each(
-            {number: named[of_round] for number, of_round in waiting.items()},
-            (DistillReply, ImagesNeeded),
-        )
-        without = [n for n, reply in replies.items() if isinstance(reply, ImagesNeeded)]
-        if without:
-            sent: dict[int, Request] = {
-                of_round: CompactDistillRequest(
-                    round=of_round,
-                    temperature=by_round[of_round].temperature,
-                    images=by_round[of_round].images,
-                    logits=by_round[of_round].logits_NK,
-                )
-                for of_round in {waiting[number] for number in without}
-            }
-            again = {number: sent[waiting[number]] for number in without}
-            replies |= self.exchange_each(again, (DistillReply,))
-        done = {n: r for n, r in sorted(replies.items()) if isinstance(r, DistillReply)}
+
+        pending = dict(sorted(self._pending.items()))
+        done = self._exchange_by_name(request, pending, DistillReply)
         for number in done:
             del self._pending[number]
         return self._losses(round_, done)
@@ -456,7 +457,7 @@ class GridClients:
                 failures[node_id] = _reason(message)
             else:
                 try:
-                    replies[node_id] = decode_any(
+                    replies[node_id] = decode(
                         reply_types,
                         message.content,
                         sender=f"node {node_id}",

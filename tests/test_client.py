@@ -4,13 +4,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Message
 
+from fedzge_flwr.distillation import distil
 from fedzge_flwr.errors import ConfigError
 from fedzge_flwr.protocol import (
     CompactDistillRequest,
     CompactLogitsRequest,
-    DistillAskedRequest,
     DistillReply,
     DistillRequest,
     EvaluateReply,
@@ -53,7 +54,7 @@ class Node:
         reply = self.ask(request)
         assert reply.has_content(), reply.error
         return decode(
-            reply_type,
+            (reply_type,),
             reply.content,
             sender="node",
             dims=DIMS,
@@ -134,8 +135,8 @@ def test_distillation_on_images_asked_about_is_that_on_images_sent(
     common = {"round": 1, "temperature": 2.0, "logits": LOGITS}
     ways = (
         DistillRequest(images=LEVELS, **common),
-        CompactDistillRequest(images=to_levels(LEVELS), **common),
-        DistillAskedRequest(digest=digest, **common),
+        CompactDistillRequest(digest="", images=to_levels(LEVELS), **common),
+        CompactDistillRequest(digest=digest, images=to_levels(LEVELS[:0]), **common),
     )
     losses, models = set(), []
     for request in ways:
@@ -151,7 +152,9 @@ def test_distillation_on_images_asked_about_is_that_on_images_sent(
 def test_images_that_are_not_kept_are_asked_for(node: Node) -> None:
     """Those of another query, of one that foretold no distillation, or of none."""
     digest = Question(LEVELS, np.zeros((0, 0, 1, 8, 8), "f4"), 1.0, two_sided=False).digest
-    request = DistillAskedRequest(round=1, temperature=2.0, digest=digest, logits=LOGITS)
+    request = CompactDistillRequest(
+        round=1, temperature=2.0, digest=digest, images=to_levels(LEVELS[:0]), logits=LOGITS
+    )
     node.answer(request, ImagesNeeded)
     node.answer(compact(to_distill=False), LogitsReply)
     node.answer(request, ImagesNeeded)
@@ -209,6 +212,29 @@ def test_clients_rehearse_their_own_images_if_told_to(
         evaluated = EvaluateRequest(round=1, split="test", num_logits=60)
         accuracies.append(node.answer(evaluated, EvaluateReply).accuracy)
     assert accuracies[0] > accuracies[1] + 0.1
+
+
+def test_distillation_is_told_of_class_balance_and_of_unseen_classes(
+    make_grid: Any, tiny_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rehearsal leaves classes alone of which the client has no image."""
+    given: list[dict[str, Any]] = []
+
+    def spy(*arguments: Any, **named: Any) -> float:
+        given.append(named)
+        return distil(*arguments, **named)
+
+    monkeypatch.setattr("fedzge_flwr.torch_blackbox.distil", spy)
+    config = {**tiny_config, "alpha": 0.1, "client-rehearsal": True, "class-balance": 0.25}
+    node = Node(make_grid, config)
+    node.answer(
+        DistillRequest(round=1, temperature=1.0, images=IMAGES, logits=LOGITS), DistillReply
+    )
+    assert given[0]["class_balance"] == 0.25
+    own = given[0]["rehearsed"]
+    seen = torch.bincount(own.labels_N, minlength=10) > 0
+    assert 0 < int(seen.sum()) < 10
+    assert torch.equal(own.log_prior_K.isfinite(), seen)
 
 
 def test_every_client_begins_and_shuffles_by_itself(

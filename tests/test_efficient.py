@@ -231,6 +231,16 @@ def test_the_central_model_screens_candidates_from_the_second_round_on() -> None
     assert asked[8][2] < 0.8 * asked[1][2]
 
 
+def test_class_balance_changes_what_the_central_model_is_shown() -> None:
+    centrals = []
+    for balance in (0.0, 0.0, 1.0):
+        server = make_server(**{"class-balance": balance})
+        run(server, 1)
+        centrals.append(flat(server.central))
+    assert torch.equal(centrals[0], centrals[1])
+    assert not torch.equal(centrals[0], centrals[2])
+
+
 def test_central_model_learns_the_ensemble() -> None:
     more = {"synthetic-batch-size": 120, "central-distill-steps": 40, "distill-batch-size": 32}
     server = make_server(num_rounds=6, **{**more, "generator-steps": 1, "temperature": 1.0})

@@ -16,7 +16,6 @@ from fedzge_flwr.errors import ProtocolError
 from fedzge_flwr.protocol import (
     CompactDistillRequest,
     CompactLogitsRequest,
-    DistillAskedRequest,
     DistillReply,
     DistillRequest,
     EvaluateReply,
@@ -26,6 +25,8 @@ from fedzge_flwr.protocol import (
     ImagesNeeded,
     LogitsReply,
     LogitsRequest,
+    RoundReply,
+    RoundRequest,
     TrainReply,
     TrainRequest,
     WireMessage,
@@ -74,8 +75,30 @@ EXAMPLES: list[WireMessage] = [
         two_sided=True,
         to_distill=False,
     ),
-    CompactDistillRequest(round=4, temperature=5.0, images=octets(2, 1, 4, 4), logits=floats(2, 3)),
-    DistillAskedRequest(round=4, temperature=5.0, digest="ab", logits=floats(2, 3)),
+    RoundRequest(
+        round=4,
+        base=octets(6, 1, 4, 4),
+        directions=octets(2, 3, 64),
+        eps=0.5,
+        two_sided=True,
+        to_distill=True,
+        targets_round=3,
+        temperature=2.0,
+        digest="ab",
+        images=octets(2, 1, 4, 4),
+        targets=floats(2, 3),
+    ),
+    RoundReply(
+        round=4,
+        num_examples=9,
+        train_loss=0.5,
+        distill_loss=0.1,
+        distill_problem="",
+        logits=floats(6, 3),
+    ),
+    CompactDistillRequest(
+        round=4, temperature=5.0, digest="ab", images=octets(2, 1, 4, 4), logits=floats(2, 3)
+    ),
     EvaluateReply(round=4, num_examples=8, loss=0.5, accuracy=0.75, logits=floats(8, 3)),
     EvaluateReply(round=4, num_examples=8, loss=0.5, accuracy=0.75, logits=floats(0, 3)),
 ]
@@ -88,7 +111,7 @@ def wire(content: RecordDict) -> RecordDict:
 
 
 def read(example: WireMessage, content: RecordDict, **options: Any) -> WireMessage:
-    return decode(type(example), content, sender="node 5", dims=DIMS, limits=LIMITS, **options)
+    return decode((type(example),), content, sender="node 5", dims=DIMS, limits=LIMITS, **options)
 
 
 def same(a: WireMessage, b: WireMessage) -> bool:

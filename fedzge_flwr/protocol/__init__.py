@@ -1,10 +1,9 @@
 """The one owner of the wire: typed messages to and from Flower's RecordDict, and their sizes."""
 
-from fedzge_flwr.protocol.codec import WIRE_VERSION, decode, decode_any, encode
+from fedzge_flwr.protocol.codec import WIRE_VERSION, decode, encode
 from fedzge_flwr.protocol.messages import (
     CompactDistillRequest,
     CompactLogitsRequest,
-    DistillAskedRequest,
     DistillReply,
     DistillRequest,
     EvaluateReply,
@@ -28,7 +27,6 @@ __all__ = [
     "WIRE_VERSION",
     "CompactDistillRequest",
     "CompactLogitsRequest",
-    "DistillAskedRequest",
     "DistillReply",
     "DistillRequest",
     "EvaluateReply",
@@ -46,7 +44,6 @@ __all__ = [
     "TrainRequest",
     "WireMessage",
     "decode",
-    "decode_any",
     "encode",
     "encoded_bytes",
 ]

@@ -77,7 +77,7 @@ def encode(message: WireMessage) -> RecordDict:
 
 
 def decode(
-    cls: type[M],
+    classes: Sequence[type[M]],
     content: RecordDict,
     *,
     sender: str,
@@ -85,12 +85,12 @@ def decode(
     dims: Mapping[str, int] | None = None,
     limits: Mapping[str, int] | None = None,
 ) -> M:
-    """Decode a message of a known type.
+    """Decode a message of one of some known types: that which it says it is.
 
     Parameters
     ----------
-    cls : type[WireMessage]
-        The type that must have been sent.
+    classes : Sequence[type[WireMessage]]
+        The types of which one must have been sent.
     content : RecordDict
         What was received.
     sender : str
@@ -100,27 +100,14 @@ def decode(
     dims : Mapping[str, int], optional
         Dimensions whose value the receiver knows.
     limits : Mapping[str, int], optional
-        Largest value of the dimensions that it does not know. Every dimension of ``cls`` is in
-        ``dims`` or here.
+        Largest value of the dimensions that it does not know. Every dimension of
+        ``classes`` is in ``dims`` or here.
 
     Raises
     ------
     ProtocolError
         If anything is missing, extra, of the wrong type, shape or size, not finite or out of range.
     """
-    return decode_any((cls,), content, sender=sender, expect=expect, dims=dims, limits=limits)
-
-
-def decode_any(
-    classes: Sequence[type[M]],
-    content: RecordDict,
-    *,
-    sender: str,
-    expect: Mapping[str, int] | None = None,
-    dims: Mapping[str, int] | None = None,
-    limits: Mapping[str, int] | None = None,
-) -> M:
-    """Decode a message of one of several types: that which it says it is. See `decode`."""
     config = _scalars(content, sender)
     by_name = {cls.__name__: cls for cls in classes}
     name = config.get(_TYPE_KEY)

@@ -192,24 +192,20 @@ class DistillRequest(Request):
 
 @dataclass(frozen=True)
 class CompactDistillRequest(Request):
-    """The same, with the images as levels of the shared pixel range."""
+    """The same, on images that ``digest`` names: those last asked about, or those sent here.
 
-    ACTION = "train.distill"
-
-    temperature: float = _scalar(float, low=1e-6)
-    images: ByteArray = _array("N C H W", "uint8")
-    logits: FloatArray = _array("N K")
-
-
-@dataclass(frozen=True)
-class DistillAskedRequest(Request):
-    """The same, on the images that you were asked about: ``digest`` says which."""
+    Parameters
+    ----------
+    images : ndarray of uint8
+        The images, as levels of the shared pixel range, if they are sent again; else none.
+    """
 
     ACTION = "train.distill"
 
     temperature: float = _scalar(float, low=1e-6)
     digest: str = _scalar(str)
-    logits: FloatArray = _array("N K")
+    images: ByteArray = _array("S C H W", "uint8")
+    logits: FloatArray = _array("T K")
 
 
 @dataclass(frozen=True)
