@@ -19,6 +19,7 @@ from flwr.clientapp import ClientApp
 from fedzge_flwr import __version__
 from fedzge_flwr.arrays import ByteArray, FloatArray
 from fedzge_flwr.blackbox import BlackBox, EvaluationSplit, State
+from fedzge_flwr.directions import Directions
 from fedzge_flwr.errors import DataError, DivergenceError, ProtocolError
 from fedzge_flwr.protocol import (
     CompactDistillRequest,
@@ -93,10 +94,10 @@ def answer(box: BlackBox, request: LogitsRequest, notes: Notes) -> LogitsReply:
 
 def answer_compact(box: BlackBox, request: CompactLogitsRequest, notes: Notes) -> LogitsReply:
     """Answer a logit query on images and on copies of them, made here."""
-    question = _question(box, request)
-    logits_BK = box.logits(question.images_BCHW)
+    asked = _asked(box, request)
+    logits_BK = box.logits(asked.images_BCHW)
     if request.to_distill:
-        notes.asked = {question.digest: request.base}
+        notes.asked = {asked.digest: request.base}
     return LogitsReply(round=request.round, logits=logits_BK)
 
 
@@ -121,7 +122,7 @@ def distill_compact(
 
 def take_part(box: BlackBox, request: RoundRequest, notes: Notes) -> RoundReply | ImagesNeeded:
     """Distil earlier targets, train, and answer: a round in one exchange."""
-    question = _question(box, request)
+    asked = _asked(box, request)
     targets = _Targets(
         request.targets_round, request.digest, request.images, request.targets, request.temperature
     )
@@ -129,9 +130,9 @@ def take_part(box: BlackBox, request: RoundRequest, notes: Notes) -> RoundReply 
     if done is None:
         return ImagesNeeded(round=request.round)
     report = box.fit(request.round)
-    logits_BK = box.logits(question.images_BCHW)
+    logits_BK = box.logits(asked.images_BCHW)
     if request.to_distill:
-        notes.asked = {question.digest: request.base}
+        notes.asked = {asked.digest: request.base}
     return RoundReply(
         round=request.round,
         num_examples=report.num_examples,
@@ -161,7 +162,14 @@ def evaluate(box: BlackBox, request: EvaluateRequest, notes: Notes) -> EvaluateR
     )
 
 
-def _question(box: BlackBox, request: CompactLogitsRequest) -> Question:
+class _Asked(NamedTuple):
+    """All images of a question, and what its base images are referred to by."""
+
+    images_BCHW: FloatArray
+    digest: str
+
+
+def _asked(box: BlackBox, request: CompactLogitsRequest) -> _Asked:
     """Return what is asked; refuse it before a copy is made, since few bytes may ask for many."""
     num_directions, num_perturbed, _ = request.directions.shape
     copies = num_copies(num_directions, two_sided=request.two_sided)
@@ -174,11 +182,12 @@ def _question(box: BlackBox, request: CompactLogitsRequest) -> Question:
         raise ProtocolError(
             "server", "base", f"{num_images} images with copies; at most {box.max_query_images}"
         )
+    directions = Directions(request.directions, box.image_shape, request.seed)
+    question = Question(from_levels(request.base), directions, request.eps, request.two_sided)
     try:
-        directions = Question.directions_from_bytes(request.directions, box.image_shape)
+        return _Asked(question.images_BCHW, question.digest)
     except ValueError as error:
         raise ProtocolError("server", "directions", str(error)) from None
-    return Question(from_levels(request.base), directions, request.eps, request.two_sided)
 
 
 class _Targets(NamedTuple):

@@ -79,7 +79,8 @@ def _compact(question: Question, to_distill: bool) -> dict[str, Any]:
     """Return the fields of a compact query."""
     return {
         "base": to_levels(question.base_NCHW),
-        "directions": question.directions_as_bytes,
+        "directions": question.directions.payload_QGP,
+        "seed": question.directions.seed,
         "eps": question.eps,
         "two_sided": question.two_sided,
         "to_distill": to_distill,

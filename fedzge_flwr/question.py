@@ -7,13 +7,13 @@ they need not travel. NumPy only: a client of any library can answer.
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from fedzge_flwr.arrays import ByteArray, FloatArray
+from fedzge_flwr.directions import Directions
 from fedzge_flwr.pixels import PIXEL_RANGE
 
 
@@ -25,8 +25,8 @@ class Question:
     ----------
     base_NCHW : ndarray of float32
         Images in the shared pixel range, each asked about once.
-    directions_QGCHW : ndarray of float32
-        q ≥ 0 directions for each of the first G ≤ N images.
+    directions : Directions
+        q ≥ 0 for each of the first G ≤ N images.
     eps : float
         Step ε > 0 along a direction, in units of the shared pixel range.
     two_sided : bool
@@ -34,19 +34,19 @@ class Question:
     """
 
     base_NCHW: FloatArray
-    directions_QGCHW: FloatArray
+    directions: Directions
     eps: float
     two_sided: bool
 
     @property
     def num_perturbed(self) -> int:
         """Number G of images that are perturbed."""
-        return int(self.directions_QGCHW.shape[1])
+        return int(self.directions.payload_QGP.shape[1])
 
     @property
     def copies(self) -> int:
         """Copies of each of them that are asked about, the unperturbed one included."""
-        return num_copies(len(self.directions_QGCHW), two_sided=self.two_sided)
+        return num_copies(len(self.directions.payload_QGP), two_sided=self.two_sided)
 
     @property
     def num_images(self) -> int:
@@ -62,39 +62,19 @@ class Question:
 
     @property
     def images_BCHW(self) -> FloatArray:
-        """All images: the perturbed ones' bases, x + εu₁ …, x − εu₁ …, then the other images."""
-        base, others = np.split(self.base_NCHW, [self.num_perturbed])
-        steps = np.float32(self.eps) * self.directions_QGCHW
-        parts = [base, *(base + step for step in steps)]
-        if self.two_sided:
-            parts += [base - step for step in steps]
-        return np.concatenate((*parts, others))
-
-    @property
-    def directions_as_bytes(self) -> ByteArray:
-        """The directions as little-endian bytes (q, G, 4·C·H·W)."""
-        num_directions, num_images, *shape = self.directions_QGCHW.shape
-        payload = np.ascontiguousarray(self.directions_QGCHW, dtype="<f4")
-        return payload.view(np.uint8).reshape(num_directions, num_images, 4 * math.prod(shape))
-
-    @staticmethod
-    def directions_from_bytes(
-        payload_QGP: ByteArray, image_shape: tuple[int, int, int]
-    ) -> FloatArray:
-        """Return the directions (q, G, C, H, W) of `directions_as_bytes`.
+        """All images: the perturbed ones' bases, x + εu₁ …, x − εu₁ …, then the other images.
 
         Raises
         ------
         ValueError
-            If the number of bytes is not that of such directions, or one is not finite.
+            If the directions cannot be decoded.
         """
-        num_directions, num_images, num_bytes = payload_QGP.shape
-        if num_bytes != 4 * math.prod(image_shape):
-            raise ValueError(f"{num_bytes} bytes a direction of {image_shape}")
-        values = np.ascontiguousarray(payload_QGP).view("<f4").astype(np.float32)
-        if not np.isfinite(values).all():
-            raise ValueError("values that are not finite")
-        return values.reshape(num_directions, num_images, *image_shape)
+        base, others = np.split(self.base_NCHW, [self.num_perturbed])
+        steps = np.float32(self.eps) * self.directions.decoded()
+        parts = [base, *(base + step for step in steps)]
+        if self.two_sided:
+            parts += [base - step for step in steps]
+        return np.concatenate((*parts, others))
 
     @property
     def digest(self) -> str:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from flwr.app import Message
 
+from fedzge_flwr.directions import Directions
 from fedzge_flwr.distillation import distil
 from fedzge_flwr.errors import ConfigError
 from fedzge_flwr.protocol import (
@@ -102,14 +103,14 @@ def test_only_training_and_distillation_change_the_model(node: Node) -> None:
 
 def compact(*, perturbed: int = 4, to_distill: bool = True, **changed: Any) -> CompactLogitsRequest:
     """Ask about 12 images on their levels, the first of them along two directions."""
-    directions = np.random.default_rng(2).normal(size=(2, perturbed, 1, 8, 8)).astype(np.float32)
-    asked = Question(LEVELS, directions, 0.125, two_sided=False)
+    normal = np.random.default_rng(2).normal(size=(2, perturbed, 1, 8, 8)).astype(np.float32)
     fields: dict[str, Any] = {
         "round": 1,
         "base": to_levels(LEVELS),
-        "directions": asked.directions_as_bytes,
-        "eps": asked.eps,
-        "two_sided": asked.two_sided,
+        "directions": Directions.written_out(normal).payload_QGP,
+        "seed": 0,
+        "eps": 0.125,
+        "two_sided": False,
         "to_distill": to_distill,
     }
     return CompactLogitsRequest(**{**fields, **changed})
@@ -118,10 +119,22 @@ def compact(*, perturbed: int = 4, to_distill: bool = True, **changed: Any) -> C
 LEVELS = from_levels(np.random.default_rng(3).integers(256, size=(12, 1, 8, 8), dtype=np.uint8))
 
 
-def test_compact_and_dense_queries_are_answered_alike(node: Node) -> None:
+SHAPE = (1, 8, 8)
+NORMAL = np.random.default_rng(4).normal(size=(2, 4, *SHAPE)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "directions",
+    [
+        Directions.written_out(NORMAL),
+        Directions.ternary(NORMAL),
+        Directions.from_seed(2, 4, SHAPE, seed=9),
+    ],
+    ids=["written out", "ternary", "from a seed"],
+)
+def test_compact_and_dense_queries_are_answered_alike(node: Node, directions: Directions) -> None:
     node.answer(TrainRequest(round=1), TrainReply)
-    request = compact()
-    directions = Question.directions_from_bytes(request.directions, (1, 8, 8))
+    request = compact(directions=directions.payload_QGP, seed=directions.seed)
     images = Question(LEVELS, directions, request.eps, request.two_sided).images_BCHW
     dense = node.answer(LogitsRequest(round=1, images=images), LogitsReply).logits
     assert len(dense) == 12 + 2 * 4
@@ -131,7 +144,7 @@ def test_compact_and_dense_queries_are_answered_alike(node: Node) -> None:
 def test_distillation_on_images_asked_about_is_that_on_images_sent(
     make_grid: Any, tiny_config: dict[str, Any]
 ) -> None:
-    digest = Question(LEVELS, np.zeros((0, 0, 1, 8, 8), "f4"), 1.0, two_sided=False).digest
+    digest = Question(LEVELS, Directions.none((1, 8, 8)), 1.0, two_sided=False).digest
     common = {"round": 1, "temperature": 2.0, "logits": LOGITS}
     ways = (
         DistillRequest(images=LEVELS, **common),
@@ -151,7 +164,7 @@ def test_distillation_on_images_asked_about_is_that_on_images_sent(
 
 def test_images_that_are_not_kept_are_asked_for(node: Node) -> None:
     """Those of another query, of one that foretold no distillation, or of none."""
-    digest = Question(LEVELS, np.zeros((0, 0, 1, 8, 8), "f4"), 1.0, two_sided=False).digest
+    digest = Question(LEVELS, Directions.none((1, 8, 8)), 1.0, two_sided=False).digest
     request = CompactDistillRequest(
         round=1, temperature=2.0, digest=digest, images=to_levels(LEVELS[:0]), logits=LOGITS
     )
@@ -296,6 +309,11 @@ def test_evaluation_on_held_out_images_returns_none(
             compact(directions=np.zeros((1, 1, 252), np.uint8)),
             "'directions': 252 bytes a direction",
         ),
+        (
+            compact(directions=np.zeros((9, 4, 0), np.uint8)),
+            "'base': 48 images with copies; at most 36",
+        ),
+        (compact(directions=np.zeros((1, 1, 13), np.uint8)), "'directions': ternary digits beyond"),
         (compact(directions=np.full((1, 1, 256), 255, np.uint8)), "'directions': values that are"),
     ],
 )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedzge_flwr.directions import Directions
 from fedzge_flwr.pixels import PIXEL_RANGE
 from fedzge_flwr.question import Question, from_levels, num_copies, num_queries, to_levels
 from fedzge_flwr.zeroth_order import Queries
@@ -18,7 +19,7 @@ def floats(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def question(*, two_sided: bool = False, perturbed: int = 3, num_directions: int = 2) -> Question:
-    directions = floats(num_directions, perturbed, *SHAPE, seed=1)
+    directions = Directions.written_out(floats(num_directions, perturbed, *SHAPE, seed=1))
     return Question(floats(7, *SHAPE), directions, 0.037, two_sided)
 
 
@@ -27,7 +28,7 @@ def test_images_are_those_that_the_estimator_chose(two_sided: bool) -> None:
     asked = question(two_sided=two_sided)
     queries = Queries(
         torch.from_numpy(asked.base_NCHW[:3]),
-        torch.from_numpy(asked.directions_QGCHW),
+        asked.directions,
         asked.eps,
         "central" if two_sided else "forward",
     )
@@ -45,19 +46,6 @@ def test_questions_without_others_or_without_copies(perturbed: int, num_directio
     assert np.array_equal(asked.images_BCHW[asked.base_rows_N], asked.base_NCHW)
 
 
-def test_directions_travel_as_bytes() -> None:
-    asked = question()
-    payload = asked.directions_as_bytes
-    assert payload.shape == (2, 3, 4 * 40)
-    assert np.array_equal(Question.directions_from_bytes(payload, SHAPE), asked.directions_QGCHW)
-    with pytest.raises(ValueError, match="159 bytes a direction"):
-        Question.directions_from_bytes(payload[:, :, 1:], SHAPE)
-    spoiled = payload.copy()
-    spoiled[1, 2, -4:] = 255
-    with pytest.raises(ValueError, match="not finite"):
-        Question.directions_from_bytes(spoiled, SHAPE)
-
-
 def test_digest_tells_base_images_apart() -> None:
     asked = question()
     other_directions = question(two_sided=True)
@@ -66,7 +54,7 @@ def test_digest_tells_base_images_apart() -> None:
     changed[6, 1, 4, 3] += 1e-6
     reshaped = asked.base_NCHW.reshape(7, 2, 4, 5)
     digests = {
-        Question(base, asked.directions_QGCHW, 0.1, two_sided=False).digest
+        Question(base, asked.directions, 0.1, two_sided=False).digest
         for base in (asked.base_NCHW, changed, reshaped)
     }
     assert len(digests) == 3

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedzge_flwr.directions import Directions
 from fedzge_flwr.losses import LossTerms, ObjectiveWeights, generator_objective
 from fedzge_flwr.zeroth_order import BatchDifference, Queries, sphere
 from fedzge_flwr.zeroth_order.chain_rule import exact_parts
@@ -39,13 +40,23 @@ class Reference:
             x, self["z"], self["y"].long(), ensemble_logits, central_logits, self.weights
         )
 
-    def terms(self, images_NCHW: Tensor, ensemble_logits_NK: Tensor) -> LossTerms:
-        return self.objective(images_NCHW, ensemble_logits_NK, self.central_model(images_NCHW))
+    def terms(
+        self, images_NCHW: Tensor, ensemble_logits_NK: Tensor, central_logits_NK: Tensor
+    ) -> LossTerms:
+        return self.objective(images_NCHW, ensemble_logits_NK, central_logits_NK)
 
     def surrogate_logits(self, images_NCHW: Tensor) -> Tensor:
-        return self.central_model(images_NCHW)
+        return self.central_logits(images_NCHW)
 
-    def central_model(self, x: Tensor) -> Tensor:
+    def queries(self) -> Queries:
+        """The recorded directions in the float64 that they were recorded in: none that travel."""
+        num_directions, num_images, channels, height, width = self["u"].shape
+        placeholder = Directions.from_seed(num_directions, num_images, (channels, height, width), 0)
+        queries = Queries(self["x"], placeholder, float(self["eps"]))
+        queries.__dict__["directions_QNCHW"] = self["u"]
+        return queries
+
+    def central_logits(self, x: Tensor) -> Tensor:
         linear = x.flatten(1) @ self["W_server"].T + self["b_server"]
         return linear + 0.5 * torch.sin(linear - self["b_server"])
 
@@ -85,7 +96,7 @@ def test_reference_loss_terms(reference: Reference) -> None:
 
 
 def test_reference_perturbed_totals(reference: Reference) -> None:
-    queries = Queries(reference["x"], reference["u"], float(reference["eps"]))
+    queries = reference.queries()
     totals = [
         reference.objective(x, logits, central).total
         for x, logits, central in zip(
@@ -100,7 +111,7 @@ def test_reference_perturbed_totals(reference: Reference) -> None:
 
 def test_reference_forward_difference(reference: Reference) -> None:
     estimator = BatchDifference(sphere, len(reference["u"]), float(reference["eps"]))
-    queries = Queries(reference["x"], reference["u"], float(reference["eps"]))
+    queries = reference.queries()
     answers = torch.cat((reference["ensemble_logits"][None], reference["ensemble_logits_q"]))
     estimate = estimator.tell(queries, answers, reference)
     # ε of 1e-3 takes the difference of two totals that agree to 4 digits, and the reference was
@@ -119,6 +130,6 @@ def test_reference_exact_parts(reference: Reference) -> None:
 
 def test_reference_exact_gradient(reference: Reference) -> None:
     x = reference["x"].clone().requires_grad_()
-    reference.objective(x, reference.ensemble(x), reference.central_model(x)).total.backward()
+    reference.objective(x, reference.ensemble(x), reference.central_logits(x)).total.backward()
     assert x.grad is not None
     assert_close(x.grad, reference["grad_exact"])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fedzge_flwr.config import from_run_config
+from fedzge_flwr.directions import Directions
 from fedzge_flwr.errors import DivergenceError
 from fedzge_flwr.question import Question
 from fedzge_flwr.server.build import build_central, build_generator
@@ -142,12 +143,13 @@ def test_generator_step_follows_the_estimate_down() -> None:
         unbiased = True
 
         def ask(self, x_NCHW: Tensor, stream: torch.Generator, objective: Objective) -> Queries:
-            return Queries(x_NCHW, x_NCHW.new_zeros((0, *x_NCHW.shape)), 1.0)
+            return Queries(x_NCHW, Directions.none((1, 8, 8), len(x_NCHW)), 1.0)
 
         def tell(self, queries: Queries, logits_BNK: Tensor, objective: Objective) -> Estimate:
             weights = torch.from_numpy(np.random.default_rng(0).normal(size=(64, 10)) / 8).float()
             x = queries.base_NCHW.clone().requires_grad_()
-            terms = objective.terms(x, 1.25 * x.flatten(1) @ weights)
+            ensemble = 1.25 * x.flatten(1) @ weights
+            terms = objective.terms(x, ensemble, objective.central_logits(x))
             (gradient,) = torch.autograd.grad(terms.total, x)
             return Estimate(gradient, terms)
 
@@ -163,7 +165,8 @@ def test_generator_step_follows_the_estimate_down() -> None:
         x = server.generator(batch.z_ND, batch.y_N).detach()
         logits = torch.from_numpy(1.25 * linear_logits(x.numpy()))
         with torch.no_grad():
-            return float(make_objective(server, batch).terms(x, logits).total)
+            made = make_objective(server, batch)
+            return float(made.terms(x, logits, made.central_logits(x)).total)
 
     before, parameters = objective(), flat(server.generator)
     update_generator(server, clients, current)
@@ -341,7 +344,8 @@ def test_every_estimator_serves_a_round(name: str, differences: str) -> None:
     logits = torch.from_numpy(current.ensemble_logits_BNK)
     estimate = server.estimator.tell(current.queries, logits, objective)
     x = batch.x_NCHW.detach().requires_grad_()
-    (exact,) = torch.autograd.grad(objective.terms(x, 1.25 * x.flatten(1) @ weights).total, x)
+    terms = objective.terms(x, 1.25 * x.flatten(1) @ weights, objective.central_logits(x))
+    (exact,) = torch.autograd.grad(terms.total, x)
     cosine = torch.nn.functional.cosine_similarity(
         estimate.gradient_NCHW.flatten(), exact.double().flatten(), dim=0
     )

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from fedzge_flwr.config import ServerSettings, from_run_config
+from fedzge_flwr.directions import Directions
 from fedzge_flwr.losses import LossTerms
 from fedzge_flwr.zeroth_order import (
     DIRECTIONS,
@@ -19,7 +21,7 @@ from fedzge_flwr.zeroth_order import (
     Estimator,
     Queries,
 )
-from fedzge_flwr.zeroth_order.chain_rule import surrogate_pullbacks
+from fedzge_flwr.zeroth_order.chain_rule import pullbacks
 from fedzge_flwr.zeroth_order.guided import orthonormal
 
 N, SHAPE, K = 2, (1, 2, 2), 4
@@ -40,7 +42,11 @@ class Problem:
     """A black box, a central model, and a loss that goes through both."""
 
     def __init__(
-        self, *, quadratic: bool = False, surrogate: BlackBox | None = None, d: int = D
+        self,
+        *,
+        quadratic: bool = False,
+        surrogate: BlackBox | None = None,
+        d: int = D,
     ) -> None:
         self.matrix, self.weights, self.quadratic = normal(2, K, d), normal(3, N, K), quadratic
         self.central = nn.Sequential(nn.Flatten(), nn.Linear(d, K), nn.Tanh()).double()
@@ -51,13 +57,19 @@ class Problem:
     def black_box(self, x: Tensor) -> Tensor:
         return x.flatten(1) @ self.matrix.T
 
-    def terms(self, images_NCHW: Tensor, ensemble_logits_NK: Tensor) -> LossTerms:
+    def terms(
+        self, images_NCHW: Tensor, ensemble_logits_NK: Tensor, central_logits_NK: Tensor
+    ) -> LossTerms:
         e = ensemble_logits_NK
         clients = (e**2).sum() / 2 if self.quadratic else (self.weights * e).sum()
         zero = torch.zeros(())
-        # The second part is direct: it does not go through the clients.
-        total = (clients + 0.1 * self.central(images_NCHW).square().sum()) / N
-        return LossTerms(zero, zero, zero, zero, total)
+        # Neither goes through the clients: what the images do themselves, and the central model.
+        direct = images_NCHW.pow(3).sum() + central_logits_NK.square().sum()
+        return LossTerms(zero, zero, zero, zero, (clients + 0.1 * direct) / N)
+
+    def central_logits(self, images_NCHW: Tensor) -> Tensor:
+        logits: Tensor = self.central(images_NCHW)
+        return logits
 
     def surrogate_logits(self, images_NCHW: Tensor) -> Tensor:
         return self.surrogate(images_NCHW)
@@ -66,8 +78,12 @@ class Problem:
         """∂L/∂x by autograd, through the clients or not."""
         leaf = x.clone().requires_grad_()
         logits = self.black_box(leaf if clients else x)
-        (gradient,) = torch.autograd.grad(self.terms(leaf, logits).total, leaf)
+        (gradient,) = torch.autograd.grad(self.loss(leaf, logits), leaf)
         return gradient
+
+    def loss(self, images_NCHW: Tensor, ensemble_logits_NK: Tensor) -> Tensor:
+        central_NK = self.central_logits(images_NCHW)
+        return self.terms(images_NCHW, ensemble_logits_NK, central_NK).total
 
 
 def well_guided(**options: bool) -> Problem:
@@ -199,7 +215,7 @@ def test_gives_float64_and_detached_terms_and_leaves_no_gradient_behind(
     assert estimate.gradient_NCHW.shape == x.shape
     assert not estimate.gradient_NCHW.requires_grad
     assert not queries.images_BNCHW.requires_grad
-    wanted = problem.terms(x, problem.black_box(x)).total
+    wanted = problem.loss(x, problem.black_box(x))
     assert not estimate.base.total.requires_grad
     torch.testing.assert_close(estimate.base.total, wanted.detach())
     assert all(parameter.grad is None for parameter in problem.central.parameters())
@@ -217,10 +233,12 @@ def test_what_needs_no_client_is_exact(make: Make) -> None:
 
 
 def test_central_differences_are_exact_on_a_quadratic() -> None:
-    points, u = normal(1, N, *SHAPE), normal(2, 5, N, *SHAPE)
+    points = normal(1, N, *SHAPE)
+    directions = Directions.written_out(normal(2, 5, N, *SHAPE).float().numpy())
+    u = torch.from_numpy(directions.decoded()).double()
     slopes = {}
     for kind in get_args(Differences):
-        queries = Queries(points, u, 0.1, kind)
+        queries = Queries(points, directions, 0.1, kind)
         values = queries.images_BNCHW.square().sum(dim=(2, 3, 4))
         slopes[kind] = queries.slopes(values)
     exact = 2 * (points * u).sum(dim=(2, 3, 4))
@@ -229,7 +247,7 @@ def test_central_differences_are_exact_on_a_quadratic() -> None:
 
 
 def test_directions_have_unit_norm_and_isotropic_covariance(directions: str) -> None:
-    u = DIRECTIONS[directions]((4000, 3, *SHAPE), stream(0))
+    u = torch.from_numpy(DIRECTIONS[directions](4000, 3, SHAPE, stream(0)).decoded())
     assert u.dtype == torch.float32
     flat = u.flatten(2)
     torch.testing.assert_close(flat.norm(dim=2), torch.ones(4000, 3), rtol=1e-6, atol=1e-6)
@@ -242,9 +260,11 @@ def test_directions_have_unit_norm_and_isotropic_covariance(directions: str) -> 
 
 
 def test_rademacher_directions_are_these_on_every_machine() -> None:
-    u = DIRECTIONS["rademacher"]((2, 1, 1, 3, 3), stream(2026))
+    directions = DIRECTIONS["rademacher"](2, 1, (1, 3, 3), stream(2026))
+    assert directions.payload_QGP.nbytes == 0
+    u = torch.from_numpy(directions.decoded())
     signs = "".join("+" if value > 0 else "-" for value in u.flatten().tolist())
-    assert signs == "+--------++----+-+"
+    assert signs == "++-+-+-++--+-+-+--"
     assert (u.abs() == torch.tensor(1 / 3)).all()
 
 
@@ -255,7 +275,7 @@ def test_paper_estimator_shares_one_difference_among_the_images(x: Tensor) -> No
     queries, estimate = run(estimator, x, problem, stream(0))
     ratio = estimate.gradient_NCHW / queries.directions_QNCHW[0]
     torch.testing.assert_close(ratio, ratio[0, 0, 0, 0].expand_as(ratio))
-    base, moved = (problem.terms(x, problem.black_box(x)).total for x in queries.images_BNCHW)
+    base, moved = (problem.loss(x, problem.black_box(x)) for x in queries.images_BNCHW)
     torch.testing.assert_close(ratio[0, 0, 0, 0], D * (moved - base).detach() / queries.eps)
 
 
@@ -276,31 +296,33 @@ def guided(q: int, differences: Differences = "forward") -> Estimator:
     return ESTIMATORS["guided"](DIRECTIONS["sphere"], q, 1e-4, differences)
 
 
-@pytest.mark.parametrize("q", [1, 2, 3, D])
-def test_guided_directions_are_orthonormal_and_begin_with_the_surrogates_gradient(
-    directions: str, x: Tensor, q: int
+def rounded(directions_QNCHW: Tensor) -> Tensor:
+    return torch.from_numpy(Directions.ternary(directions_QNCHW.float().numpy()).decoded()).double()
+
+
+def test_guided_directions_begin_with_the_surrogates_gradient(
+    directions: str, differences: Differences, x: Tensor
 ) -> None:
     problem = Problem()
-    estimator = ESTIMATORS["guided"](DIRECTIONS[directions], q, 1e-4, "forward")
-    u = estimator.ask(x, stream(0), problem).directions_QNCHW.flatten(2)
-    torch.testing.assert_close(
-        torch.einsum("qnd,pnd->nqp", u, u), torch.eye(q).double().expand(N, q, q)
-    )
+    estimator = ESTIMATORS["guided"](DIRECTIONS[directions], 3, 1e-4, differences)
+    u = estimator.ask(x, stream(0), problem).directions_QNCHW
     leaf = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad((problem.weights * problem.central(leaf)).sum(), leaf)
-    torch.testing.assert_close(u[0], nn.functional.normalize(gradient.flatten(1)))
+    assert torch.equal(u[0], rounded(gradient[None])[0])
+    torch.testing.assert_close(u.flatten(2).norm(dim=2), torch.ones(3, N).double())
 
 
 def test_guided_rows_are_those_of_the_likeliest_classes() -> None:
+    """As nearly as a direction may be sent: each row, less what lies along those before it."""
     x, problem = normal(1, N, 1, 3, 3), Problem(d=9)
     matrix = normal(4, K, 9)
     problem.surrogate = lambda images: images.flatten(1) @ matrix.T
-    u = guided(2).ask(x, stream(0), problem).directions_QNCHW.flatten(2)
+    u = guided(3).ask(x, stream(0), problem).directions_QNCHW
     rows = matrix - matrix.mean(dim=0)
-    for image, likely in enumerate(problem.surrogate(x).argsort(dim=1, descending=True)):
-        inside = [float((u[:, image] @ row).norm() / row.norm()) for row in rows[likely]]
-        assert inside[0] == pytest.approx(1.0)
-        assert max(inside[1:]) < 0.99
+    likely = problem.surrogate(x).argsort(dim=1, descending=True)[:, :2].T
+    gradient = problem.weights @ matrix
+    wanted = orthonormal(torch.cat((gradient[None], rows[likely])), normal(9, 3, N, 9))
+    assert torch.equal(u, rounded(wanted.reshape(3, N, 1, 3, 3)))
 
 
 @pytest.mark.parametrize("q", [1, 3])
@@ -317,12 +339,27 @@ def test_guided_estimate_has_the_measured_slopes(
     )
 
 
-def test_guided_with_all_directions_is_exact_whatever_the_surrogate(
-    differences: Differences, x: Tensor
+def test_guided_with_directions_that_span_everything_is_exact_whatever_the_surrogate(
+    differences: Differences,
 ) -> None:
-    problem = Problem()
-    _, estimate = run(guided(D, differences), x, problem, stream(0))
-    torch.testing.assert_close(estimate.gradient_NCHW, problem.gradient(x), rtol=1e-7, atol=1e-9)
+    x, problem = normal(1, N, 1, 3, 3), Problem(d=9)
+    queries, estimate = run(guided(9, differences), x, problem, stream(0))
+    ranks = torch.linalg.matrix_rank(queries.directions_QNCHW.flatten(2).transpose(0, 1))
+    assert ranks.tolist() == [9, 9]
+    torch.testing.assert_close(estimate.gradient_NCHW, problem.gradient(x), rtol=1e-6, atol=1e-8)
+
+
+def test_guided_counts_directions_that_coincide_once(x: Tensor) -> None:
+    """Two may, once they are rounded."""
+    problem, estimator = Problem(), guided(2)
+    once = guided(1).ask(x, stream(0), problem)
+    payload = once.directions.payload_QGP
+    twice = Queries(x, Directions(np.concatenate((payload, payload)), SHAPE), once.eps)
+    estimates = [
+        estimator.tell(queries, answers(queries, problem), problem).gradient_NCHW
+        for queries in (once, twice)
+    ]
+    torch.testing.assert_close(*estimates)
 
 
 def test_guided_scales_the_surrogate_to_what_was_measured(x: Tensor) -> None:
@@ -332,7 +369,8 @@ def test_guided_scales_the_surrogate_to_what_was_measured(x: Tensor) -> None:
     # The asked direction must not be the whole answer already: another gradient was foreseen.
     estimator = guided(1)
     queries = estimator.ask(x, stream(0), problem)
-    turned = Queries(x, queries.directions_QNCHW.roll(1, dims=1), queries.eps)
+    payload = np.roll(queries.directions.payload_QGP, 1, axis=1)
+    turned = Queries(x, Directions(payload, SHAPE), queries.eps)
     found = estimator.tell(turned, answers(turned, problem), problem).gradient_NCHW
     torch.testing.assert_close(found, problem.gradient(x), rtol=1e-6, atol=1e-9)
 
@@ -340,11 +378,7 @@ def test_guided_scales_the_surrogate_to_what_was_measured(x: Tensor) -> None:
 def test_guided_without_guidance_is_random_and_finite(x: Tensor) -> None:
     problem = Problem(surrogate=lambda images: 0 * images.flatten(1))
     (queries, estimate), (other, _) = (run(guided(2), x, problem, stream(seed)) for seed in (0, 1))
-    u = queries.directions_QNCHW.flatten(2)
-    assert not torch.equal(u, other.directions_QNCHW.flatten(2))
-    torch.testing.assert_close(
-        torch.einsum("qnd,pnd->nqp", u, u), torch.eye(2).double().expand(N, 2, 2)
-    )
+    assert not np.array_equal(queries.directions.payload_QGP, other.directions.payload_QGP)
     assert torch.isfinite(estimate.gradient_NCHW).all()
 
 
@@ -358,7 +392,7 @@ def test_orthonormal_replaces_a_guide_that_repeats_another() -> None:
 
 def test_pullbacks_are_the_same_in_chunks() -> None:
     problem, images, cotangents = Problem(), normal(1, 70, *SHAPE), normal(2, 2, 70, K)
-    found = surrogate_pullbacks(problem, images, cotangents)
+    found = pullbacks(problem.central, images, cotangents)
     leaf = images.clone().requires_grad_()
     logits = problem.central(leaf)
     for number in range(2):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from fedzge_flwr.arrays import ByteArray, FloatArray
+from fedzge_flwr.directions import SEEDS
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,9 @@ class CompactLogitsRequest(Request):
     base : ndarray of uint8
         The images, as levels of the shared pixel range.
     directions : ndarray of uint8
-        Each direction's C·H·W float32, little-endian.
+        The payload of `fedzge_flwr.directions.Directions`.
+    seed : int
+        Its seed.
     eps : float
         Step along a direction.
     two_sided : bool
@@ -153,6 +156,7 @@ class CompactLogitsRequest(Request):
 
     base: ByteArray = _array("N C H W", "uint8")
     directions: ByteArray = _array("Q G P", "uint8")
+    seed: int = _scalar(int, low=0, high=SEEDS - 1)
     eps: float = _scalar(float, low=1e-30)
     two_sided: bool = _scalar(bool)
     to_distill: bool = _scalar(bool)

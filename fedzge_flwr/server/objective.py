@@ -35,21 +35,28 @@ class BatchObjective:
     weights: ObjectiveWeights
     surrogate_shift: int
 
-    def terms(self, images_NCHW: Tensor, ensemble_logits_NK: Tensor) -> LossTerms:
+    def terms(
+        self, images_NCHW: Tensor, ensemble_logits_NK: Tensor, central_logits_NK: Tensor
+    ) -> LossTerms:
         """Evaluate the objective.
 
         In float64: its differences over a step of ε are a few units of float32's last place. The
         central model itself stays in float32.
         """
-        self.central.eval()
         return generator_objective(
             images_NCHW.double(),
             self.batch.z_ND.double(),
             self.batch.y_N,
             ensemble_logits_NK.double(),
-            self.central(images_NCHW).double(),
+            central_logits_NK.double(),
             self.weights,
         )
+
+    def central_logits(self, images_NCHW: Tensor) -> Tensor:
+        """Return the central model's logits."""
+        self.central.eval()
+        logits_NK: Tensor = self.central(images_NCHW)
+        return logits_NK
 
     def surrogate_logits(self, images_NCHW: Tensor) -> Tensor:
         """Return the central model's mean logits over an image and its four shifted copies.
@@ -57,12 +64,11 @@ class BatchObjective:
         Two networks that agree on an image have gradients that differ from pixel to pixel; the mean
         over small translations keeps what they share (Dong et al., 2019, arXiv 1904.02884).
         """
-        self.central.eval()
         steps = [(0, 0)]
         if self.surrogate_shift:
             s = self.surrogate_shift
             steps += [(s, 0), (-s, 0), (0, s), (0, -s)]
         moved = torch.cat([images_NCHW.roll(step, dims=(2, 3)) for step in steps])
-        logits_SNK = self.central(moved).unflatten(0, (len(steps), -1))
+        logits_SNK = self.central_logits(moved).unflatten(0, (len(steps), -1))
         mean_NK: Tensor = logits_SNK.mean(dim=0)
         return mean_NK

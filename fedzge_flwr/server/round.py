@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeAlias, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fedzge_flwr.arrays import FloatArray
 from fedzge_flwr.config import Settings
+from fedzge_flwr.directions import Directions
 from fedzge_flwr.distillation import distil
 from fedzge_flwr.errors import DivergenceError, TooFewClientsError
 from fedzge_flwr.losses import LossTerms
@@ -137,11 +137,12 @@ def _question(current: RoundState) -> Question:
     base = [] if queries is None else [queries.base_NCHW.cpu()]
     base_NCHW = torch.cat(base if others is None else [*base, others]).numpy()
     if queries is None:
-        nothing = np.zeros((0, 0, *base_NCHW.shape[1:]), dtype=np.float32)
+        channels, height, width = base_NCHW.shape[1:]
+        nothing = Directions.none((channels, height, width))
         return Question(base_NCHW, nothing, 1.0, two_sided=False)
     return Question(
         base_NCHW,
-        queries.directions_QNCHW.cpu().numpy(),
+        queries.directions,
         queries.eps,
         two_sided=queries.differences == "central",
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
+from fedzge_flwr.directions import Directions
 from fedzge_flwr.losses import LossTerms
 
 Differences: TypeAlias = Literal["forward", "central"]
@@ -17,14 +19,23 @@ Differences: TypeAlias = Literal["forward", "central"]
 class Objective(Protocol):
     """What the server knows of one batch: the objective and its own model, never the clients."""
 
-    def terms(self, images_NCHW: Tensor, ensemble_logits_NK: Tensor) -> LossTerms:
-        """Evaluate the objective, central model included; differentiable in both arguments."""
+    def terms(
+        self, images_NCHW: Tensor, ensemble_logits_NK: Tensor, central_logits_NK: Tensor
+    ) -> LossTerms:
+        """Evaluate the objective; differentiable in all three arguments."""
+        ...
+
+    def central_logits(self, images_NCHW: Tensor) -> Tensor:
+        """Return the central model's logits (N, K), differentiable in the images.
+
+        No image may influence another's logits.
+        """
         ...
 
     def surrogate_logits(self, images_NCHW: Tensor) -> Tensor:
-        """Return logits (N, K) of a white-box stand-in for the ensemble: the central model.
+        """Return logits (N, K) of a white-box stand-in for the ensemble, as `central_logits` does.
 
-        Differentiable in the images. No image may influence another's logits.
+        It is made of the central model.
         """
         ...
 
@@ -37,8 +48,8 @@ class Queries:
     ----------
     base_NCHW : Tensor
         The generated images.
-    directions_QNCHW : Tensor
-        q ≥ 0 directions per image.
+    directions : Directions
+        q ≥ 0 for each image.
     eps : float
         Step ε > 0 along each direction, in units of the shared pixel range.
     differences : {"forward", "central"}
@@ -46,9 +57,15 @@ class Queries:
     """
 
     base_NCHW: Tensor
-    directions_QNCHW: Tensor
+    directions: Directions
     eps: float
     differences: Differences = "forward"
+
+    @cached_property
+    def directions_QNCHW(self) -> Tensor:
+        """The directions as clients decode them, in the images' dtype and on their device."""
+        decoded = torch.from_numpy(self.directions.decoded())
+        return decoded.to(self.base_NCHW.device, self.base_NCHW.dtype)
 
     @property
     def images_BNCHW(self) -> Tensor:
@@ -72,7 +89,7 @@ class Queries:
         Tensor
             (Q, …).
         """
-        num_directions = len(self.directions_QNCHW)
+        num_directions = len(self.directions.payload_QGP)
         ahead = values_B[1 : 1 + num_directions]
         if self.differences == "central":
             return (ahead - values_B[1 + num_directions :]) / (2 * self.eps)

@@ -25,7 +25,7 @@ class BatchDifference(Perturbing):
     def tell(self, queries: Queries, ensemble_logits_BNK: Tensor, objective: Objective) -> Estimate:
         """Estimate ∂L/∂x from the losses at the base and at the perturbed batches."""
         copies = [
-            objective.terms(x_NCHW, logits_NK)
+            objective.terms(x_NCHW, logits_NK, objective.central_logits(x_NCHW))
             for x_NCHW, logits_NK in zip(queries.images_BNCHW, ensemble_logits_BNK, strict=True)
         ]
         slopes_Q = queries.slopes(torch.stack([terms.total for terms in copies]))

@@ -7,6 +7,7 @@ answer tells of its own image only: no other image's noise is in it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -15,9 +16,18 @@ from torch import Tensor
 from fedzge_flwr.losses import LossTerms
 from fedzge_flwr.zeroth_order.base import Objective, Queries
 
-_CHUNK = 50
-"""Images whose graph through the surrogate is held at once: with their shifted copies, about a
-training batch."""
+CHUNK = 16
+"""Images whose graph through the central model is held at once: with the surrogate's shifted
+copies, about a training batch."""
+
+
+class PartialGradients(NamedTuple):
+    """The objective's gradients by each of its arguments, the others held (detached, float64)."""
+
+    terms: LossTerms
+    by_images_NCHW: Tensor
+    by_ensemble_NK: Tensor
+    by_central_NK: Tensor
 
 
 class ExactParts(NamedTuple):
@@ -28,8 +38,24 @@ class ExactParts(NamedTuple):
     direct_NCHW: Tensor
 
 
+def partial_gradients(
+    objective: Objective, x_NCHW: Tensor, ensemble_logits_NK: Tensor
+) -> PartialGradients:
+    """Differentiate the objective by images, the ensemble's logits and the central model's."""
+    x = x_NCHW.detach().requires_grad_()
+    ensemble_NK = ensemble_logits_NK.detach().double().requires_grad_()
+    central_NK = in_chunks(objective.central_logits, x_NCHW).requires_grad_()
+    with torch.enable_grad():
+        terms = objective.terms(x, ensemble_NK, central_NK)
+        gradients = torch.autograd.grad(
+            terms.total, (x, ensemble_NK, central_NK), materialize_grads=True
+        )
+    detached = LossTerms(*(term.detach() for term in terms))
+    return PartialGradients(detached, *(gradient.double() for gradient in gradients))
+
+
 def exact_parts(objective: Objective, x_NCHW: Tensor, ensemble_logits_NK: Tensor) -> ExactParts:
-    """Differentiate the objective by its two arguments.
+    """Differentiate the objective by the ensemble's logits, and by the images as far as is known.
 
     Parameters
     ----------
@@ -44,15 +70,16 @@ def exact_parts(objective: Objective, x_NCHW: Tensor, ensemble_logits_NK: Tensor
         The detached terms; ∂L/∂e at those logits; and the direct part of ∂L/∂x, which goes through
         diversity and central model. Both in float64.
     """
-    x = x_NCHW.detach().requires_grad_()
-    logits_NK = ensemble_logits_NK.detach().double().requires_grad_()
-    with torch.enable_grad():
-        terms = objective.terms(x, logits_NK)
-        # By arguments, so that nothing is added to the central model's parameters.
-        by_x, by_logits_NK = torch.autograd.grad(
-            terms.total, (x, logits_NK), materialize_grads=True
-        )
-    return ExactParts(LossTerms(*(t.detach() for t in terms)), by_logits_NK, by_x.double())
+    partial = partial_gradients(objective, x_NCHW, ensemble_logits_NK)
+    (through_central,) = pullbacks(objective.central_logits, x_NCHW, partial.by_central_NK[None])
+    through_central += partial.by_images_NCHW
+    return ExactParts(partial.terms, partial.by_ensemble_NK, through_central)
+
+
+def in_chunks(model: Callable[[Tensor], Tensor], x_NCHW: Tensor) -> Tensor:
+    """Return a model's logits (N, K) without a graph, a chunk of images at a time."""
+    with torch.no_grad():
+        return torch.cat([model(chunk) for chunk in x_NCHW.split(CHUNK)])
 
 
 def measured_slopes(queries: Queries, logits_BNK: Tensor, by_logits_NK: Tensor) -> Tensor:
@@ -60,13 +87,13 @@ def measured_slopes(queries: Queries, logits_BNK: Tensor, by_logits_NK: Tensor) 
     return (queries.slopes(logits_BNK.double()) * by_logits_NK).sum(dim=2)
 
 
-def surrogate_pullbacks(objective: Objective, x_NCHW: Tensor, cotangents_MNK: Tensor) -> Tensor:
-    """Return J_sᵀ·cotangent with the surrogate's Jacobian, for M cotangents of each image.
+def pullbacks(model: Callable[[Tensor], Tensor], x_NCHW: Tensor, cotangents_MNK: Tensor) -> Tensor:
+    """Return J_mᵀ·cotangent with the model's Jacobian, for M cotangents of each image.
 
     Parameters
     ----------
-    objective : Objective
-        Has the surrogate.
+    model : Callable[[Tensor], Tensor]
+        Maps images to logits, each image on its own.
     x_NCHW : Tensor
         Images.
     cotangents_MNK : Tensor
@@ -79,11 +106,12 @@ def surrogate_pullbacks(objective: Objective, x_NCHW: Tensor, cotangents_MNK: Te
     """
     pulled = []
     for x_chunk, cotangents in zip(
-        x_NCHW.detach().split(_CHUNK), cotangents_MNK.split(_CHUNK, dim=1), strict=True
+        x_NCHW.detach().split(CHUNK), cotangents_MNK.split(CHUNK, dim=1), strict=True
     ):
         x = x_chunk.clone().requires_grad_()
         with torch.enable_grad():
-            logits_NK = objective.surrogate_logits(x)
+            logits_NK = model(x)
+            # By argument, so that nothing is added to the model's parameters.
             rows = [
                 torch.autograd.grad(logits_NK, x, one.to(logits_NK.dtype), retain_graph=True)[0]
                 for one in cotangents
@@ -93,10 +121,14 @@ def surrogate_pullbacks(objective: Objective, x_NCHW: Tensor, cotangents_MNK: Te
 
 
 def along(directions_QNCHW: Tensor, coefficients_QN: Tensor) -> Tensor:
-    """Return Σⱼ cᵢⱼ·uᵢⱼ for each image, (N, C, H, W)."""
-    return torch.einsum("qn,qnchw->nchw", coefficients_QN, directions_QNCHW.double())
+    """Return Σⱼ cᵢⱼ·uᵢⱼ for each image, (N, C, H, W), in float64."""
+    total = torch.zeros_like(directions_QNCHW[0], dtype=torch.float64)
+    # One by one: all directions in float64 would be as much memory again as twice the queries.
+    for u_NCHW, c_N in zip(directions_QNCHW, coefficients_QN, strict=True):
+        total += c_N[:, None, None, None] * u_NCHW
+    return total
 
 
 def components(directions_QNCHW: Tensor, vectors_NCHW: Tensor) -> Tensor:
-    """Return ⟨vᵢ, uᵢⱼ⟩, (Q, N)."""
-    return torch.einsum("nchw,qnchw->qn", vectors_NCHW, directions_QNCHW.double())
+    """Return ⟨vᵢ, uᵢⱼ⟩, (Q, N), in float64."""
+    return torch.stack([(u * vectors_NCHW).sum(dim=(1, 2, 3)) for u in directions_QNCHW])

@@ -8,16 +8,21 @@ in which the random directions' noise, √(d/q) times the gradient, would drown 
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fedzge_flwr.directions import Directions
 from fedzge_flwr.zeroth_order.base import Estimate, Objective, Queries
 from fedzge_flwr.zeroth_order.chain_rule import (
+    CHUNK,
     along,
     components,
     exact_parts,
+    in_chunks,
     measured_slopes,
-    surrogate_pullbacks,
+    partial_gradients,
+    pullbacks,
 )
 from fedzge_flwr.zeroth_order.perturbing import Perturbing
 
@@ -26,14 +31,18 @@ _NEGLIGIBLE = 1e-4
 
 
 class Guided(Perturbing):
-    """ĝ = direct part + α·g_s + Σⱼ (cⱼ − α·⟨g_s, uⱼ⟩)·uⱼ over orthonormal guided directions.
+    """ĝ = direct part + α·g_s + Σⱼ aⱼ·uⱼ, with the measured slope along every uⱼ.
 
-    u₁ is the surrogate's J_sᵀ·∂L/∂e, with ∂L/∂e at the surrogate's own logits since no answer is
-    there yet; u₂ … are the rows of J_s of its likeliest classes, each less the mean row (∂L/∂e sums
-    to zero over classes, as softmaxes do not see a common shift). What guidance does not fill is
-    drawn at random, orthogonal to it. cⱼ are the measured slopes; what lies outside the directions
-    is taken from the surrogate's gradient g_s, now with the answered ∂L/∂e, scaled by the one α
-    that fits the batch's slopes best.
+    Before they are rounded, u₁ is the surrogate's J_sᵀ·∂L/∂e, with ∂L/∂e at the surrogate's own
+    logits since no answer is there yet; u₂ … are the rows of J_s of its likeliest classes, each
+    less the mean row (∂L/∂e sums to zero over classes, as softmaxes do not see a common shift), all
+    orthonormal. What guidance does not fill is drawn at random, orthogonal to it. Then each is
+    rounded to the ternary direction nearest to it (`Directions.ternary`): a twentieth of float32's
+    bytes for a few hundredths of the cosine.
+
+    The a solve ⟨α·g_s + Σⱼ aⱼ·uⱼ, uᵢ⟩ = cᵢ for the measured slopes cᵢ. What lies outside the
+    directions is taken from the surrogate's gradient g_s, now with the answered ∂L/∂e, scaled by
+    the one α that fits the batch's slopes best.
 
     The parameters are those of `Perturbing`, with q at most d; the sampler draws what guidance does
     not fill.
@@ -42,30 +51,54 @@ class Guided(Perturbing):
     unbiased = False
 
     def ask(self, x_NCHW: Tensor, stream: torch.Generator, objective: Objective) -> Queries:
-        """Choose q orthonormal directions per image."""
-        with torch.no_grad():
-            logits_NK = objective.surrogate_logits(x_NCHW)
-        expected = exact_parts(objective, x_NCHW, logits_NK).by_logits_NK
+        """Choose q directions per image."""
+        logits_NK = in_chunks(objective.surrogate_logits, x_NCHW)
+        expected_NK = partial_gradients(objective, x_NCHW, logits_NK).by_ensemble_NK
         num_classes = logits_NK.shape[1]
         likely_NK = logits_NK.argsort(dim=1, descending=True, stable=True)
         rows_NKK = torch.eye(num_classes, device=x_NCHW.device)[likely_NK] - 1 / num_classes
-        cotangents_MNK = torch.cat((expected[None], rows_NKK.transpose(0, 1)))[: self._q]
-        guides = surrogate_pullbacks(objective, x_NCHW, cotangents_MNK)
-        spare = self._sampler((self._q, *x_NCHW.shape), stream).to(x_NCHW.device)
-        directions = orthonormal(guides.flatten(2), spare.double().flatten(2))
-        directions = directions.reshape(-1, *x_NCHW.shape).to(x_NCHW.dtype)
+        cotangents_MNK = torch.cat((expected_NK[None], rows_NKK.transpose(0, 1)))[: self._q]
+        spare_QNCHW = torch.from_numpy(self._drawn(x_NCHW, stream).decoded())
+        payloads = [
+            self._chosen(objective, *chunk).payload_QGP
+            for chunk in zip(
+                x_NCHW.split(CHUNK),
+                cotangents_MNK.split(CHUNK, dim=1),
+                spare_QNCHW.split(CHUNK, dim=1),
+                strict=True,
+            )
+        ]
+        _, channels, height, width = x_NCHW.shape
+        directions = Directions(np.concatenate(payloads, axis=1), (channels, height, width))
         return Queries(x_NCHW, directions, self._eps, self._differences)
 
+    def _chosen(
+        self,
+        objective: Objective,
+        x_NCHW: Tensor,
+        cotangents_MNK: Tensor,
+        spare_QNCHW: Tensor,
+    ) -> Directions:
+        """Choose the directions of some images, each by itself."""
+        guides = pullbacks(objective.surrogate_logits, x_NCHW, cotangents_MNK)
+        spare = spare_QNCHW.to(x_NCHW.device)
+        directions = orthonormal(guides.flatten(2), spare.double().flatten(2))
+        return Directions.ternary(directions.reshape(spare.shape).float().cpu().numpy())
+
     def tell(self, queries: Queries, ensemble_logits_BNK: Tensor, objective: Objective) -> Estimate:
-        """Project onto the directions; take the rest from the surrogate."""
+        """Fit the slopes; take what lies outside the directions from the surrogate."""
         x_NCHW, u_QNCHW = queries.base_NCHW, queries.directions_QNCHW
         exact = exact_parts(objective, x_NCHW, ensemble_logits_BNK[0])
         slopes_QN = measured_slopes(queries, ensemble_logits_BNK, exact.by_logits_NK)
-        (prior_NCHW,) = surrogate_pullbacks(objective, x_NCHW, exact.by_logits_NK[None])
+        (prior_NCHW,) = pullbacks(objective.surrogate_logits, x_NCHW, exact.by_logits_NK[None])
         foreseen_QN = components(u_QNCHW, prior_NCHW)
         square = foreseen_QN.square().sum()
         alpha = (slopes_QN * foreseen_QN).sum() / square if square > 0 else square
-        through_NCHW = alpha * prior_NCHW + along(u_QNCHW, slopes_QN - alpha * foreseen_QN)
+        gram_QQN = torch.stack([components(u_QNCHW, u_NCHW.double()) for u_NCHW in u_QNCHW])
+        # Directions may coincide once they are rounded: the shortest of all solutions.
+        inverse_NQQ = torch.linalg.pinv(gram_QQN.permute(2, 0, 1), rtol=_NEGLIGIBLE, hermitian=True)
+        wanted_QN = torch.einsum("nqp,pn->qn", inverse_NQQ, slopes_QN - alpha * foreseen_QN)
+        through_NCHW = alpha * prior_NCHW + along(u_QNCHW, wanted_QN)
         return Estimate(exact.direct_NCHW + through_NCHW, exact.terms)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fedzge_flwr.directions import Directions
 from fedzge_flwr.question import num_copies
 from fedzge_flwr.zeroth_order.base import Differences, Objective, Queries
 from fedzge_flwr.zeroth_order.directions import DirectionSampler
@@ -40,6 +41,8 @@ class Perturbing:
 
     def ask(self, x_NCHW: Tensor, stream: torch.Generator, objective: Objective) -> Queries:
         """Draw q directions per image."""
-        directions = self._sampler((self._q, *x_NCHW.shape), stream)
-        directions = directions.to(x_NCHW.device, x_NCHW.dtype)
-        return Queries(x_NCHW, directions, self._eps, self._differences)
+        return Queries(x_NCHW, self._drawn(x_NCHW, stream), self._eps, self._differences)
+
+    def _drawn(self, x_NCHW: Tensor, stream: torch.Generator) -> Directions:
+        num_images, channels, height, width = x_NCHW.shape
+        return self._sampler(self._q, num_images, (channels, height, width), stream)

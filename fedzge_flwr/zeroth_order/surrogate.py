@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fedzge_flwr.directions import Directions
 from fedzge_flwr.zeroth_order.base import Differences, Estimate, Objective, Queries
-from fedzge_flwr.zeroth_order.chain_rule import exact_parts, surrogate_pullbacks
+from fedzge_flwr.zeroth_order.chain_rule import exact_parts, pullbacks
 from fedzge_flwr.zeroth_order.directions import DirectionSampler
 
 
@@ -33,11 +34,13 @@ class Surrogate:
 
     def ask(self, x_NCHW: Tensor, stream: torch.Generator, objective: Objective) -> Queries:
         """Ask about the images alone."""
-        return Queries(x_NCHW, x_NCHW.new_zeros((0, *x_NCHW.shape)), self._eps)
+        num_images, channels, height, width = x_NCHW.shape
+        nothing = Directions.none((channels, height, width), num_images)
+        return Queries(x_NCHW, nothing, self._eps)
 
     def tell(self, queries: Queries, ensemble_logits_BNK: Tensor, objective: Objective) -> Estimate:
         """Pull ∂L/∂e back through the surrogate."""
         x_NCHW = queries.base_NCHW
         exact = exact_parts(objective, x_NCHW, ensemble_logits_BNK[0])
-        (through_NCHW,) = surrogate_pullbacks(objective, x_NCHW, exact.by_logits_NK[None])
+        (through_NCHW,) = pullbacks(objective.surrogate_logits, x_NCHW, exact.by_logits_NK[None])
         return Estimate(exact.direct_NCHW + through_NCHW, exact.terms)
