@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ from fedzge_flwr import __version__
 from fedzge_flwr.arrays import ByteArray, FloatArray
 from fedzge_flwr.config import Settings
 from fedzge_flwr.errors import ProtocolError, RosterError
-from fedzge_flwr.ledger import ByteLedger
+from fedzge_flwr.ledger import ByteLedger, Traffic, split, total
 from fedzge_flwr.observers import MissingReply
 from fedzge_flwr.protocol import (
     CompactDistillRequest,
@@ -39,6 +40,7 @@ from fedzge_flwr.protocol import (
     decode,
     encode,
     encoded_bytes,
+    payload_bytes,
 )
 from fedzge_flwr.question import Question, to_levels
 from fedzge_flwr.server.clients import ClientAccuracy, ClientAnswer
@@ -57,6 +59,31 @@ class Member:
 
     node_id: int
     hello: HelloReply
+
+
+@dataclass(frozen=True)
+class RoundAccount:
+    """A round's encoded bytes, evaluation's apart, and who was left out.
+
+    Parameters
+    ----------
+    by_client : dict[int, Traffic]
+        By partition.
+    all_nodes : Traffic
+        Of all nodes, those that are no client of the run included.
+    since_start : Traffic
+        The same since the start.
+    evaluation : Traffic
+        Of all nodes, for evaluation.
+    missing : tuple of MissingReply
+        Who was left out, and why.
+    """
+
+    by_client: dict[int, Traffic]
+    all_nodes: Traffic
+    since_start: Traffic
+    evaluation: Traffic
+    missing: tuple[MissingReply, ...]
 
 
 @dataclass(frozen=True)
@@ -109,7 +136,7 @@ class GridClients:
         self._untrained: set[int] = set()
         self._pending: dict[int, _Targets] = {}
         self._ledger = ByteLedger()
-        self._round_ledger = ByteLedger()
+        self._total = Traffic()
 
     # -- roster -------------------------------------------------------------------------------
 
@@ -443,18 +470,24 @@ class GridClients:
             Message(contents[id(request)], node, request.ACTION, group_id=str(request.round))
             for node, request in requests.items()
         ]
+        payloads = {id(request): payload_bytes(request) for request in requests.values()}
+        for message, size in zip(messages, encoded_bytes(messages), strict=True):
+            request = requests[message.metadata.dst_node_id]
+            self._book(
+                request, message.metadata.dst_node_id, down=split(size, payloads[id(request)])
+            )
         received = list(self._grid.send_and_receive(messages, timeout=self._timeout))
-        for action in {request.ACTION for request in requests.values()}:
-            self._book(action, down=sum(encoded_bytes(messages)), up=sum(encoded_bytes(received)))
         # An error reply may carry another node's id: the id of the request is what counts.
         asked = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
         replies: dict[int, R] = {}
         failures: dict[int, str] = {}
-        for message in received:
+        for message, size in zip(received, encoded_bytes(received), strict=True):
             node_id = asked.get(message.metadata.reply_to_message_id)
             if node_id is None:
                 LOGGER.warning("a reply to no request of this exchange was dropped")
-            elif message.has_error():
+                continue
+            payload: dict[str, int] = {}
+            if message.has_error():
                 failures[node_id] = _reason(message)
             else:
                 try:
@@ -465,8 +498,10 @@ class GridClients:
                         expect={"round": requests[node_id].round, **expect},
                         dims=dims,
                     )
+                    payload = payload_bytes(replies[node_id])
                 except ProtocolError as error:
                     failures[node_id] = str(error)
+            self._book(requests[node_id], node_id, up=split(size, payload))
         for node_id in requests:
             if node_id not in replies and node_id not in failures:
                 failures[node_id] = f"no reply within {self._timeout:g} s"
@@ -478,20 +513,33 @@ class GridClients:
         LOGGER.warning("round %d: client %d left out of %s: %s", round_, partition, action, reason)
         self._missing.append(MissingReply(partition, action, reason))
 
-    def _book(self, action: str, *, down: int, up: int) -> None:
-        self._ledger.add(action, down=down, up=up)
-        self._round_ledger.add(action, down=down, up=up)
+    def _book(
+        self,
+        request: Request,
+        node_id: int,
+        *,
+        down: dict[str, int] | None = None,
+        up: dict[str, int] | None = None,
+    ) -> None:
+        self._ledger.add(request.ACTION, node_id, Traffic(down or {}, up or {}))
 
-    @property
-    def ledger(self) -> ByteLedger:
-        """Bytes since the start."""
-        return self._ledger
-
-    def close_round(self) -> tuple[ByteLedger, tuple[MissingReply, ...]]:
+    def close_round(self) -> RoundAccount:
         """Return this round's bytes and missing replies, and start the next round's count."""
-        closed = (self._round_ledger, tuple(self._missing))
-        self._round_ledger, self._missing = ByteLedger(), []
-        return closed
+        ledger, self._ledger = self._ledger, ByteLedger()
+        missing, self._missing = tuple(self._missing), []
+        self._total.add(total(ledger.protocol.values()))
+        by_client = {
+            number: ledger.protocol[member.node_id]
+            for number, member in self.members.items()
+            if member.node_id in ledger.protocol
+        }
+        return RoundAccount(
+            by_client,
+            total(ledger.protocol.values()),
+            copy.deepcopy(self._total),
+            total(ledger.evaluation.values()),
+            missing,
+        )
 
 
 def _reason(message: Message) -> str:

@@ -1,8 +1,8 @@
-"""Bytes on the wire, by action and direction."""
+"""Bytes on the wire, by node, and by what they are for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from fedzge_flwr.protocol import EvaluateRequest
@@ -10,51 +10,59 @@ from fedzge_flwr.protocol import EvaluateRequest
 
 @dataclass
 class Traffic:
-    """Encoded bytes to (down) and from (up) the clients."""
+    """Encoded bytes to (down) and from (up) clients, by what they are for.
 
-    down: int = 0
-    up: int = 0
+    The names are those of `fedzge_flwr.protocol.payload_bytes`, and ``"envelope"`` for the rest of
+    a message.
+    """
 
-    def __iadd__(self, other: Traffic) -> Traffic:
-        self.down += other.down
-        self.up += other.up
-        return self
+    down: dict[str, int] = field(default_factory=dict)
+    up: dict[str, int] = field(default_factory=dict)
+
+    def add(self, other: Traffic) -> None:
+        """Add another's bytes."""
+        for mine, theirs in ((self.down, other.down), (self.up, other.up)):
+            for purpose, size in theirs.items():
+                mine[purpose] = mine.get(purpose, 0) + size
+
+    @property
+    def total_down(self) -> int:
+        """All bytes to clients."""
+        return sum(self.down.values())
+
+    @property
+    def total_up(self) -> int:
+        """All bytes from clients."""
+        return sum(self.up.values())
+
+
+def split(size: int, payload: Mapping[str, int]) -> dict[str, int]:
+    """Return a message's bytes by what they are for, the envelope included."""
+    return {**payload, "envelope": size - sum(payload.values())}
+
+
+def total(items: Iterable[Traffic]) -> Traffic:
+    """Return the sum of some traffic."""
+    added = Traffic()
+    for item in items:
+        added.add(item)
+    return added
 
 
 @dataclass
 class ByteLedger:
-    """Traffic by action, of all clients together.
+    """Traffic of the method and, apart, of evaluation, which serves the experimenter.
 
     Parameters
     ----------
-    by_action : dict[str, Traffic]
-        Flower's message type (``"query.logits"``) to its traffic.
+    protocol, evaluation : dict[int, Traffic]
+        By node.
     """
 
-    by_action: dict[str, Traffic] = field(default_factory=dict)
+    protocol: dict[int, Traffic] = field(default_factory=dict)
+    evaluation: dict[int, Traffic] = field(default_factory=dict)
 
-    def add(self, action: str, *, down: int = 0, up: int = 0) -> None:
-        """Book bytes under an action."""
-        self.by_action.setdefault(action, Traffic())
-        self.by_action[action] += Traffic(down, up)
-
-    @property
-    def protocol(self) -> Traffic:
-        """All traffic but evaluation's."""
-        return _total(
-            item for name, item in self.by_action.items() if name != EvaluateRequest.ACTION
-        )
-
-    @property
-    def evaluation(self) -> Traffic:
-        """Evaluation's traffic: it serves the experimenter, not the method."""
-        return _total(
-            item for name, item in self.by_action.items() if name == EvaluateRequest.ACTION
-        )
-
-
-def _total(items: Iterable[Traffic]) -> Traffic:
-    total = Traffic()
-    for item in items:
-        total += item
-    return total
+    def add(self, action: str, node_id: int, traffic: Traffic) -> None:
+        """Book an action's traffic with a node."""
+        book = self.evaluation if action == EvaluateRequest.ACTION else self.protocol
+        book.setdefault(node_id, Traffic()).add(traffic)

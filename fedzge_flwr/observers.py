@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from fedzge_flwr.display import percent
+from fedzge_flwr.ledger import Traffic
 from fedzge_flwr.server.state import RoundState, ServerState
 
 
@@ -59,6 +60,8 @@ class RoundRow:
         The generator's objective and its terms; mean losses of training and distillation.
     seconds : float
         Wall time of the round, evaluation included.
+    client_bytes : dict[int, Traffic]
+        ``bytes_down`` and ``bytes_up`` by partition and by what they are for.
     phase_seconds : dict[str, float]
         Wall time by phase.
     """
@@ -83,6 +86,7 @@ class RoundRow:
     evaluation_bytes_down: int
     evaluation_bytes_up: int
     seconds: float
+    client_bytes: dict[int, Traffic] = field(default_factory=dict)
     loss: dict[str, float] = field(default_factory=dict)
     phase_seconds: dict[str, float] = field(default_factory=dict)
 
@@ -90,7 +94,8 @@ class RoundRow:
         """Return the row as JSON types: partitions become strings, infinite losses null."""
         row: dict[str, Any] = asdict(self)
         row["loss"] = {k: v if math.isfinite(v) else None for k, v in self.loss.items()}
-        row["client_accuracy"] = {str(k): v for k, v in self.client_accuracy.items()}
+        for name in ("client_accuracy", "client_bytes"):
+            row[name] = {str(partition): value for partition, value in row[name].items()}
         return row
 
     def to_line(self, num_rounds: int) -> str:

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fedzge_flwr.ledger import total
 from fedzge_flwr.observers import RoundRow
 
 _MAX_CLIENT_LINES = 50
@@ -62,6 +63,40 @@ def _line(
         x, y = zip(*points, strict=True)
         marker = "o" if len(points) == 1 else None
         axes.plot(x, y, color=colour, label=label, linewidth=width, marker=marker)
+
+
+def draw_bytes(rows: Sequence[RoundRow], path: Path) -> None:
+    """Draw the mean megabytes of a client by round, down and up, by what they are for, as PNG.
+
+    The mean is over the clients that had any traffic in the round; evaluation is not in it.
+
+    Parameters
+    ----------
+    rows : Sequence[RoundRow]
+        At least one round.
+    path : Path
+        The file to write.
+    """
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    for axes, way in zip(figure.subplots(1, 2), ("down", "up"), strict=True):
+        rounds, below = [row.round for row in rows], np.zeros(len(rows))
+        sums: list[dict[str, int]] = [
+            getattr(total(row.client_bytes.values()), way) for row in rows
+        ]
+        for purpose in sorted({name for item in sums for name in item}):
+            heights = np.array(
+                [
+                    item.get(purpose, 0) / 1e6 / max(len(row.client_bytes), 1)
+                    for item, row in zip(sums, rows, strict=True)
+                ]
+            )
+            axes.bar(rounds, heights, bottom=below, label=purpose)
+            below += heights
+        axes.set(xlabel="round", ylabel="MB a client", title=f"Bytes {way}")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if below.any():
+            axes.legend(loc="best")
+    figure.savefig(path, format="png", dpi=120)
 
 
 def draw_synthetic(

@@ -37,7 +37,8 @@ class RunFolder:
 
     ``config.json`` (settings, versions, seed, clients, status), ``rounds.jsonl`` (a row a round),
     ``progress.json`` (round and phase right now), ``accuracy.csv``, and at the end
-    ``central.safetensors``, ``generator.safetensors``, ``accuracy.png`` and ``synthetic.png``.
+    ``central.safetensors``, ``generator.safetensors``, ``accuracy.png``, ``bytes.png`` and
+    ``synthetic.png``.
 
     Parameters
     ----------
@@ -132,11 +133,13 @@ class RunFolder:
             save_file(tensors, temporary)
 
     def _draw(self) -> None:
-        from fedzge_flwr.plots import draw_accuracy, draw_synthetic
+        from fedzge_flwr.plots import draw_accuracy, draw_bytes, draw_synthetic
 
         if self._rows:
             with atomic_path(self.path / "accuracy.png") as temporary:
                 draw_accuracy(self._rows, temporary)
+            with atomic_path(self.path / "bytes.png") as temporary:
+                draw_bytes(self._rows, temporary)
         if self._samples is not None:
             with atomic_path(self.path / "synthetic.png") as temporary:
                 draw_synthetic(*self._samples, temporary)

@@ -254,7 +254,7 @@ class FedZGE(Strategy):
         central: MetricRecord | None,
         seconds: float,
     ) -> RoundRow:
-        ledger, missing = clients.close_round()
+        account = clients.close_round()
         accuracies = {number: item.accuracy for number, item in current.accuracies.items()}
         test_logits = current.ensemble_test_logits_MK
         ensemble = (
@@ -273,16 +273,17 @@ class FedZGE(Strategy):
             sampled=current.sampled,
             participants=current.participants,
             unmoved=current.unmoved,
-            missing=missing,
+            missing=account.missing,
             skipped=current.skipped,
             queries_per_client=max(queries, default=0),
             queries=sum(queries),
-            bytes_down=ledger.protocol.down,
-            bytes_up=ledger.protocol.up,
-            bytes_down_total=clients.ledger.protocol.down,
-            bytes_up_total=clients.ledger.protocol.up,
-            evaluation_bytes_down=ledger.evaluation.down,
-            evaluation_bytes_up=ledger.evaluation.up,
+            bytes_down=account.all_nodes.total_down,
+            bytes_up=account.all_nodes.total_up,
+            bytes_down_total=account.since_start.total_down,
+            bytes_up_total=account.since_start.total_up,
+            evaluation_bytes_down=account.evaluation.total_down,
+            evaluation_bytes_up=account.evaluation.total_up,
+            client_bytes=account.by_client,
             seconds=seconds,
             loss=_losses(current),
             phase_seconds={name: round(spent, 4) for name, spent in current.seconds.items()},

@@ -30,6 +30,7 @@ def test_contents(folder: Path, tiny_config: dict[str, Any]) -> None:
         "central.safetensors",
         "generator.safetensors",
         "accuracy.png",
+        "bytes.png",
         "synthetic.png",
         "accuracy.csv",
     }
@@ -42,7 +43,7 @@ def test_contents(folder: Path, tiny_config: dict[str, Any]) -> None:
     rows = rows_of(folder)
     assert [row["round"] for row in rows] == [1, 2]
     assert rows[1]["queries_per_client"] == 2 * rows[0]["queries_per_client"]
-    for name in ("accuracy.png", "synthetic.png"):
+    for name in ("accuracy.png", "bytes.png", "synthetic.png"):
         with Image.open(folder / name) as picture:
             assert picture.format == "PNG"
             assert len(picture.convert("L").getcolors()) > 3

@@ -322,6 +322,19 @@ def test_the_byte_ledger_is_the_encoded_size(captured: tuple[InProcessGrid, Path
         assert row["bytes_up"] == encoded_size(grid.received, False, round_)
         assert row["evaluation_bytes_down"] == encoded_size(grid.sent, True, round_)
         assert row["evaluation_bytes_up"] == encoded_size(grid.received, True, round_)
+        by_client = row["client_bytes"].values()
+        assert row["bytes_down"] == sum(sum(item["down"].values()) for item in by_client)
+        assert row["bytes_up"] == sum(sum(item["up"].values()) for item in by_client)
+        for item in by_client:
+            assert {k: v for k, v in item["down"].items() if k != "envelope"} == {
+                "base": 3 * 12 * 64 * 4,
+                "targets": 12 * (64 + 10) * 4,
+            }
+            assert {k: v for k, v in item["up"].items() if k != "envelope"} == {
+                "logits": 3 * 12 * 10 * 4
+            }
+            assert 0 < item["down"]["envelope"] < 12_000
+            assert 0 < item["up"]["envelope"] < 12_000
     assert rows[-1]["bytes_down_total"] == sum(row["bytes_down"] for row in rows)
     # (1+q)·N float32 images of a query and N of a distillation, 3 clients, 2 rounds.
     assert rows[-1]["bytes_down_total"] > 3 * 2 * (3 * 12 + 12) * 64 * 4

@@ -21,7 +21,7 @@ from fedzge_flwr.protocol.messages import (
     TrainRequest,
     WireMessage,
 )
-from fedzge_flwr.protocol.size import encoded_bytes
+from fedzge_flwr.protocol.size import encoded_bytes, payload_bytes
 
 __all__ = [
     "WIRE_VERSION",
@@ -46,4 +46,5 @@ __all__ = [
     "decode",
     "encode",
     "encoded_bytes",
+    "payload_bytes",
 ]

@@ -11,10 +11,13 @@ and limits that the receiver knows. An action may take one of several types of r
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from fedzge_flwr.arrays import ByteArray, FloatArray
 from fedzge_flwr.directions import SEEDS
+
+Purpose: TypeAlias = Literal["base", "directions", "logits", "targets"]
+"""What an array is for: images asked about, directions, answers, or distillation."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,11 @@ class ScalarSpec:
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """What an array field allows: its dtype and the names of its dimensions."""
+    """What an array field allows, its dtype and the names of its dimensions; and what it is for."""
 
     dtype: str
     dims: tuple[str, ...]
+    purpose: Purpose
 
 
 def _scalar(
@@ -45,8 +49,8 @@ def _scalar(
     return field(metadata={"wire": ScalarSpec(kind, low, high, choices)})
 
 
-def _array(dims: str, dtype: str = "float32") -> Any:
-    return field(metadata={"wire": ArraySpec(dtype, tuple(dims.split()))})
+def _array(purpose: Purpose, dims: str, dtype: str = "float32") -> Any:
+    return field(metadata={"wire": ArraySpec(dtype, tuple(dims.split()), purpose)})
 
 
 _MAX_COUNT = 2**62
@@ -118,7 +122,7 @@ class TrainRequest(Request):
 class LogitsReply(Reply):
     """The logits of each image asked about."""
 
-    logits: FloatArray = _array("B K")
+    logits: FloatArray = _array("logits", "B K")
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,7 @@ class LogitsRequest(Request):
 
     ACTION = "query.logits"
 
-    images: FloatArray = _array("B C H W")
+    images: FloatArray = _array("base", "B C H W")
 
 
 @dataclass(frozen=True)
@@ -154,8 +158,8 @@ class CompactLogitsRequest(Request):
 
     ACTION = "query.logits"
 
-    base: ByteArray = _array("N C H W", "uint8")
-    directions: ByteArray = _array("Q G P", "uint8")
+    base: ByteArray = _array("base", "N C H W", "uint8")
+    directions: ByteArray = _array("directions", "Q G P", "uint8")
     seed: int = _scalar(int, low=0, high=SEEDS - 1)
     eps: float = _scalar(float, low=1e-30)
     two_sided: bool = _scalar(bool)
@@ -190,8 +194,8 @@ class DistillRequest(Request):
     ACTION = "train.distill"
 
     temperature: float = _scalar(float, low=1e-6)
-    images: FloatArray = _array("N C H W")
-    logits: FloatArray = _array("N K")
+    images: FloatArray = _array("targets", "N C H W")
+    logits: FloatArray = _array("targets", "N K")
 
 
 @dataclass(frozen=True)
@@ -208,8 +212,8 @@ class CompactDistillRequest(Request):
 
     temperature: float = _scalar(float, low=1e-6)
     digest: str = _scalar(str)
-    images: ByteArray = _array("S C H W", "uint8")
-    logits: FloatArray = _array("T K")
+    images: ByteArray = _array("targets", "S C H W", "uint8")
+    logits: FloatArray = _array("targets", "T K")
 
 
 @dataclass(frozen=True)
@@ -230,7 +234,7 @@ class RoundReply(Reply):
     train_loss: float = _scalar(float, low=0.0)
     distill_loss: float = _scalar(float, low=0.0)
     distill_problem: str = _scalar(str)
-    logits: FloatArray = _array("B K")
+    logits: FloatArray = _array("logits", "B K")
 
 
 @dataclass(frozen=True)
@@ -257,8 +261,8 @@ class RoundRequest(CompactLogitsRequest):
     targets_round: int = _scalar(int, low=0, high=_MAX_COUNT)
     temperature: float = _scalar(float, low=1e-6)
     digest: str = _scalar(str)
-    images: ByteArray = _array("S C H W", "uint8")
-    targets: FloatArray = _array("T K")
+    images: ByteArray = _array("targets", "S C H W", "uint8")
+    targets: FloatArray = _array("targets", "T K")
 
 
 @dataclass(frozen=True)
@@ -268,7 +272,7 @@ class EvaluateReply(Reply):
     num_examples: int = _scalar(int, low=0, high=_MAX_COUNT)
     loss: float = _scalar(float, low=0.0)
     accuracy: float = _scalar(float, low=0.0, high=1.0)
-    logits: FloatArray = _array("M K")
+    logits: FloatArray = _array("logits", "M K")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ size counted here is that of all of them, serialised, without HTTP headers, ackn
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 
 from flwr.app import Message
@@ -14,6 +15,19 @@ from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     no_object_id_recompute,
 )
+
+from fedzge_flwr.protocol.messages import ArraySpec, WireMessage
+
+
+def payload_bytes(message: WireMessage) -> dict[str, int]:
+    """Return the bytes of a message's arrays, by what they are for, headers not counted."""
+    sizes: dict[str, int] = {}
+    for item in dataclasses.fields(message):
+        spec = item.metadata["wire"]
+        if isinstance(spec, ArraySpec):
+            size = int(getattr(message, item.name).nbytes)
+            sizes[spec.purpose] = sizes.get(spec.purpose, 0) + size
+    return sizes
 
 
 def encoded_bytes(messages: Iterable[Message]) -> list[int]:
