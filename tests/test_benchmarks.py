@@ -3,12 +3,23 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks import central_accuracy, gradient_fidelity
+from benchmarks.costs.memory import memory_rows
+from benchmarks.costs.parallel_clients import parallel_clients
+from benchmarks.costs.simulated import overhead_rows, scale_row
+from benchmarks.costs.wire import byte_rows
+from benchmarks.local_clients import LocalClients
+from benchmarks.round_cost import markdown
+from fedzge_flwr.config import from_run_config
+from fedzge_flwr.directions import Directions
+from fedzge_flwr.question import Question, from_levels
 from tests.running import run_server
 
 ROOT = Path(__file__).parent.parent
@@ -96,3 +107,57 @@ def test_queries_of_a_round_are_those_that_are_asked() -> None:
         settings = central_accuracy.settings_of(arguments, row, 1.0, 0)
         points = central_accuracy.run_federation(settings, 2, row)
         assert points[-1].queries == 2 * central_accuracy.queries_of_a_round(settings)
+
+
+def test_bytes_of_a_round_are_within_the_goals() -> None:
+    preset = from_run_config(tomllib.loads((ROOT / "configs/cifar10-homo-a1.toml").read_text()))
+    totals = {row["wire"]: row["total"] for row in byte_rows(preset)}
+    assert totals["compact, directions from a seed"] <= 1_750_000
+    assert totals["compact, guided directions"] <= 3_400_000
+    assert totals["dense"] > 37_000_000
+
+
+def test_cost_of_simulated_rounds(tiny_config: dict[str, Any]) -> None:
+    """The ways do the same work: rows are there for each, whatever the seconds are."""
+    config = {**tiny_config, "recipe": "efficient", "synthetic-batch-size": 20}
+    del config["output-dir"], config["run-name"]
+    rows = list(overhead_rows(config, 2))
+    assert [row["way"].split(",")[0] for row in rows] == [
+        "one process",
+        "2 processes",
+        "simulation",
+    ]
+    assert min(row["over_fastest_loop"] for row in rows[:2]) == 0
+    row = scale_row(config, clients=4, sampled=2, rounds=3)
+    assert row["reached"] <= 4
+    assert 50 < row["largest_mb_early"] < 5000
+    assert row["server_mb"] > 50
+    assert row["worker_mb"] > 50
+    assert set(markdown([row]).splitlines()[1]) == {"|", "-"}
+
+
+def test_processes_and_one_process_give_the_same_answers(tiny_config: dict[str, Any]) -> None:
+    settings = from_run_config(tiny_config)
+    levels = np.random.default_rng(0).integers(256, size=(6, 1, 8, 8), dtype=np.uint8)
+    question = Question(from_levels(levels), Directions.none((1, 8, 8)), 1.0, two_sided=False)
+    here = LocalClients(settings)
+    with parallel_clients(settings, 2) as there:
+        assert there.num_examples == here.num_examples
+        for round_ in (1, 2):
+            answers = [
+                clients.ask(round_, (0, 1, 2), question, to_distill=False)
+                for clients in (here, there)
+            ]
+            for number in range(3):
+                one, other = (found[number] for found in answers)
+                assert np.array_equal(one.logits_BK, other.logits_BK)
+
+
+def test_an_estimate_takes_little_memory() -> None:
+    """Of the paper's estimator and of the default one; each in a process of its own."""
+    config = {"dataset": "cifar10", "synthetic-batch-size": 300, "q": 3, "client-device": "cpu"}
+    for estimator in ("guided", "batch-difference"):
+        settings = from_run_config({**config, "estimator": estimator})
+        (row, *_) = memory_rows(settings, estimators=(estimator,), centrals=("cnn",))
+        # All pairs of images would take 300·300·3072 float32: 1.1 GB.
+        assert 0 < row["extra_mb"] < 200

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fedzge_flwr.zeroth_order.base import Estimate, Objective, Queries
+from fedzge_flwr.zeroth_order.chain_rule import in_chunks
 from fedzge_flwr.zeroth_order.perturbing import Perturbing
 
 
@@ -25,7 +26,7 @@ class BatchDifference(Perturbing):
     def tell(self, queries: Queries, ensemble_logits_BNK: Tensor, objective: Objective) -> Estimate:
         """Estimate ∂L/∂x from the losses at the base and at the perturbed batches."""
         copies = [
-            objective.terms(x_NCHW, logits_NK, objective.central_logits(x_NCHW))
+            objective.terms(x_NCHW, logits_NK, in_chunks(objective.central_logits, x_NCHW))
             for x_NCHW, logits_NK in zip(queries.images_BNCHW, ensemble_logits_BNK, strict=True)
         ]
         slopes_Q = queries.slopes(torch.stack([terms.total for terms in copies]))

@@ -1,0 +1,78 @@
+"""Memory of this process's descendants while something runs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from types import TracebackType
+
+import psutil
+
+_EVERY_S = 0.5
+
+
+class MemoryWatch:
+    """Samples resident memory of all descendants, in a thread.
+
+    Parameters
+    ----------
+    stage : Callable[[], int]
+        What the descendants are at: peaks are kept by this number.
+
+    Attributes
+    ----------
+    peaks : dict[tuple[int, str], int]
+        Largest resident bytes of one process, by stage and kind: ``"worker"`` of Ray, ``"server"``
+        (Flower's simulation, in which the ServerApp runs), ``"other"``.
+    """
+
+    def __init__(self, stage: Callable[[], int]) -> None:
+        self._stage = stage
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self.peaks: dict[tuple[int, str], int] = {}
+
+    def __enter__(self) -> MemoryWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def at(self, stage: int, kind: str | None = None) -> int:
+        """Return the largest resident bytes at a stage, of a kind or of any."""
+        return max(
+            (
+                size
+                for (when, what), size in self.peaks.items()
+                if when == stage and kind in (None, what)
+            ),
+            default=0,
+        )
+
+    def peak(self, kind: str) -> int:
+        """Return the largest resident bytes of a kind."""
+        return max((size for (_, what), size in self.peaks.items() if what == kind), default=0)
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(_EVERY_S):
+            stage = self._stage()
+            for process in psutil.Process().children(recursive=True):
+                try:
+                    key = (stage, _kind(process))
+                    self.peaks[key] = max(self.peaks.get(key, 0), process.memory_info().rss)
+                except psutil.Error:
+                    continue
+
+
+def _kind(process: psutil.Process) -> str:
+    command = " ".join(process.cmdline())
+    if command.startswith("ray::"):
+        return "worker"
+    return "server" if "flwr-simulation" in command else "other"

@@ -1,0 +1,114 @@
+"""Bytes of a client's round by wire, from encoded messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from flwr.app import Message
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedzge_flwr.config import Settings
+from fedzge_flwr.directions import Directions
+from fedzge_flwr.ledger import split
+from fedzge_flwr.protocol import (
+    DistillReply,
+    DistillRequest,
+    LogitsReply,
+    LogitsRequest,
+    Request,
+    RoundReply,
+    RoundRequest,
+    TrainReply,
+    TrainRequest,
+    WireMessage,
+    encode,
+    encoded_bytes,
+    payload_bytes,
+)
+from fedzge_flwr.question import Question, from_levels, to_levels
+
+
+def byte_rows(settings: Settings) -> Iterator[dict[str, Any]]:
+    """Yield the bytes of a client's round after the first, by wire, from encoded messages."""
+    # Flower's messages name the run and the node that they come from.
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 2**63 - 1, 1, 1
+    for name, messages in (
+        ("compact, directions from a seed", compact_round(settings, "seeded")),
+        ("compact, guided directions", compact_round(settings, "ternary")),
+        ("compact, float32 directions", compact_round(settings, "float32")),
+        ("dense", dense_round(settings)),
+    ):
+        sizes: dict[str, dict[str, int]] = {"down": {}, "up": {}}
+        contents = [
+            Message(encode(message), 2**63 - 1, "train.round", group_id="2") for message in messages
+        ]
+        for message, size in zip(messages, encoded_bytes(contents), strict=True):
+            way = sizes["down" if isinstance(message, Request) else "up"]
+            for purpose, part in split(size, payload_bytes(message)).items():
+                way[purpose] = way.get(purpose, 0) + part
+        yield {"wire": name, **sizes, "total": sum(sum(way.values()) for way in sizes.values())}
+
+
+def compact_round(settings: Settings, code: str) -> list[WireMessage]:
+    """Return a round's messages: targets of the round before, the question, the answer."""
+    rng = np.random.default_rng(0)
+    server, spec = settings.server, settings.data.spec
+    shape, num = spec.image_shape, server.synthetic_batch_size
+    drawn = rng.normal(size=(server.q, num, *shape)).astype(np.float32)
+    directions = {
+        "seeded": Directions.from_seed(server.q, num, shape, seed=1),
+        "ternary": Directions.ternary(drawn),
+        "float32": Directions.written_out(drawn),
+    }[code]
+    levels = rng.integers(256, size=(num, *shape), dtype=np.uint8)
+    question = Question(from_levels(levels), directions, server.eps, two_sided=False)
+    request = RoundRequest(
+        round=2,
+        base=levels,
+        directions=directions.payload_QGP,
+        seed=directions.seed,
+        eps=server.eps,
+        two_sided=False,
+        to_distill=True,
+        targets_round=1,
+        temperature=server.temperature,
+        digest=question.digest,
+        images=to_levels(question.base_NCHW[:0]),
+        targets=_floats(rng, num, spec.num_classes),
+    )
+    answer = RoundReply(
+        round=2,
+        num_examples=100,
+        train_loss=1.0,
+        distill_loss=1.0,
+        distill_problem="",
+        logits=_floats(rng, question.num_images, spec.num_classes),
+    )
+    return [request, answer]
+
+
+def dense_round(settings: Settings) -> list[WireMessage]:
+    """Return a round's messages in float32, in phases."""
+    rng = np.random.default_rng(0)
+    server, spec = settings.server, settings.data.spec
+    num, copies = server.synthetic_batch_size, 1 + server.q
+    images = _floats(rng, num * copies, *spec.image_shape)
+    return [
+        TrainRequest(round=2),
+        TrainReply(round=2, num_examples=100, loss=1.0),
+        LogitsRequest(round=2, images=images),
+        LogitsReply(round=2, logits=_floats(rng, num * copies, spec.num_classes)),
+        DistillRequest(
+            round=2,
+            temperature=server.temperature,
+            images=images[:num],
+            logits=_floats(rng, num, spec.num_classes),
+        ),
+        DistillReply(round=2, loss=1.0, problem=""),
+    ]
+
+
+def _floats(rng: np.random.Generator, *shape: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return rng.normal(size=shape).astype(np.float32)
