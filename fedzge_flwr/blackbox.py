@@ -131,3 +131,7 @@ class BlackBox(Protocol):
             If it is not a state of this model.
         """
         ...
+
+    def close(self) -> None:
+        """Give back what is held, memory of a GPU above all; called once after each message."""
+        ...

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 
 from fedzge_flwr import __version__
@@ -41,6 +41,8 @@ from fedzge_flwr.protocol import (
     TrainRequest,
     decode,
     encode,
+    from_array,
+    to_array,
 )
 from fedzge_flwr.question import Question, from_levels, num_copies, num_queries
 
@@ -307,13 +309,16 @@ def _handler(
             limits={**dict.fromkeys("BNGQST", most), "P": 4 * channels * height * width},
         )
         endpoint = next(choice for choice in choices if choice.request_type is type(request))
-        _load_private_state(box, context)
-        before = _load_notes(context)
-        notes = replace(before)
-        reply = endpoint.act(box, request, notes)
-        if endpoint.changes_model:
-            _keep_private_state(box, context)
-        _keep_notes(notes, before, context)
+        try:
+            _load_private_state(box, context)
+            before = _load_notes(context)
+            notes = replace(before)
+            reply = endpoint.act(box, request, notes)
+            if endpoint.changes_model:
+                _keep_private_state(box, context)
+            _keep_notes(notes, before, context)
+        finally:
+            box.close()
         return Message(encode(reply), reply_to=message)
 
     return handle
@@ -323,7 +328,9 @@ def _load_notes(context: Context) -> Notes:
     asked = context.state.array_records.get(_ASKED)
     progress = context.state.config_records.get(_PROGRESS)
     return Notes(
-        {} if asked is None else {digest: array.numpy() for digest, array in asked.items()},
+        {}
+        if asked is None
+        else {digest: cast(ByteArray, from_array(array)) for digest, array in asked.items()},
         0 if progress is None else int(cast(int, progress["distilled"])),
     )
 
@@ -333,7 +340,7 @@ def _keep_notes(notes: Notes, before: Notes, context: Context) -> None:
     if notes.asked is not before.asked:
         context.state.pop(_ASKED, None)
         if notes.asked:
-            arrays = {digest: Array(images) for digest, images in notes.asked.items()}
+            arrays = {digest: to_array(images) for digest, images in notes.asked.items()}
             context.state[_ASKED] = ArrayRecord(arrays)
     if notes.distilled != before.distilled:
         context.state[_PROGRESS] = ConfigRecord({"distilled": notes.distilled})
@@ -342,14 +349,14 @@ def _keep_notes(notes: Notes, before: Notes, context: Context) -> None:
 def _load_private_state(box: BlackBox, context: Context) -> None:
     record = context.state.array_records.get(_STATE)
     if record is not None:
-        box.load_state({name: array.numpy() for name, array in record.items()})
+        box.load_state({name: from_array(array) for name, array in record.items()})
 
 
 def _keep_private_state(box: BlackBox, context: Context) -> None:
     """Keep the model; one that has diverged is thrown away for the one before."""
     state = box.state()
     _check_finite(state)
-    context.state[_STATE] = ArrayRecord({key: Array(value) for key, value in state.items()})
+    context.state[_STATE] = ArrayRecord({key: to_array(value) for key, value in state.items()})
 
 
 def _check_finite(state: State) -> None:

@@ -225,7 +225,7 @@ class TorchBlackBox:
     def state(self) -> State:
         """Return the model's parameters and buffers."""
         return {
-            name: np.array(tensor.detach().cpu().numpy())
+            name: tensor.detach().clone(memory_format=torch.contiguous_format).cpu().numpy()
             for name, tensor in self._model.state_dict().items()
         }
 
@@ -237,9 +237,24 @@ class TorchBlackBox:
         ValueError
             If names or shapes are not this model's.
         """
-        tensors = {name: torch.tensor(array) for name, array in state.items()}
+        tensors = {name: _to_tensor(array) for name, array in state.items()}
         model = rebuild_model(self._model_name, self.image_shape, self.num_classes, tensors)
         self._built = model.eval().to(self._device)
+
+    def close(self) -> None:
+        """Let the model go, and leave nothing on a GPU that other clients share."""
+        self._built = None
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def cap_memory(device: torch.device, share: float) -> None:
+    """Let this process allocate no more of a shared GPU's memory than its share of the GPU.
+
+    What CUDA itself takes, some hundred megabytes a process, is not counted.
+    """
+    if device.type == "cuda" and 0 < share < 1:
+        torch.cuda.set_per_process_memory_fraction(share, device)
 
 
 def torch_black_box(context: Context) -> TorchBlackBox:
@@ -271,12 +286,14 @@ def torch_black_box(context: Context) -> TorchBlackBox:
     if partition >= settings.run.num_clients and model_name is None:
         # Refused by the server; any model will do until then.
         model_name = settings.client.model_of(0)
-    return TorchBlackBox(
+    box = TorchBlackBox(
         settings,
         partition,
         num_partitions,
         model_name=str(model_name) if model_name is not None else None,
     )
+    cap_memory(select_device(settings.client.client_device), gpu_share())
+    return box
 
 
 def gpu_share() -> float:

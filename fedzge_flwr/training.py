@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -14,6 +15,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 
 from fedzge_flwr.config import OptimizerSettings
 from fedzge_flwr.pixels import PIXEL_RANGE
+
+LOGGER = logging.getLogger("flwr.fedzge")
 
 MIN_TRAINING_IMAGES = 2
 """Batch norm has no variance to normalise by in a batch of one."""
@@ -251,9 +254,10 @@ def log_class_prior(labels_N: Tensor, num_classes: int, unseen: float = 0.01) ->
     return (counts_K / len(labels_N) + unseen).log()
 
 
-@torch.inference_mode()
 def predict(model: nn.Module, images_NCHW: Tensor, batch_size: int) -> Tensor:
     """Return the logits (N, K) in float32, in evaluation mode, ``batch_size`` images at a time.
+
+    When a GPU's memory runs out, it goes on with half as many at a time, and the log says so.
 
     Parameters
     ----------
@@ -268,16 +272,43 @@ def predict(model: nn.Module, images_NCHW: Tensor, batch_size: int) -> Tensor:
     -------
     Tensor
         On the device of ``images_NCHW``.
+
+    Raises
+    ------
+    torch.OutOfMemoryError
+        If there is no memory for one image.
     """
     model.eval()
-    device = next(model.parameters()).device
-    logits = []
-    with exact_float32(), reproducible():
-        for batch in images_NCHW.split(batch_size):
-            moved = batch.to(device)
-            x = PIXEL_RANGE.from_uint8(moved) if moved.dtype == torch.uint8 else moved
-            logits.append(model(x).float().to(images_NCHW.device))
+    logits: list[Tensor] = []
+    done = 0
+    while done < len(images_NCHW) or not logits:
+        found = _logits_if_they_fit(model, images_NCHW[done : done + batch_size], batch_size > 1)
+        if found is not None:
+            logits.append(found)
+            done += batch_size
+        else:
+            # What the failed attempt held is gone only now, with its frames.
+            torch.cuda.empty_cache()
+            batch_size //= 2
+            LOGGER.warning("out of memory: %d images at a time from here on", batch_size)
     return torch.cat(logits)
+
+
+@torch.inference_mode()
+def _logits_if_they_fit(
+    model: nn.Module, images_NCHW: Tensor, less_would_do: bool
+) -> Tensor | None:
+    """Return the logits of a batch; None if memory ran out and a smaller batch may be tried."""
+    try:
+        with exact_float32(), reproducible():
+            moved = images_NCHW.to(next(model.parameters()).device)
+            x = PIXEL_RANGE.from_uint8(moved) if moved.dtype == torch.uint8 else moved
+            logits_NK: Tensor = model(x).float().to(images_NCHW.device)
+            return logits_NK
+    except torch.OutOfMemoryError:
+        if less_would_do:
+            return None
+        raise
 
 
 def evaluate_logits(logits_NK: Tensor, labels_N: Tensor) -> Evaluation:

@@ -5,8 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import Message
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
 
+from fedzge_flwr.blackbox import State
+from fedzge_flwr.client import register_endpoints
+from fedzge_flwr.config import from_run_config
 from fedzge_flwr.directions import Directions
 from fedzge_flwr.distillation import distil
 from fedzge_flwr.errors import ConfigError
@@ -30,7 +34,7 @@ from fedzge_flwr.protocol import (
     encode,
 )
 from fedzge_flwr.question import Question, from_levels, to_levels
-from fedzge_flwr.torch_blackbox import torch_black_box
+from fedzge_flwr.torch_blackbox import TorchBlackBox, cap_memory, torch_black_box
 
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (12, 1, 8, 8)).astype(np.float32)
 LOGITS = np.random.default_rng(1).normal(size=(12, 10)).astype(np.float32)
@@ -413,3 +417,45 @@ def test_a_foreign_state_is_refused(node: Node) -> None:
     box = torch_black_box(node.context)
     with pytest.raises(ValueError, match="not one of a cnn"):
         box.load_state({"weight": np.zeros(3)})
+
+
+def test_black_boxes_are_closed_after_each_message(
+    make_grid: Any, tiny_config: dict[str, Any]
+) -> None:
+    """Whether it could be answered or not, and after the model has been kept."""
+    seen: list[tuple[str, bool]] = []
+
+    class Noted(TorchBlackBox):
+        def state(self) -> State:
+            seen.append(("state", self._built is None))
+            return super().state()
+
+        def close(self) -> None:
+            seen.append(("close", self._built is None))
+            super().close()
+            assert self._built is None
+
+    def make(context: Context) -> TorchBlackBox:
+        return Noted(from_run_config(context.run_config), 0, 3)
+
+    app = ClientApp()
+    register_endpoints(app, make)
+    node = Node(lambda config: make_grid(config, app=app), tiny_config)
+    node.answer(TrainRequest(round=1), TrainReply)
+    assert seen == [("state", False), ("close", False)]
+    seen.clear()
+    assert node.ask(EvaluateRequest(round=1, split="test", num_logits=7)).has_error()
+    assert [name for name, _ in seen] == ["close"]
+
+
+def test_a_clients_part_of_a_gpus_memory_is_its_share_of_the_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[tuple[float, torch.device]] = []
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda *given: calls.append(given)
+    )
+    gpu = torch.device("cuda", 0)
+    for device, share in ((gpu, 0.25), (gpu, 1.0), (gpu, 0.0), (torch.device("cpu"), 0.25)):
+        cap_memory(device, share)
+    assert calls == [(0.25, gpu)]

@@ -91,6 +91,26 @@ def test_rebuilt_model_is_the_same(name: str) -> None:
     assert again.state_dict().keys() == state.keys()
 
 
+def test_rebuilt_models_share_nothing() -> None:
+    states = [build_model("cnn", (1, 8, 8), 3).state_dict() for _ in range(2)]
+    first, second = (rebuild_model("cnn", (1, 8, 8), 3, state) for state in states)
+    with torch.no_grad():
+        for parameter in first.parameters():
+            parameter.fill_(9.0)
+    assert all((value != 9.0).any() for value in second.state_dict().values() if value.ndim)
+    third = rebuild_model("cnn", (1, 8, 8), 3, {k: v.clone() for k, v in states[1].items()})
+    assert all(torch.equal(v, second.state_dict()[k]) for k, v in third.state_dict().items())
+
+
+def test_another_model_may_take_a_name_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    for width in (3, 5):
+        monkeypatch.setitem(
+            MODELS, "mine", lambda shape, classes, width=width: nn.Linear(width, classes)
+        )
+        state = build_model("mine", (1, 1, 1), 2).state_dict()
+        assert rebuild_model("mine", (1, 1, 1), 2, state).weight.shape == (2, width)
+
+
 class Awkward(nn.Module):
     """Keeps a buffer out of its state, and reads a value while it is built."""
 

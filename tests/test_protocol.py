@@ -33,6 +33,8 @@ from fedzge_flwr.protocol import (
     decode,
     encode,
     encoded_bytes,
+    from_array,
+    to_array,
 )
 from fedzge_flwr.protocol.messages import ArraySpec
 
@@ -105,6 +107,42 @@ EXAMPLES: list[WireMessage] = [
     EvaluateReply(round=4, num_examples=8, loss=0.5, accuracy=0.75, logits=floats(0, 3)),
 ]
 EXAMPLE_IDS = [type(example).__name__ for example in EXAMPLES]
+
+
+ARRAYS = {
+    "scalar": np.array(7, np.int64),
+    "empty": floats(0, 3),
+    "vector": octets(5),
+    "fortran": np.asfortranarray(floats(3, 4)),
+    "strided": floats(4, 6)[:, ::2],
+    "double": floats(2, 3, 4, 5).astype(np.float64),
+    "bool": np.array([True, False]),
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_arrays_are_flowers_own_made_with_fewer_copies(name: str) -> None:
+    values = ARRAYS[name]
+    made, flowers = to_array(values), Array(np.array(values, order="C"))
+    assert (made.dtype, tuple(made.shape), made.stype) == (
+        flowers.dtype,
+        tuple(flowers.shape),
+        flowers.stype,
+    )
+    assert made.data == flowers.data
+    back = from_array(made)
+    assert back.dtype == values.dtype
+    assert np.array_equal(back, values)
+    assert not back.flags.writeable
+
+
+def test_an_array_that_was_made_otherwise_is_refused() -> None:
+    for other in (
+        Array(dtype="float32", shape=(2,), stype="pickle", data=b"x"),
+        Array(dtype="float32", shape=(2,), stype="numpy.ndarray", data=to_array(floats(3)).data),
+    ):
+        with pytest.raises(ValueError, match="not an array of C order"):
+            from_array(other)
 
 
 def wire(content: RecordDict) -> RecordDict:

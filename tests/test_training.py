@@ -338,3 +338,33 @@ def test_rehearsal_adjusts_for_class_frequencies() -> None:
     assert float(adjusted) == pytest.approx(
         float(-(0.75 * prior[0] + 0.25 * prior[1] - prior.logsumexp(0)))
     )
+
+
+class Cramped(nn.Module):
+    """A model with memory for so many images."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.linear, self.most = nn.Linear(64, 3), most
+        self.asked: list[int] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.asked.append(len(x))
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        logits: torch.Tensor = self.linear(x.flatten(1))
+        return logits
+
+
+def test_batches_are_halved_when_memory_runs_out(caplog: pytest.LogCaptureFixture) -> None:
+    model, x = Cramped(most=3), torch.randn(11, *SHAPE)
+    logits = predict(model, x, 8)
+    assert model.asked == [8, 4, 2, 2, 2, 2, 2, 1]
+    assert [record.getMessage() for record in caplog.records] == [
+        "out of memory: 4 images at a time from here on",
+        "out of memory: 2 images at a time from here on",
+    ]
+    with torch.inference_mode():
+        torch.testing.assert_close(logits, model.linear(x.flatten(1)))
+    with pytest.raises(torch.OutOfMemoryError):
+        predict(Cramped(most=0), x, 8)

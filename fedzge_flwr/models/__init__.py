@@ -7,8 +7,9 @@ The builders import torchvision only when called: a client with a small CNN neve
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from fedzge_flwr.registry import lookup
@@ -81,15 +82,14 @@ def rebuild_model(
     import torch
 
     try:
-        with torch.device("meta"):
-            model = build_model(name, image_shape, num_classes)
+        model = copy.deepcopy(_skeleton(lookup(MODELS, name, "model"), image_shape, num_classes))
         model.load_state_dict(state, assign=True)
         complete = not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
-    except (RuntimeError, NotImplementedError):
+    except (RuntimeError, NotImplementedError, TypeError):
         complete = False
     if not complete:
-        # A model that reads its own values while it is built, or that keeps a buffer out of its
-        # state, needs the ordinary way.
+        # A model that reads its own values while it is built, that cannot be copied, or that keeps
+        # a buffer out of its state, needs the ordinary way.
         with torch.random.fork_rng(devices=[]):
             model = build_model(name, image_shape, num_classes)
         try:
@@ -97,6 +97,15 @@ def rebuild_model(
         except RuntimeError as error:
             raise ValueError(f"the kept state is not one of a {name}: {error}") from error
     return _in_layout(model)
+
+
+@lru_cache(maxsize=8)
+def _skeleton(build: ModelBuilder, image_shape: ImageShape, num_classes: int) -> nn.Module:
+    """Return a model without values, to be copied: a worker rebuilds the same few all the time."""
+    import torch
+
+    with torch.device("meta"):
+        return build(image_shape, num_classes)
 
 
 def _in_layout(model: nn.Module) -> nn.Module:

@@ -1,6 +1,6 @@
 """The one owner of the wire: typed messages to and from Flower's RecordDict, and their sizes."""
 
-from fedzge_flwr.protocol.codec import WIRE_VERSION, decode, encode
+from fedzge_flwr.protocol.codec import WIRE_VERSION, decode, encode, from_array, to_array
 from fedzge_flwr.protocol.messages import (
     CompactDistillRequest,
     CompactLogitsRequest,
@@ -46,5 +46,7 @@ __all__ = [
     "decode",
     "encode",
     "encoded_bytes",
+    "from_array",
     "payload_bytes",
+    "to_array",
 ]

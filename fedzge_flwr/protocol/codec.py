@@ -71,7 +71,7 @@ def encode(message: WireMessage) -> RecordDict:
             array = getattr(message, name)
             if array.dtype != array_spec.dtype or array.ndim != len(array_spec.dims):
                 raise TypeError(f"{type(message).__name__}.{name}: {array.dtype}{array.shape}")
-            record[name] = Array(np.ascontiguousarray(array))
+            record[name] = to_array(array)
         content[_ARRAYS] = record
     return content
 
@@ -136,6 +136,28 @@ def decode(
                 sender, name, array_spec, record[name], bound, limits or {}
             )
     return cls(**values)
+
+
+def to_array(values: npt.NDArray[np.generic]) -> Array:
+    """Return Flower's ``Array(values)``, made with one copy of the values instead of three."""
+    values = np.asarray(values, order="C")
+    data = b"".join((_npy_header(values.dtype, values.shape), values.data))
+    return Array(dtype=str(values.dtype), shape=values.shape, stype=_STYPE, data=data)
+
+
+def from_array(array: Array) -> npt.NDArray[np.generic]:
+    """Return the values of what `to_array` made, read-only and without a copy.
+
+    Raises
+    ------
+    ValueError
+        If it was made otherwise.
+    """
+    dtype, shape = np.dtype(array.dtype), tuple(array.shape)
+    header = _npy_header(dtype, shape)
+    if array.stype != _STYPE or array.data[: len(header)] != header:
+        raise ValueError("not an array of C order in NumPy's format")
+    return np.frombuffer(array.data, dtype=dtype, offset=len(header)).reshape(shape)
 
 
 def _scalars(content: RecordDict, sender: str) -> ConfigRecord:
