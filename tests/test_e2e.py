@@ -6,10 +6,12 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,84 @@ def test_the_same_command_twice_and_in_process_are_bit_identical(
     there = rows_of(folder.with_name("a"))[-1]["bytes_down_total"]
     here = rows_of(folder)[-1]["bytes_down_total"]
     assert there == pytest.approx(here, rel=1e-2)
+
+
+@pytest.fixture
+def two_nodes() -> Any:
+    """A Ray cluster of two nodes with a CPU each: its address, and the ids of its raylets."""
+    # Short, since Ray's sockets live below it.
+    place = Path(tempfile.mkdtemp(prefix="ray-"))
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    ray = Path(sys.executable).with_name("ray")
+    common = ["--num-cpus", "1", "--disable-usage-stats", "--block"]
+    head = ["--head", "--port", address.split(":")[1], "--temp-dir", str(place)]
+    head += ["--include-dashboard", "false"]
+    processes = []
+
+    def raylets() -> set[int]:
+        return {
+            process.pid
+            for process in psutil.process_iter(["pid", "name", "cmdline"])
+            if process.info["name"] == "raylet"
+            and str(place) in " ".join(process.info["cmdline"] or ())
+        }
+
+    try:
+        for number, options in enumerate((head, ["--address", address])):
+            command = [str(ray), "start", *options, *common]
+            processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+            deadline = time.monotonic() + 90
+            while len(raylets()) <= number:
+                assert processes[-1].poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.5)
+        yield address, raylets
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+        for process in processes:
+            process.wait(timeout=30)
+        left = [p for p in psutil.process_iter(["cmdline"]) if str(place) in str(p.info["cmdline"])]
+        for process in left:
+            process.kill()
+        psutil.wait_procs(left, timeout=10)
+        shutil.rmtree(place)
+
+
+def test_clients_spread_over_a_ray_cluster_that_is_there_already(
+    tmp_path: Path,
+    efficient_config: dict[str, Any],
+    start: Any,
+    two_nodes: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    address, raylets = two_nodes
+    nodes = raylets()
+    assert len(nodes) == 2
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    run = start(efficient_config)
+    workers: dict[int, int] = {}
+    while run.poll() is None:
+        for process in psutil.process_iter(["pid", "ppid", "cmdline"]):
+            if "ray::ClientAppActor" in " ".join(process.info["cmdline"] or ()):
+                workers[process.info["pid"]] = process.info["ppid"]
+        time.sleep(0.2)
+    out, err = run.communicate()
+    assert run.returncode == 0, out + err
+    assert len(workers) == 2
+    assert set(workers.values()) == nodes
+    # The cluster is not this run's to end, and has no part in the numbers.
+    assert raylets() == nodes
+    folder = Path(efficient_config["output-dir"])
+    central = (folder / "run" / "central.safetensors").read_bytes()
+
+    import client_app
+
+    config = {**efficient_config, "run-name": "in-process"}
+    run_server(InProcessGrid(client_app.app, config, 3), config)
+    assert (folder / "in-process" / "central.safetensors").read_bytes() == central
 
 
 def test_a_failing_server_app_is_told_in_one_line(tiny_config: dict[str, Any], start: Any) -> None:
