@@ -26,7 +26,7 @@ from fedzge_flwr.display import percent
 from fedzge_flwr.evaluation import TestSetEvaluation
 from fedzge_flwr.files import atomic_write_text
 from fedzge_flwr.server.build import build_central, build_generator
-from fedzge_flwr.server.efficient import planned_counts
+from fedzge_flwr.server.efficient import image_counts
 from fedzge_flwr.server.recipes import RECIPES
 from fedzge_flwr.server.round import run_round
 from fedzge_flwr.server.state import ServerState
@@ -73,13 +73,23 @@ class Point:
     mean_client: float
 
 
-def queries_of_a_round(settings: Settings) -> int:
-    """Return the images that each client is asked about in a round, perturbed ones included."""
-    num_images = settings.server.synthetic_batch_size
+def queries_of_rounds(settings: Settings) -> tuple[int, int]:
+    """Return the queries of each client in the first round and in every later one.
+
+    Perturbed images are queries too.
+    """
+    num_images, copies = settings.server.synthetic_batch_size, settings.server.copies
     if settings.run.recipe == "paper":
-        return settings.server.copies * num_images
-    generated, _, _ = planned_counts(settings)
-    return num_images + (settings.server.copies - 1) * generated
+        return copies * num_images, copies * num_images
+    memory = settings.transfer.memory_size > 0
+    first, later = (image_counts(settings, past=past)[0] for past in (False, memory))
+    return num_images + (copies - 1) * first, num_images + (copies - 1) * later
+
+
+def rounds_within(settings: Settings, budget: int) -> int:
+    """Return the rounds that a budget of queries a client is enough for; at least 1."""
+    first, later = queries_of_rounds(settings)
+    return 1 + max(budget - first, 0) // later
 
 
 def run_federation(settings: Settings, num_rounds: int, label: str) -> list[Point]:
@@ -302,7 +312,7 @@ def _one_run(
     arguments: argparse.Namespace, row: str, alpha: float, seed: int, runs: list[dict[str, Any]]
 ) -> None:
     settings = settings_of(arguments, row, alpha, seed)
-    num_rounds = max(arguments.budget // queries_of_a_round(settings), 1)
+    num_rounds = rounds_within(settings, arguments.budget)
     key = {
         "row": row,
         "alpha": alpha,

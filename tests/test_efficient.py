@@ -133,11 +133,9 @@ def test_each_source_makes_its_share(
     shares: tuple[float, ...], empty: tuple[int, ...], later: tuple[int, ...]
 ) -> None:
     names = ("generator-share", "search-share", "procedural-share")
-    server = make_server(**dict(zip(names, shares, strict=True)))
-    assert image_counts(server) == empty
-    assert server.memory is not None
-    server.memory.add(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.zeros(2, 10))
-    assert image_counts(server) == later
+    settings = make_server(**dict(zip(names, shares, strict=True))).settings
+    assert image_counts(settings, past=False) == empty
+    assert image_counts(settings, past=True) == later
 
 
 PARTS: dict[str, dict[str, object]] = {

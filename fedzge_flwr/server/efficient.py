@@ -48,7 +48,8 @@ def compose_images(server: ServerState, clients: Clients, current: RoundState) -
     All are put on the grid of 256 levels that images have: both sides and the memory then hold the
     very same values in a byte each. The gradient passes the rounding straight through.
     """
-    num_generated, num_bred, num_procedural = image_counts(server)
+    past = server.memory is not None and len(server.memory) > 0
+    num_generated, num_bred, num_procedural = image_counts(server.settings, past=past)
     # A central model that has not taken a step yet has nothing to choose by.
     trained = bool(server.central_optimizer.state)
     candidates = server.settings.transfer.candidates if trained else 1
@@ -75,29 +76,23 @@ def _screened(server: ServerState, drawn: Tensor, num: int, stream: torch.Genera
     return screen(drawn, predict(server.central, drawn, _SCREENING_BATCH), num, stream)
 
 
-def planned_counts(settings: Settings) -> tuple[int, int, int]:
-    """Return how many images the generator, the search and the procedures make in a round."""
+def image_counts(settings: Settings, *, past: bool) -> tuple[int, int, int]:
+    """Return how many images the generator, the search and the procedures make in a round.
+
+    Without past images there is nothing to breed from: procedural ones stand in, or generated ones
+    if those are switched off.
+    """
     transfer, num_images = settings.transfer, settings.server.synthetic_batch_size
     shares = (transfer.generator_share, transfer.search_share, transfer.procedural_share)
     generated, bred = (round(num_images * share / sum(shares)) for share in shares[:2])
     if generated < MIN_TRAINING_IMAGES:
         generated = 0
-    return generated, bred, num_images - generated - bred
-
-
-def image_counts(server: ServerState) -> tuple[int, int, int]:
-    """Return `planned_counts`, or what stands in while there is nothing to breed from.
-
-    That is procedural images, or generated ones if those are switched off.
-    """
-    generated, bred, procedural = planned_counts(server.settings)
-    if server.memory is None or not len(server.memory):
-        if server.settings.transfer.procedural_share or not generated:
-            procedural += bred
-        else:
-            generated += bred
-        bred = 0
-    return generated, bred, procedural
+    procedural = num_images - generated - bred
+    if past:
+        return generated, bred, procedural
+    if transfer.procedural_share or not generated:
+        return generated, 0, procedural + bred
+    return generated + bred, 0, procedural
 
 
 def estimate_generator_step(server: ServerState, clients: Clients, current: RoundState) -> None:
