@@ -349,10 +349,11 @@ def test_guided_with_directions_that_span_everything_is_exact_whatever_the_surro
     torch.testing.assert_close(estimate.gradient_NCHW, problem.gradient(x), rtol=1e-6, atol=1e-8)
 
 
-def test_guided_counts_directions_that_coincide_once(x: Tensor) -> None:
+@pytest.mark.parametrize("q", [1, 2, 3])
+def test_guided_counts_directions_that_coincide_once(x: Tensor, q: int) -> None:
     """Two may, once they are rounded."""
-    problem, estimator = Problem(), guided(2)
-    once = guided(1).ask(x, stream(0), problem)
+    problem, estimator = Problem(), guided(2 * q)
+    once = guided(q).ask(x, stream(0), problem)
     payload = once.directions.payload_QGP
     twice = Queries(x, Directions(np.concatenate((payload, payload)), SHAPE), once.eps)
     estimates = [
