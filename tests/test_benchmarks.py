@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import pytest
 
 from benchmarks import central_accuracy, gradient_fidelity
 from benchmarks.costs.memory import memory_rows
+from benchmarks.costs.memory_watch import MemoryWatch
 from benchmarks.costs.parallel_clients import parallel_clients
-from benchmarks.costs.simulated import overhead_rows, scale_row
+from benchmarks.costs.simulated import overhead_rows
 from benchmarks.costs.wire import byte_rows
 from benchmarks.local_clients import LocalClients
 from benchmarks.round_cost import markdown
@@ -145,12 +147,28 @@ def test_cost_of_simulated_rounds(tiny_config: dict[str, Any]) -> None:
         "simulation",
     ]
     assert min(row["over_fastest_loop"] for row in rows[:2]) == 0
-    row = scale_row(config, clients=4, sampled=2, rounds=3)
-    assert row["reached"] <= 4
-    assert 50 < row["largest_mb_early"] < 5000
-    assert row["server_mb"] > 50
-    assert row["worker_mb"] > 50
-    assert set(markdown([row]).splitlines()[1]) == {"|", "-"}
+    assert set(markdown(rows).splitlines()[1]) == {"|", "-"}
+
+
+def test_memory_is_watched_by_stage() -> None:
+    stage = 1
+    code = "import time; held = bytearray(200_000_000); print(flush=True); time.sleep(60)"
+    with MemoryWatch(lambda: stage) as memory:
+        child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+        try:
+            assert child.stdout is not None
+            child.stdout.readline()
+            deadline = time.monotonic() + 30
+            while memory.at(1) < 200_000_000:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        finally:
+            child.communicate(child.kill())
+        stage = 2
+        time.sleep(1.5)
+    assert memory.peak("other") == memory.at(1) == memory.at(1, "other") < 400_000_000
+    assert memory.at(1, "worker") == memory.peak("server") == 0
+    assert memory.at(2) < 200_000_000
 
 
 def test_processes_and_one_process_give_the_same_answers(tiny_config: dict[str, Any]) -> None:
