@@ -12,7 +12,7 @@ PRESET ?=
 OUTPUT_DIR ?= runs
 CLIENT_GPUS ?= 0
 
-.PHONY: help run install test check lint types clean
+.PHONY: test-slow help run install test check lint types clean
 
 help:
 	@echo "make run      install, then run FedZGE on handwritten digits in simulation"
@@ -37,6 +37,9 @@ $(STAMP): pyproject.toml
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

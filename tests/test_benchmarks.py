@@ -136,6 +136,7 @@ def test_bytes_of_a_round_are_within_the_goals() -> None:
     assert totals["dense"] > 37_000_000
 
 
+@pytest.mark.slow
 def test_cost_of_simulated_rounds(tiny_config: dict[str, Any]) -> None:
     """The ways do the same work: rows are there for each, whatever the seconds are."""
     config = {**tiny_config, "recipe": "efficient", "synthetic-batch-size": 20}
@@ -188,6 +189,7 @@ def test_processes_and_one_process_give_the_same_answers(tiny_config: dict[str, 
                 assert np.array_equal(one.logits_BK, other.logits_BK)
 
 
+@pytest.mark.slow
 def test_an_estimate_takes_little_memory() -> None:
     """Of the paper's estimator and of the default one; each in a process of its own."""
     config = {"dataset": "cifar10", "synthetic-batch-size": 300, "q": 3, "client-device": "cpu"}

@@ -156,6 +156,7 @@ def two_nodes() -> Any:
         shutil.rmtree(place)
 
 
+@pytest.mark.slow
 def test_clients_spread_over_a_ray_cluster_that_is_there_already(
     tmp_path: Path,
     efficient_config: dict[str, Any],
