@@ -16,7 +16,8 @@ CLIENT_GPUS ?= 0
 
 help:
 	@echo "make run      install, then run FedZGE on handwritten digits in simulation"
-	@echo "make test     install, then the whole test suite"
+	@echo "make test     install, then the test suite"
+	@echo "make test-slow  a Ray cluster, and measurements of costs"
 	@echo "make check    lint, types, tests"
 	@echo "make install  only the set-up in $(VENV)"
 

@@ -100,14 +100,16 @@ def parts(
             )
             rounds = options.overhead_rounds
             yield (
-                f"seconds a round, 10 clients of {model}, {images} images",
+                f"seconds a round, 10 clients of {model}, {images} images of {options.dataset}, "
+                f"{rounds} rounds",
                 lambda config=config, rounds=rounds: overhead_rows(config, rounds),  # type: ignore[misc]
             )
     if "scale" in options.parts:
         for clients, sampled in scales([int(text) for text in options.clients.split(",")]):
             config = light(options, **{"num-train-images": clients * options.images_a_client})
             yield (
-                f"{sampled} of {clients} clients a round, {options.images_a_client} images each",
+                f"{sampled} of {clients} clients a round, {options.images_a_client} images of "
+                f"{options.dataset} each, {options.rounds} rounds",
                 lambda config=config, c=clients, s=sampled: [  # type: ignore[misc]
                     scale_row(config, c, s, options.rounds)
                 ],

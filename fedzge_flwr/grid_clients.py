@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -527,7 +526,8 @@ class GridClients:
         """Return this round's bytes and missing replies, and start the next round's count."""
         ledger, self._ledger = self._ledger, ByteLedger()
         missing, self._missing = tuple(self._missing), []
-        self._total.add(total(ledger.protocol.values()))
+        of_round = total(ledger.protocol.values())
+        self._total = total((self._total, of_round))
         by_client = {
             number: ledger.protocol[member.node_id]
             for number, member in self.members.items()
@@ -535,8 +535,8 @@ class GridClients:
         }
         return RoundAccount(
             by_client,
-            total(ledger.protocol.values()),
-            copy.deepcopy(self._total),
+            of_round,
+            self._total,
             total(ledger.evaluation.values()),
             missing,
         )

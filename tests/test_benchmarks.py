@@ -15,7 +15,7 @@ from benchmarks import central_accuracy, gradient_fidelity
 from benchmarks.costs.memory import memory_rows
 from benchmarks.costs.memory_watch import MemoryWatch
 from benchmarks.costs.parallel_clients import parallel_clients
-from benchmarks.costs.simulated import overhead_rows
+from benchmarks.costs.simulated import overhead_rows, scale_row
 from benchmarks.costs.wire import byte_rows
 from benchmarks.local_clients import LocalClients
 from benchmarks.round_cost import markdown
@@ -149,6 +149,10 @@ def test_cost_of_simulated_rounds(tiny_config: dict[str, Any]) -> None:
     ]
     assert min(row["over_fastest_loop"] for row in rows[:2]) == 0
     assert set(markdown(rows).splitlines()[1]) == {"|", "-"}
+    row = scale_row(config, clients=4, sampled=2, rounds=3)
+    assert row["reached"] <= 4
+    assert 50 < row["largest_mb_early"] < 5000
+    assert min(row["server_mb"], row["worker_mb"]) > 50
 
 
 def test_memory_is_watched_by_stage() -> None:

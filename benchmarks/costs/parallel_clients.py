@@ -34,12 +34,16 @@ class ParallelClients:
         Training examples by partition.
     processes : Sequence[Any]
         Proxies of a `LocalClients` each.
+    threads : ThreadPoolExecutor
+        As many threads as processes: each waits for one.
     """
 
-    def __init__(self, num_examples: dict[int, int], processes: Sequence[Any]) -> None:
+    def __init__(
+        self, num_examples: dict[int, int], processes: Sequence[Any], threads: ThreadPoolExecutor
+    ) -> None:
         self._num_examples = num_examples
         self._processes = processes
-        self._threads = ThreadPoolExecutor(len(processes))
+        self._threads = threads
 
     @property
     def num_examples(self) -> dict[int, int]:
@@ -102,7 +106,8 @@ def parallel_clients(settings: Settings, num_processes: int) -> Iterator[Paralle
             manager.start()
         # What a manager registers is made an attribute of it when it is created.
         processes = [manager.LocalClients(settings) for manager in managers]  # type: ignore[attr-defined]
-        yield ParallelClients(LocalClients(settings).num_examples, processes)
+        with ThreadPoolExecutor(num_processes) as threads:
+            yield ParallelClients(LocalClients(settings).num_examples, processes, threads)
     finally:
         for manager in managers:
             manager.shutdown()
