@@ -151,7 +151,13 @@ class Scene:
         """Return a batch and its exact gradient, the same for all cases."""
         if (kind, draw) not in self.truths:
             batch = self.images.batch(kind, draw)
-            objective = BatchObjective(self.central, batch, objective_weights(self.settings), 0)
+            objective = BatchObjective(
+                self.central,
+                batch,
+                objective_weights(self.settings),
+                surrogate_shift=0,
+                chunk=self.settings.server.gradient_batch_size,
+            )
             x = batch.x_NCHW.clone().requires_grad_()
             with exact_float32():
                 logits_NK = self.ensemble(x)

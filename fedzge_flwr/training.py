@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 
+from fedzge_flwr.batching import in_batches
 from fedzge_flwr.config import OptimizerSettings
 from fedzge_flwr.pixels import PIXEL_RANGE
 
@@ -279,36 +280,17 @@ def predict(model: nn.Module, images_NCHW: Tensor, batch_size: int) -> Tensor:
         If there is no memory for one image.
     """
     model.eval()
-    logits: list[Tensor] = []
-    done = 0
-    while done < len(images_NCHW) or not logits:
-        found = _logits_if_they_fit(model, images_NCHW[done : done + batch_size], batch_size > 1)
-        if found is not None:
-            logits.append(found)
-            done += batch_size
-        else:
-            # What the failed attempt held is gone only now, with its frames.
-            torch.cuda.empty_cache()
-            batch_size //= 2
-            LOGGER.warning("out of memory: %d images at a time from here on", batch_size)
-    return torch.cat(logits)
+    device = next(model.parameters()).device
 
-
-@torch.inference_mode()
-def _logits_if_they_fit(
-    model: nn.Module, images_NCHW: Tensor, less_would_do: bool
-) -> Tensor | None:
-    """Return the logits of a batch; None if memory ran out and a smaller batch may be tried."""
-    try:
+    @torch.inference_mode()
+    def logits(rows: slice) -> Tensor:
         with exact_float32(), reproducible():
-            moved = images_NCHW.to(next(model.parameters()).device)
+            moved = images_NCHW[rows].to(device)
             x = PIXEL_RANGE.from_uint8(moved) if moved.dtype == torch.uint8 else moved
-            logits_NK: Tensor = model(x).float().to(images_NCHW.device)
-            return logits_NK
-    except torch.OutOfMemoryError:
-        if less_would_do:
-            return None
-        raise
+            found: Tensor = model(x).float().to(images_NCHW.device)
+            return found
+
+    return torch.cat(in_batches(logits, len(images_NCHW), batch_size))
 
 
 def evaluate_logits(logits_NK: Tensor, labels_N: Tensor) -> Evaluation:

@@ -40,6 +40,8 @@ class Reference:
             x, self["z"], self["y"].long(), ensemble_logits, central_logits, self.weights
         )
 
+    chunk = 16
+
     def terms(
         self, images_NCHW: Tensor, ensemble_logits_NK: Tensor, central_logits_NK: Tensor
     ) -> LossTerms:

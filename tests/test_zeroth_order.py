@@ -41,6 +41,8 @@ def normal(seed: int, *shape: int) -> Tensor:
 class Problem:
     """A black box, a central model, and a loss that goes through both."""
 
+    chunk = 3
+
     def __init__(
         self,
         *,
@@ -393,9 +395,46 @@ def test_orthonormal_replaces_a_guide_that_repeats_another() -> None:
 
 def test_pullbacks_are_the_same_in_chunks() -> None:
     problem, images, cotangents = Problem(), normal(1, 70, *SHAPE), normal(2, 2, 70, K)
-    found = pullbacks(problem.central, images, cotangents)
+    found = pullbacks(problem.central, images, cotangents, 16)
     leaf = images.clone().requires_grad_()
     logits = problem.central(leaf)
     for number in range(2):
         (wanted,) = torch.autograd.grad(logits, leaf, cotangents[number], retain_graph=True)
         torch.testing.assert_close(found[number], wanted)
+
+
+def test_pullbacks_go_on_with_fewer_images_when_memory_runs_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    problem, images, cotangents = Problem(), normal(1, 20, *SHAPE), normal(2, 2, 20, K)
+    asked = []
+
+    def fits_four(x: Tensor) -> Tensor:
+        asked.append(len(x))
+        if len(x) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        logits: Tensor = problem.central(x)
+        return logits
+
+    found = pullbacks(fits_four, images, cotangents, 16)
+    torch.testing.assert_close(found, pullbacks(problem.central, images, cotangents, 16))
+    assert asked == [16, 8, 4, 4, 4, 4, 4]
+    assert [record.getMessage() for record in caplog.records] == [
+        "out of memory: 8 images at a time from here on",
+        "out of memory: 4 images at a time from here on",
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(ESTIMATORS))
+def test_how_many_images_are_differentiated_at_once_is_no_matter(name: str) -> None:
+    estimates = []
+    for chunk in (1, 2, N):
+        problem = Problem()
+        problem.chunk = chunk
+        estimator = ESTIMATORS[name](DIRECTIONS["rademacher"], 2, 0.1)
+        stream = torch.Generator().manual_seed(0)
+        queries = estimator.ask(normal(5, N, *SHAPE), stream, problem)
+        answers = torch.stack([problem.black_box(x) for x in queries.images_BNCHW])
+        estimates.append(estimator.tell(queries, answers, problem).gradient_NCHW)
+    torch.testing.assert_close(estimates[0], estimates[2])
+    torch.testing.assert_close(estimates[1], estimates[2])

@@ -291,6 +291,11 @@ class ServerSettings(Section):
         description="pixels by which images are moved each way to average the central model's "
         "gradients, for estimators that use them; 0: not at all",
     )
+    gradient_batch_size: Count = Field(
+        16,
+        description="images that the central model differentiates at once for an estimate: fewer "
+        "take less memory and, but for the last bits, give the same",
+    )
 
     @property
     def copies(self) -> int:

@@ -28,12 +28,15 @@ class BatchObjective:
         T and β of the objective.
     surrogate_shift : int
         Pixels by which `surrogate_logits` moves images; 0 leaves the central model as it is.
+    chunk : int
+        Images whose graph through the central model is held at once, with their shifted copies.
     """
 
     central: nn.Module
     batch: SyntheticBatch
     weights: ObjectiveWeights
     surrogate_shift: int
+    chunk: int
 
     def terms(
         self, images_NCHW: Tensor, ensemble_logits_NK: Tensor, central_logits_NK: Tensor

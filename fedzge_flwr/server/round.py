@@ -178,8 +178,14 @@ def update_generator(server: ServerState, clients: Clients, current: RoundState)
 
 def make_objective(server: ServerState, batch: SyntheticBatch) -> BatchObjective:
     """Return the objective of a batch, as estimators take it."""
-    shift = server.settings.server.surrogate_shift
-    return BatchObjective(server.central, batch, server.objective_weights, shift)
+    settings = server.settings.server
+    return BatchObjective(
+        server.central,
+        batch,
+        server.objective_weights,
+        settings.surrogate_shift,
+        settings.gradient_batch_size,
+    )
 
 
 def distil_central(server: ServerState, clients: Clients, current: RoundState) -> None:

@@ -19,6 +19,11 @@ Differences: TypeAlias = Literal["forward", "central"]
 class Objective(Protocol):
     """What the server knows of one batch: the objective and its own model, never the clients."""
 
+    @property
+    def chunk(self) -> int:
+        """Images whose graph through the central model is held at once."""
+        ...
+
     def terms(
         self, images_NCHW: Tensor, ensemble_logits_NK: Tensor, central_logits_NK: Tensor
     ) -> LossTerms:

@@ -26,7 +26,9 @@ class BatchDifference(Perturbing):
     def tell(self, queries: Queries, ensemble_logits_BNK: Tensor, objective: Objective) -> Estimate:
         """Estimate ∂L/∂x from the losses at the base and at the perturbed batches."""
         copies = [
-            objective.terms(x_NCHW, logits_NK, in_chunks(objective.central_logits, x_NCHW))
+            objective.terms(
+                x_NCHW, logits_NK, in_chunks(objective.central_logits, x_NCHW, objective.chunk)
+            )
             for x_NCHW, logits_NK in zip(queries.images_BNCHW, ensemble_logits_BNK, strict=True)
         ]
         slopes_Q = queries.slopes(torch.stack([terms.total for terms in copies]))

@@ -13,12 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fedzge_flwr.batching import in_batches
 from fedzge_flwr.losses import LossTerms
 from fedzge_flwr.zeroth_order.base import Objective, Queries
-
-CHUNK = 16
-"""Images whose graph through the central model is held at once: with the surrogate's shifted
-copies, about a training batch."""
 
 
 class PartialGradients(NamedTuple):
@@ -44,7 +41,7 @@ def partial_gradients(
     """Differentiate the objective by images, the ensemble's logits and the central model's."""
     x = x_NCHW.detach().requires_grad_()
     ensemble_NK = ensemble_logits_NK.detach().double().requires_grad_()
-    central_NK = in_chunks(objective.central_logits, x_NCHW).requires_grad_()
+    central_NK = in_chunks(objective.central_logits, x_NCHW, objective.chunk).requires_grad_()
     with torch.enable_grad():
         terms = objective.terms(x, ensemble_NK, central_NK)
         gradients = torch.autograd.grad(
@@ -71,15 +68,17 @@ def exact_parts(objective: Objective, x_NCHW: Tensor, ensemble_logits_NK: Tensor
         diversity and central model. Both in float64.
     """
     partial = partial_gradients(objective, x_NCHW, ensemble_logits_NK)
-    (through_central,) = pullbacks(objective.central_logits, x_NCHW, partial.by_central_NK[None])
+    (through_central,) = pullbacks(
+        objective.central_logits, x_NCHW, partial.by_central_NK[None], objective.chunk
+    )
     through_central += partial.by_images_NCHW
     return ExactParts(partial.terms, partial.by_ensemble_NK, through_central)
 
 
-def in_chunks(model: Callable[[Tensor], Tensor], x_NCHW: Tensor) -> Tensor:
-    """Return a model's logits (N, K) without a graph, a chunk of images at a time."""
+def in_chunks(model: Callable[[Tensor], Tensor], x_NCHW: Tensor, chunk: int) -> Tensor:
+    """Return a model's logits (N, K) without a graph, ``chunk`` images at a time."""
     with torch.no_grad():
-        return torch.cat([model(chunk) for chunk in x_NCHW.split(CHUNK)])
+        return torch.cat(in_batches(lambda rows: model(x_NCHW[rows]), len(x_NCHW), chunk))
 
 
 def measured_slopes(queries: Queries, logits_BNK: Tensor, by_logits_NK: Tensor) -> Tensor:
@@ -87,7 +86,9 @@ def measured_slopes(queries: Queries, logits_BNK: Tensor, by_logits_NK: Tensor) 
     return (queries.slopes(logits_BNK.double()) * by_logits_NK).sum(dim=2)
 
 
-def pullbacks(model: Callable[[Tensor], Tensor], x_NCHW: Tensor, cotangents_MNK: Tensor) -> Tensor:
+def pullbacks(
+    model: Callable[[Tensor], Tensor], x_NCHW: Tensor, cotangents_MNK: Tensor, chunk: int
+) -> Tensor:
     """Return J_mᵀ·cotangent with the model's Jacobian, for M cotangents of each image.
 
     Parameters
@@ -98,26 +99,27 @@ def pullbacks(model: Callable[[Tensor], Tensor], x_NCHW: Tensor, cotangents_MNK:
         Images.
     cotangents_MNK : Tensor
         Gradients by the logits.
+    chunk : int
+        Images whose graph is held at once.
 
     Returns
     -------
     Tensor
         float64 (M, N, C, H, W).
     """
-    pulled = []
-    for x_chunk, cotangents in zip(
-        x_NCHW.detach().split(CHUNK), cotangents_MNK.split(CHUNK, dim=1), strict=True
-    ):
-        x = x_chunk.clone().requires_grad_()
+
+    def pulled(rows: slice) -> Tensor:
+        x = x_NCHW[rows].detach().clone().requires_grad_()
         with torch.enable_grad():
             logits_NK = model(x)
             # By argument, so that nothing is added to the model's parameters.
-            rows = [
+            of_cotangents = [
                 torch.autograd.grad(logits_NK, x, one.to(logits_NK.dtype), retain_graph=True)[0]
-                for one in cotangents
+                for one in cotangents_MNK[:, rows]
             ]
-        pulled.append(torch.stack(rows).double())
-    return torch.cat(pulled, dim=1)
+        return torch.stack(of_cotangents).double()
+
+    return torch.cat(in_batches(pulled, len(x_NCHW), chunk), dim=1)
 
 
 def along(directions_QNCHW: Tensor, coefficients_QN: Tensor) -> Tensor:

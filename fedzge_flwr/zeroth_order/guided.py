@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedzge_flwr.batching import in_batches
 from fedzge_flwr.directions import Directions
 from fedzge_flwr.zeroth_order.base import Estimate, Objective, Queries
 from fedzge_flwr.zeroth_order.chain_rule import (
-    CHUNK,
     along,
     components,
     exact_parts,
@@ -52,22 +52,22 @@ class Guided(Perturbing):
 
     def ask(self, x_NCHW: Tensor, stream: torch.Generator, objective: Objective) -> Queries:
         """Choose q directions per image."""
-        logits_NK = in_chunks(objective.surrogate_logits, x_NCHW)
+        logits_NK = in_chunks(objective.surrogate_logits, x_NCHW, objective.chunk)
         expected_NK = partial_gradients(objective, x_NCHW, logits_NK).by_ensemble_NK
         num_classes = logits_NK.shape[1]
         likely_NK = logits_NK.argsort(dim=1, descending=True, stable=True)
         rows_NKK = torch.eye(num_classes, device=x_NCHW.device)[likely_NK] - 1 / num_classes
         cotangents_MNK = torch.cat((expected_NK[None], rows_NKK.transpose(0, 1)))[: self._q]
         spare_QNCHW = torch.from_numpy(self._drawn(x_NCHW, stream).decoded())
-        payloads = [
-            self._chosen(objective, *chunk).payload_QGP
-            for chunk in zip(
-                x_NCHW.split(CHUNK),
-                cotangents_MNK.split(CHUNK, dim=1),
-                spare_QNCHW.split(CHUNK, dim=1),
-                strict=True,
-            )
-        ]
+        payloads = in_batches(
+            lambda rows: (
+                self._chosen(
+                    objective, x_NCHW[rows], cotangents_MNK[:, rows], spare_QNCHW[:, rows]
+                ).payload_QGP
+            ),
+            len(x_NCHW),
+            objective.chunk,
+        )
         _, channels, height, width = x_NCHW.shape
         directions = Directions(np.concatenate(payloads, axis=1), (channels, height, width))
         return Queries(x_NCHW, directions, self._eps, self._differences)
@@ -80,7 +80,7 @@ class Guided(Perturbing):
         spare_QNCHW: Tensor,
     ) -> Directions:
         """Choose the directions of some images, each by itself."""
-        guides = pullbacks(objective.surrogate_logits, x_NCHW, cotangents_MNK)
+        guides = pullbacks(objective.surrogate_logits, x_NCHW, cotangents_MNK, len(x_NCHW))
         spare = spare_QNCHW.to(x_NCHW.device)
         directions = orthonormal(guides.flatten(2), spare.double().flatten(2))
         return Directions.ternary(directions.reshape(spare.shape).float().cpu().numpy())
@@ -90,7 +90,9 @@ class Guided(Perturbing):
         x_NCHW, u_QNCHW = queries.base_NCHW, queries.directions_QNCHW
         exact = exact_parts(objective, x_NCHW, ensemble_logits_BNK[0])
         slopes_QN = measured_slopes(queries, ensemble_logits_BNK, exact.by_logits_NK)
-        (prior_NCHW,) = pullbacks(objective.surrogate_logits, x_NCHW, exact.by_logits_NK[None])
+        (prior_NCHW,) = pullbacks(
+            objective.surrogate_logits, x_NCHW, exact.by_logits_NK[None], objective.chunk
+        )
         foreseen_QN = components(u_QNCHW, prior_NCHW)
         square = foreseen_QN.square().sum()
         alpha = (slopes_QN * foreseen_QN).sum() / square if square > 0 else square

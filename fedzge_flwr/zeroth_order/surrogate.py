@@ -42,5 +42,7 @@ class Surrogate:
         """Pull ∂L/∂e back through the surrogate."""
         x_NCHW = queries.base_NCHW
         exact = exact_parts(objective, x_NCHW, ensemble_logits_BNK[0])
-        (through_NCHW,) = pullbacks(objective.surrogate_logits, x_NCHW, exact.by_logits_NK[None])
+        (through_NCHW,) = pullbacks(
+            objective.surrogate_logits, x_NCHW, exact.by_logits_NK[None], objective.chunk
+        )
         return Estimate(exact.direct_NCHW + through_NCHW, exact.terms)
