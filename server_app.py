@@ -6,10 +6,11 @@ import torch
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedzge_flwr.checkpoints import CheckpointFolder
 from fedzge_flwr.config import from_run_config
 from fedzge_flwr.errors import FedZGEError
 from fedzge_flwr.evaluation import TestSetEvaluation, check_partition
-from fedzge_flwr.results import RunFolder
+from fedzge_flwr.results import RunFolder, run_to_resume
 from fedzge_flwr.server.build import build_central, build_generator
 from fedzge_flwr.strategy import FedZGE
 
@@ -29,7 +30,11 @@ def main(grid: Grid, context: Context) -> None:
             evaluation = TestSetEvaluation(settings)
         check_partition(settings)
         central = build_central(settings)
-        folder = RunFolder(settings)
+        checkpoint = None
+        if settings.run.resume:
+            checkpoint = CheckpointFolder(run_to_resume(settings) / "checkpoints").newest()
+            checkpoint.check_settings(settings)
+        folder = RunFolder(settings, checkpoint.round if checkpoint else None)
         LOGGER.info("run folder: %s", folder.path)
         strategy = FedZGE(
             settings,
@@ -37,6 +42,8 @@ def main(grid: Grid, context: Context) -> None:
             build_generator(settings),
             test_set=evaluation,
             observers=[folder],
+            checkpoints=CheckpointFolder(folder.path / "checkpoints"),
+            resume_from=checkpoint,
         )
         strategy.start(
             grid,

@@ -1,7 +1,7 @@
 """The endpoints of a client: decode, load the private model, act, keep it, answer.
 
-`register_endpoints` puts them on any ``ClientApp``, given a factory of black boxes. The model lives
-in ``context.state`` between messages and leaves it in no reply; a handler that finds no model there
+`register_endpoints` puts them on any ``ClientApp``, given a factory of black boxes. The model stays
+here between messages (`fedzge_flwr.client_state`) and leaves in no reply; a handler that finds none
 starts from the black box's initial one.
 """
 
@@ -13,15 +13,19 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedzge_flwr import __version__
 from fedzge_flwr.arrays import ByteArray, FloatArray
 from fedzge_flwr.blackbox import BlackBox, EvaluationSplit, State
+from fedzge_flwr.client_state import StateStore, open_store
+from fedzge_flwr.config.owner import owner_settings
 from fedzge_flwr.directions import Directions
-from fedzge_flwr.errors import DataError, DivergenceError, ProtocolError
+from fedzge_flwr.errors import DataError, DivergenceError, ProtocolError, RefusedError
+from fedzge_flwr.guards import Guard
 from fedzge_flwr.protocol import (
+    MAX_STRING,
     CompactDistillRequest,
     CompactLogitsRequest,
     DistillReply,
@@ -33,6 +37,7 @@ from fedzge_flwr.protocol import (
     ImagesNeeded,
     LogitsReply,
     LogitsRequest,
+    Refused,
     Reply,
     Request,
     RoundReply,
@@ -41,37 +46,37 @@ from fedzge_flwr.protocol import (
     TrainRequest,
     decode,
     encode,
-    from_array,
-    to_array,
 )
-from fedzge_flwr.question import Question, from_levels, num_copies, num_queries
+from fedzge_flwr.question import Question, from_levels, image_digest, num_copies, num_queries
 
 BlackBoxFactory: TypeAlias = Callable[[Context], BlackBox]
 
-_STATE = "fedzge-private-model"
-_ASKED = "fedzge-asked"
-_PROGRESS = "fedzge-progress"
-
 
 @dataclass
-class Notes:
-    """What a client remembers beside its model.
+class Visit:
+    """What an endpoint works with while it answers one message.
 
     Parameters
     ----------
+    box : BlackBox
+        The model.
+    guard : Guard
+        What the owner allows.
     asked : dict[str, ndarray of uint8]
         The images last asked about, as levels, by digest; only if they may be distilled.
     distilled : int
-        The newest round whose targets have been distilled; 0: none.
+        The newest round whose targets the model has distilled; 0: none.
     """
 
+    box: BlackBox
+    guard: Guard
     asked: dict[str, ByteArray]
     distilled: int
 
 
-def hello(box: BlackBox, request: HelloRequest, notes: Notes) -> HelloReply:
+def hello(visit: Visit, request: HelloRequest) -> HelloReply:
     """Say who this client is."""
-    profile = box.profile()
+    profile = visit.box.profile()
     return HelloReply(
         round=request.round,
         partition=profile.partition,
@@ -83,72 +88,78 @@ def hello(box: BlackBox, request: HelloRequest, notes: Notes) -> HelloReply:
     )
 
 
-def train(box: BlackBox, request: TrainRequest, notes: Notes) -> TrainReply:
+def train(visit: Visit, request: TrainRequest) -> TrainReply:
     """Train on the client's own data."""
-    report = box.fit(request.round)
+    report = visit.box.fit(request.round)
     return TrainReply(round=request.round, num_examples=report.num_examples, loss=report.loss)
 
 
-def answer(box: BlackBox, request: LogitsRequest, notes: Notes) -> LogitsReply:
+def answer(visit: Visit, request: LogitsRequest) -> LogitsReply:
     """Answer a logit query."""
-    return LogitsReply(round=request.round, logits=box.logits(request.images))
+    visit.guard.admit(request.images)
+    query = image_digest(request.images)
+    return LogitsReply(round=request.round, query=query, logits=_logits(visit, request.images))
 
 
-def answer_compact(box: BlackBox, request: CompactLogitsRequest, notes: Notes) -> LogitsReply:
+def answer_compact(visit: Visit, request: CompactLogitsRequest) -> LogitsReply:
     """Answer a logit query on images and on copies of them, made here."""
-    asked = _asked(box, request)
-    logits_BK = box.logits(asked.images_BCHW)
+    asked = _asked(visit.box, request)
+    visit.guard.admit(asked.images_BCHW)
+    logits_BK = _logits(visit, asked.images_BCHW)
     if request.to_distill:
-        notes.asked = {asked.digest: request.base}
-    return LogitsReply(round=request.round, logits=logits_BK)
+        visit.asked = {asked.digest: request.base}
+    return LogitsReply(round=request.round, query=asked.fingerprint, logits=logits_BK)
 
 
-def distill(box: BlackBox, request: DistillRequest, notes: Notes) -> DistillReply:
+def distill(visit: Visit, request: DistillRequest) -> DistillReply:
     """Distil the ensemble's logits."""
-    done = _distill(box, request.round, request.images, request.logits, request.temperature)
-    return DistillReply(request.round, *done)
+    done = _distill(visit.box, request.round, request.images, request.logits, request.temperature)
+    return DistillReply(round=request.round, loss=done.loss, problem=done.problem)
 
 
-def distill_compact(
-    box: BlackBox, request: CompactDistillRequest, notes: Notes
-) -> DistillReply | ImagesNeeded:
+def distill_compact(visit: Visit, request: CompactDistillRequest) -> DistillReply | ImagesNeeded:
     """Distil the ensemble's logits on images last asked about, or sent as bytes."""
     targets = _Targets(
         request.round, request.digest, request.images, request.logits, request.temperature
     )
-    done = _distill_once(box, targets, notes)
-    if done is None:
+    images = _images_of(targets, visit)
+    if images is None:
         return ImagesNeeded(round=request.round)
-    return DistillReply(request.round, *done)
+    done = _distill_once(targets, images, visit)
+    return DistillReply(round=request.round, loss=done.loss, problem=done.problem)
 
 
-def take_part(box: BlackBox, request: RoundRequest, notes: Notes) -> RoundReply | ImagesNeeded:
+def take_part(visit: Visit, request: RoundRequest) -> RoundReply | ImagesNeeded:
     """Distil earlier targets, train, and answer: a round in one exchange."""
-    asked = _asked(box, request)
+    asked = _asked(visit.box, request)
     targets = _Targets(
         request.targets_round, request.digest, request.images, request.targets, request.temperature
     )
-    done = _distill_once(box, targets, notes)
-    if done is None:
+    images = _images_of(targets, visit)
+    if images is None:
         return ImagesNeeded(round=request.round)
-    report = box.fit(request.round)
-    logits_BK = box.logits(asked.images_BCHW)
+    # Before the work, and after what would have the same question asked again.
+    visit.guard.admit(asked.images_BCHW)
+    done = _distill_once(targets, images, visit)
+    report = visit.box.fit(request.round)
+    logits_BK = _logits(visit, asked.images_BCHW)
     if request.to_distill:
-        notes.asked = {asked.digest: request.base}
+        visit.asked = {asked.digest: request.base}
     return RoundReply(
         round=request.round,
         num_examples=report.num_examples,
         train_loss=report.loss,
         distill_loss=done.loss,
         distill_problem=done.problem,
+        query=asked.fingerprint,
         logits=logits_BK,
     )
 
 
-def evaluate(box: BlackBox, request: EvaluateRequest, notes: Notes) -> EvaluateReply:
+def evaluate(visit: Visit, request: EvaluateRequest) -> EvaluateReply:
     """Evaluate the model."""
     # The codec has checked the choice.
-    outcome = box.evaluate(cast(EvaluationSplit, request.split))
+    outcome = visit.box.evaluate(cast(EvaluationSplit, request.split))
     num_logits = request.num_logits if request.split == "test" else 0
     if num_logits and len(outcome.logits_NK) != num_logits:
         raise DataError(
@@ -160,15 +171,20 @@ def evaluate(box: BlackBox, request: EvaluateRequest, notes: Notes) -> EvaluateR
         num_examples=outcome.num_examples,
         loss=outcome.loss,
         accuracy=outcome.accuracy,
-        logits=outcome.logits_NK[:num_logits],
+        logits=visit.guard.perturbed(outcome.logits_NK[:num_logits]),
     )
 
 
+def _logits(visit: Visit, images_BCHW: FloatArray) -> FloatArray:
+    return visit.guard.perturbed(visit.box.logits(images_BCHW))
+
+
 class _Asked(NamedTuple):
-    """All images of a question, and what its base images are referred to by."""
+    """All images of a question, its fingerprint, and what its base images are referred to by."""
 
     images_BCHW: FloatArray
     digest: str
+    fingerprint: str
 
 
 def _asked(box: BlackBox, request: CompactLogitsRequest) -> _Asked:
@@ -187,7 +203,7 @@ def _asked(box: BlackBox, request: CompactLogitsRequest) -> _Asked:
     directions = Directions(request.directions, box.image_shape, request.seed)
     question = Question(from_levels(request.base), directions, request.eps, request.two_sided)
     try:
-        return _Asked(question.images_BCHW, question.digest)
+        return _Asked(question.images_BCHW, question.digest, question.fingerprint)
     except ValueError as error:
         raise ProtocolError("server", "directions", str(error)) from None
 
@@ -209,20 +225,24 @@ class _Distilled(NamedTuple):
     problem: str = ""
 
 
-def _distill_once(box: BlackBox, targets: _Targets, notes: Notes) -> _Distilled | None:
-    """Distil targets unless they have been; return None if their images are not here.
+def _images_of(targets: _Targets, visit: Visit) -> ByteArray | None:
+    """Return the images of targets that are still to be distilled; None if they are not here.
 
     A server that never got the reply to an exchange sends its targets again. Round 0 has none.
     """
-    if targets.round <= notes.distilled:
+    if len(targets.images) or targets.round <= visit.distilled:
+        return targets.images
+    return visit.asked.get(targets.digest)
+
+
+def _distill_once(targets: _Targets, images: ByteArray, visit: Visit) -> _Distilled:
+    """Distil targets unless they have been."""
+    if targets.round <= visit.distilled:
         return _Distilled()
-    images = targets.images if len(targets.images) else notes.asked.get(targets.digest)
-    if images is None:
-        return None
     images_NCHW = from_levels(images)
-    done = _distill(box, targets.round, images_NCHW, targets.logits_NK, targets.temperature)
-    notes.distilled = targets.round
-    notes.asked = {}
+    done = _distill(visit.box, targets.round, images_NCHW, targets.logits_NK, targets.temperature)
+    visit.distilled = targets.round
+    visit.asked = {}
     return done
 
 
@@ -276,7 +296,7 @@ class _Endpoint:
     """A type of request, what answers it, and whether that changes the model."""
 
     request_type: type[Request]
-    act: Callable[[BlackBox, Any, Notes], Reply]
+    act: Callable[[Visit, Any], Reply]
     changes_model: bool = False
 
 
@@ -309,14 +329,11 @@ def _handler(
             limits={**dict.fromkeys("BNGQST", most), "P": 4 * channels * height * width},
         )
         endpoint = next(choice for choice in choices if choice.request_type is type(request))
+        reply: Reply
         try:
-            _load_private_state(box, context)
-            before = _load_notes(context)
-            notes = replace(before)
-            reply = endpoint.act(box, request, notes)
-            if endpoint.changes_model:
-                _keep_private_state(box, context)
-            _keep_notes(notes, before, context)
+            reply = _visit(box, endpoint, request, context)
+        except RefusedError as error:
+            reply = Refused(round=request.round, reason=str(error)[:MAX_STRING])
         finally:
             box.close()
         return Message(encode(reply), reply_to=message)
@@ -324,39 +341,31 @@ def _handler(
     return handle
 
 
-def _load_notes(context: Context) -> Notes:
-    asked = context.state.array_records.get(_ASKED)
-    progress = context.state.config_records.get(_PROGRESS)
-    return Notes(
-        {}
-        if asked is None
-        else {digest: cast(ByteArray, from_array(array)) for digest, array in asked.items()},
-        0 if progress is None else int(cast(int, progress["distilled"])),
-    )
+def _visit(box: BlackBox, endpoint: _Endpoint, request: Request, context: Context) -> Reply:
+    """Go on from the state that the server knows, answer, and keep what has become of it."""
+    owner = owner_settings(context.node_config)
+    client = context.node_config.get("partition-id", "")
+    store = open_store(context.state, owner.state_dir, client, request.experiment)
+    before = store.load(request.state)
+    if before.model is not None:
+        box.load_state(before.model)
+    asked = store.load_asked()
+    visit = Visit(box, Guard(owner, store), asked, before.distilled)
+    reply = endpoint.act(visit, request)
+    state = before.name
+    if endpoint.changes_model and not isinstance(reply, ImagesNeeded):
+        state = _keep(store, visit)
+    if visit.asked is not asked:
+        store.keep_asked(visit.asked)
+    store.forget_before(request.durable)
+    return replace(reply, began=before.name, state=state)
 
 
-def _keep_notes(notes: Notes, before: Notes, context: Context) -> None:
-    """Keep what has changed of the notes, after the model that they are about."""
-    if notes.asked is not before.asked:
-        context.state.pop(_ASKED, None)
-        if notes.asked:
-            arrays = {digest: to_array(images) for digest, images in notes.asked.items()}
-            context.state[_ASKED] = ArrayRecord(arrays)
-    if notes.distilled != before.distilled:
-        context.state[_PROGRESS] = ConfigRecord({"distilled": notes.distilled})
-
-
-def _load_private_state(box: BlackBox, context: Context) -> None:
-    record = context.state.array_records.get(_STATE)
-    if record is not None:
-        box.load_state({name: from_array(array) for name, array in record.items()})
-
-
-def _keep_private_state(box: BlackBox, context: Context) -> None:
+def _keep(store: StateStore, visit: Visit) -> str:
     """Keep the model; one that has diverged is thrown away for the one before."""
-    state = box.state()
+    state = visit.box.state()
     _check_finite(state)
-    context.state[_STATE] = ArrayRecord({key: to_array(value) for key, value in state.items()})
+    return store.keep(state, visit.distilled)
 
 
 def _check_finite(state: State) -> None:

@@ -51,3 +51,15 @@ class TooFewClientsError(FedZGEError):
 
 class RunFolderError(FedZGEError, OSError):
     """The run folder cannot be made or written."""
+
+
+class StateError(FedZGEError, OSError):
+    """A client's state cannot be kept where its owner wants it."""
+
+
+class RefusedError(FedZGEError):
+    """A client's owner does not allow what was asked."""
+
+
+class CheckpointError(FedZGEError, OSError):
+    """A checkpoint cannot be written, read, or gone on from."""

@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedzge_flwr import __version__
 from fedzge_flwr.arrays import ByteArray, FloatArray
 from fedzge_flwr.config import Settings
-from fedzge_flwr.errors import ProtocolError, RosterError
-from fedzge_flwr.ledger import ByteLedger, Traffic, split, total
+from fedzge_flwr.errors import RosterError
+from fedzge_flwr.grid_exchange import GridExchange, Standing
+from fedzge_flwr.ledger import Traffic, total
 from fedzge_flwr.observers import MissingReply
 from fedzge_flwr.protocol import (
+    NO_EXPERIMENT,
     CompactDistillRequest,
     CompactLogitsRequest,
     DistillReply,
@@ -36,12 +37,8 @@ from fedzge_flwr.protocol import (
     RoundRequest,
     TrainReply,
     TrainRequest,
-    decode,
-    encode,
-    encoded_bytes,
-    payload_bytes,
 )
-from fedzge_flwr.question import Question, to_levels
+from fedzge_flwr.question import Question, image_digest, to_levels
 from fedzge_flwr.server.clients import ClientAccuracy, ClientAnswer
 
 LOGGER = logging.getLogger("flwr.fedzge")
@@ -123,18 +120,25 @@ class GridClients:
     settings : Settings
         The run's settings.
     timeout : float
-        Seconds to wait for the replies of one exchange.
+        Seconds to wait for the replies of an exchange that has no timeout of its own.
+    experiment : str
+        32 hexadecimal digits: what clients keep their models by.
     """
 
-    def __init__(self, grid: Grid, settings: Settings, timeout: float) -> None:
+    def __init__(
+        self, grid: Grid, settings: Settings, timeout: float, experiment: str = NO_EXPERIMENT
+    ) -> None:
         self._grid = grid
+        self._exchange = GridExchange(grid, settings.run, timeout)
         self._settings = settings
-        self._timeout = timeout
+        self._experiment = experiment
+        self._states: dict[int, str] = {}
+        self._durable: dict[int, str] = {}
+        self._strayed: set[int] = set()
         self._members: dict[int, Member] = {}
         self._missing: list[MissingReply] = []
         self._untrained: set[int] = set()
         self._pending: dict[int, _Targets] = {}
-        self._ledger = ByteLedger()
         self._total = Traffic()
 
     # -- roster -------------------------------------------------------------------------------
@@ -161,8 +165,10 @@ class GridClients:
         run = self._settings.run
         node_ids = self._wait_for_nodes(run.num_clients, run.node_timeout)
         request = HelloRequest(round=0, version=__version__)
-        replies, failures = self._exchange_nodes(
-            dict.fromkeys(node_ids, request), (HelloReply,), {}, {}
+        replies, failures = self._exchange.send(
+            dict.fromkeys(node_ids, request),
+            (HelloReply,),
+            dict.fromkeys(node_ids, Standing(self._experiment)),
         )
         for node_id in sorted(replies):
             self._admit(node_id, replies[node_id])
@@ -216,6 +222,37 @@ class GridClients:
             )
         self._members[hello.partition] = Member(node_id, hello)
 
+    # -- checkpoints --------------------------------------------------------------------------
+
+    @property
+    def states(self) -> dict[int, str]:
+        """The clients' names of the states that their models are in, by partition."""
+        return dict(self._states)
+
+    def make_durable(self, states: Mapping[int, str]) -> None:
+        """Let clients forget what came before these states: no checkpoint needs it any more."""
+        self._durable = dict(states)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return all that lives through rounds, for `restore`; members say hello anew."""
+        return {
+            "experiment": self._experiment,
+            "states": dict(self._states),
+            "pending": {number: item.round for number, item in self._pending.items()},
+            "targets": {item.round: vars(item) for item in self._pending.values()},
+            "total": {"down": self._total.down, "up": self._total.up},
+            "untrained": sorted(self._untrained),
+        }
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Take up what `snapshot` returned."""
+        self._experiment = snapshot["experiment"]
+        self._states = dict(snapshot["states"])
+        targets = {number: _Targets(**fields) for number, fields in snapshot["targets"].items()}
+        self._pending = {number: targets[round_] for number, round_ in snapshot["pending"].items()}
+        self._total = Traffic(**snapshot["total"])
+        self._untrained = set(snapshot["untrained"])
+
     # -- what a round asks --------------------------------------------------------------------
 
     def ask(
@@ -225,13 +262,20 @@ class GridClients:
         if self._settings.run.exchanges == "one":
             return self._ask_at_once(round_, partitions, question, to_distill=to_distill)
         trained = self.exchange(TrainRequest(round=round_), TrainReply, partitions)
-        request: Request = (
-            CompactLogitsRequest(round=round_, **_compact(question, to_distill))
-            if self._settings.run.wire == "compact"
-            else LogitsRequest(round=round_, images=question.images_BCHW)
+        request: Request
+        if self._settings.run.wire == "compact":
+            request = CompactLogitsRequest(round=round_, **_compact(question, to_distill))
+            query = question.fingerprint
+        else:
+            request = LogitsRequest(round=round_, images=question.images_BCHW)
+            query = image_digest(request.images)
+        answered = self.exchange(
+            request,
+            LogitsReply,
+            list(trained),
+            dims={"B": question.num_images},
+            expect={"query": query},
         )
-        dims = {"B": question.num_images}
-        answered = self.exchange(request, LogitsReply, list(trained), dims=dims)
         return {
             number: ClientAnswer(
                 reply.logits,
@@ -263,6 +307,7 @@ class GridClients:
             {number: self._pending.get(number, nothing) for number in partitions},
             RoundReply,
             dims={"B": question.num_images},
+            expect={"query": question.fingerprint},
         )
         answers: dict[int, ClientAnswer] = {}
         for number, reply in replies.items():
@@ -281,6 +326,7 @@ class GridClients:
         reply_type: type[R],
         *,
         dims: Mapping[str, int] | None = None,
+        expect: Mapping[str, int | str] | None = None,
     ) -> dict[int, R]:
         """Send clients a request with targets; the images, to those alone that have not kept them.
 
@@ -298,6 +344,7 @@ class GridClients:
                 {number: made[item.round] for number, item in waiting.items()},
                 (reply_type, ImagesNeeded),
                 dims=dims,
+                expect=expect,
             )
             replies |= {n: reply for n, reply in got.items() if isinstance(reply, reply_type)}
             waiting = {n: targets[n] for n, reply in got.items() if isinstance(reply, ImagesNeeded)}
@@ -402,7 +449,7 @@ class GridClients:
         partitions: Sequence[int],
         *,
         dims: Mapping[str, int] | None = None,
-        expect: Mapping[str, int] | None = None,
+        expect: Mapping[str, int | str] | None = None,
     ) -> dict[int, R]:
         """Send one request to some clients: `exchange_each` with the same for all."""
         requests = dict.fromkeys(partitions, request)
@@ -414,7 +461,7 @@ class GridClients:
         reply_types: Sequence[type[R]],
         *,
         dims: Mapping[str, int] | None = None,
-        expect: Mapping[str, int] | None = None,
+        expect: Mapping[str, int | str] | None = None,
     ) -> dict[int, R]:
         """Send clients a request each, all to one action, and decode their replies.
 
@@ -437,74 +484,51 @@ class GridClients:
             number: self._members[number].node_id for number in requests if number in self._members
         }
         failures = {number: "not connected" for number in requests if number not in nodes}
-        known = {"K": self._settings.data.spec.num_classes, **(dims or {})}
-        replies, failed = self._exchange_nodes(
+        received, failed = self._exchange.send(
             {nodes[number]: requests[number] for number in nodes},
             reply_types,
-            known,
-            expect or {},
+            {nodes[number]: self._standing(number) for number in nodes},
+            dims={"K": self._settings.data.spec.num_classes, **(dims or {})},
+            expect=expect,
         )
         failures |= {
             number: failed[node_id] for number, node_id in nodes.items() if node_id in failed
         }
         for number, reason in sorted(failures.items()):
             self._note_missing(requests[number].round, number, requests[number].ACTION, reason)
-        return {
-            number: replies[node_id]
+        replies = {
+            number: received[node_id]
             for number, node_id in sorted(nodes.items())
-            if node_id in replies
+            if node_id in received
         }
+        for number, reply in replies.items():
+            self._take_state(requests[number].round, number, reply)
+        return replies
 
-    def _exchange_nodes(
-        self,
-        requests: Mapping[int, Request],
-        reply_types: Sequence[type[R]],
-        dims: Mapping[str, int],
-        expect: Mapping[str, int],
-    ) -> tuple[dict[int, R], dict[int, str]]:
-        """Return decoded replies, and why there is none, by node."""
-        # Requests to many clients are mostly one and the same object: encoded once.
-        contents = {id(request): encode(request) for request in requests.values()}
-        messages = [
-            Message(contents[id(request)], node, request.ACTION, group_id=str(request.round))
-            for node, request in requests.items()
-        ]
-        payloads = {id(request): payload_bytes(request) for request in requests.values()}
-        for message, size in zip(messages, encoded_bytes(messages), strict=True):
-            request = requests[message.metadata.dst_node_id]
-            self._book(
-                request, message.metadata.dst_node_id, down=split(size, payloads[id(request)])
-            )
-        received = list(self._grid.send_and_receive(messages, timeout=self._timeout))
-        # An error reply may carry another node's id: the id of the request is what counts.
-        asked = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
-        replies: dict[int, R] = {}
-        failures: dict[int, str] = {}
-        for message, size in zip(received, encoded_bytes(received), strict=True):
-            node_id = asked.get(message.metadata.reply_to_message_id)
-            if node_id is None:
-                LOGGER.warning("a reply to no request of this exchange was dropped")
-                continue
-            payload: dict[str, int] = {}
-            if message.has_error():
-                failures[node_id] = _reason(message)
-            else:
-                try:
-                    replies[node_id] = decode(
-                        reply_types,
-                        message.content,
-                        sender=f"node {node_id}",
-                        expect={"round": requests[node_id].round, **expect},
-                        dims=dims,
-                    )
-                    payload = payload_bytes(replies[node_id])
-                except ProtocolError as error:
-                    failures[node_id] = str(error)
-            self._book(requests[node_id], node_id, up=split(size, payload))
-        for node_id in requests:
-            if node_id not in replies and node_id not in failures:
-                failures[node_id] = f"no reply within {self._timeout:g} s"
-        return replies, failures
+    def _standing(self, partition: int) -> Standing:
+        """Return what a request says of where the experiment stands for a client."""
+        return Standing(
+            self._experiment,
+            self._states.get(partition, ""),
+            self._durable.get(partition, ""),
+        )
+
+    def _take_state(self, round_: int, partition: int, reply: Reply) -> None:
+        """Note which state a client is in, and warn if it did not begin with that known here."""
+        known = self._states.get(partition, "")
+        self._states[partition] = reply.state
+        if reply.began == known or partition in self._strayed:
+            return
+        self._strayed.add(partition)
+        LOGGER.warning(
+            "round %d: client %d %s; a 'state-dir' of its owner's keeps models through restarts "
+            "and lost replies",
+            round_,
+            partition,
+            "no longer has its model and began anew"
+            if not reply.began
+            else "went on from another model than the server knows of",
+        )
 
     # -- bookkeeping --------------------------------------------------------------------------
 
@@ -512,19 +536,9 @@ class GridClients:
         LOGGER.warning("round %d: client %d left out of %s: %s", round_, partition, action, reason)
         self._missing.append(MissingReply(partition, action, reason))
 
-    def _book(
-        self,
-        request: Request,
-        node_id: int,
-        *,
-        down: dict[str, int] | None = None,
-        up: dict[str, int] | None = None,
-    ) -> None:
-        self._ledger.add(request.ACTION, node_id, Traffic(down or {}, up or {}))
-
     def close_round(self) -> RoundAccount:
         """Return this round's bytes and missing replies, and start the next round's count."""
-        ledger, self._ledger = self._ledger, ByteLedger()
+        ledger = self._exchange.take_ledger()
         missing, self._missing = tuple(self._missing), []
         of_round = total(ledger.protocol.values())
         self._total = total((self._total, of_round))
@@ -540,12 +554,3 @@ class GridClients:
             total(ledger.evaluation.values()),
             missing,
         )
-
-
-def _reason(message: Message) -> str:
-    """Return the first telling line of an error reply."""
-    reason = message.error.reason or f"error code {message.error.code}"
-    # Flower wraps the client's exception: "<class …>:<'\nException … occurred. Message: text'>".
-    _, found, text = reason.partition("occurred. Message: ")
-    lines = (text.removesuffix("'>") if found else reason).strip().splitlines()
-    return lines[0][:500] if lines else f"error code {message.error.code}"

@@ -98,6 +98,20 @@ class RoundRow:
             row[name] = {str(partition): value for partition, value in row[name].items()}
         return row
 
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> RoundRow:
+        """Return the row that `to_json` wrote."""
+        values = dict(row)
+        for name in ("client_accuracy", "client_bytes"):
+            values[name] = {int(partition): value for partition, value in row[name].items()}
+        traffic = values["client_bytes"].items()
+        values["client_bytes"] = {number: Traffic(**item) for number, item in traffic}
+        values["missing"] = tuple(MissingReply(**item) for item in row["missing"])
+        values["loss"] = {k: math.nan if v is None else v for k, v in row["loss"].items()}
+        for name in ("sampled", "participants", "unmoved"):
+            values[name] = tuple(row[name])
+        return cls(**values)
+
     def to_line(self, num_rounds: int) -> str:
         """Return the row as one line for people."""
         parts = [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -76,11 +77,24 @@ class Question:
             parts += [base - step for step in steps]
         return np.concatenate((*parts, others))
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of the base images: what answers to them may be referred to by."""
-        base = np.ascontiguousarray(self.base_NCHW, dtype="<f4")
-        return hashlib.sha256(repr(base.shape).encode() + base.tobytes()).hexdigest()
+        return image_digest(self.base_NCHW)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that is asked: what an answer must be to."""
+        payload = self.directions.payload_QGP
+        sides = "two" if self.two_sided else "one"
+        asked = f"{self.digest} {payload.shape} {self.directions.seed} {self.eps!r} {sides} "
+        return hashlib.sha256(asked.encode() + payload.tobytes()).hexdigest()
+
+
+def image_digest(images_NCHW: FloatArray) -> str:
+    """Return the SHA-256 of images and of their shape."""
+    images = np.ascontiguousarray(images_NCHW, dtype="<f4")
+    return hashlib.sha256(repr(images.shape).encode() + images.tobytes()).hexdigest()
 
 
 def num_copies(num_directions: int, *, two_sided: bool) -> int:

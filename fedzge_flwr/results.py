@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import tomli_w
 from safetensors.torch import save_file
 
 from fedzge_flwr import __version__
@@ -35,7 +36,8 @@ _GRID_CLASSES = 20
 class RunFolder:
     """An observer that writes a folder of its own for the run.
 
-    ``config.json`` (settings, versions, seed, clients, status), ``rounds.jsonl`` (a row a round),
+    ``config.json`` (settings, versions, seed, clients, status), ``resume.toml`` (the run config
+    that goes on from its newest checkpoint), ``rounds.jsonl`` (a row a round),
     ``progress.json`` (round and phase right now), ``accuracy.csv``, and at the end
     ``central.safetensors``, ``generator.safetensors``, ``accuracy.png``, ``bytes.png`` and
     ``synthetic.png``.
@@ -43,21 +45,32 @@ class RunFolder:
     Parameters
     ----------
     settings : Settings
-        The run's settings; ``output-dir`` and ``run-name`` say where.
+        The run's settings; ``output-dir`` and ``run-name`` say where, or ``resume`` does.
+    resumed_after : int, optional
+        With ``resume``: the round that the run goes on after. What the folder has of later rounds
+        is dropped.
 
     Raises
     ------
     RunFolderError
-        If the folder cannot be made, or the name is taken.
+        If the folder cannot be made, the name is taken, or there is nothing to resume.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, resumed_after: int | None = None) -> None:
         self._settings = settings
         self._rows: list[RoundRow] = []
         self._samples: tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]] | None = None
         self._clients: dict[int, str] = {}
         self._started = time.time()
-        self.path = _make_folder(settings)
+        self._resumed: list[int] = []
+        if resumed_after is None:
+            self.path = _make_folder(settings)
+        else:
+            self.path = run_to_resume(settings)
+            self._go_on_after(resumed_after)
+        with self._explained():
+            overrides = {**settings.to_run_config(), "resume": str(self.path)}
+            atomic_write_text(self.path / "resume.toml", tomli_w.dumps(overrides))
         self._write_config(status="starting")
 
     # -- Observer -----------------------------------------------------------------------------
@@ -94,6 +107,19 @@ class RunFolder:
             (self.path / "progress.json").unlink(missing_ok=True)
         self._write_config(status=status)
 
+    def _go_on_after(self, round_: int) -> None:
+        """Drop the rows of later rounds, which will be done again."""
+        with self._explained():
+            path = self.path / "rounds.jsonl"
+            lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+            # Of a row that was being written when the run was stopped there may be a half.
+            lines = lines[:round_]
+            self._rows = [RoundRow.from_json(json.loads(line)) for line in lines]
+            atomic_write_text(path, "".join(f"{line}\n" for line in lines))
+            with suppress(FileNotFoundError, ValueError, KeyError):
+                before = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+                self._resumed = [*before["resumed_after"], round_]
+
     # -- files --------------------------------------------------------------------------------
 
     def accuracies(self) -> pd.DataFrame:
@@ -115,6 +141,7 @@ class RunFolder:
     def _write_config(self, status: str) -> None:
         content: dict[str, Any] = {
             "status": status,
+            "resumed_after": self._resumed,
             "seed": self._settings.run.seed,
             "settings": self._settings.to_run_config(),
             "versions": _versions(),
@@ -153,6 +180,20 @@ class RunFolder:
                 f"run folder {self.path} cannot be written ({error.strerror or error}); free space "
                 "or set 'output-dir' to a folder that you may write to"
             ) from error
+
+
+def run_to_resume(settings: Settings) -> Path:
+    """Return the folder of the run that ``resume`` names.
+
+    Raises
+    ------
+    RunFolderError
+        If there is no such run.
+    """
+    path = Path(settings.run.resume).expanduser().absolute()
+    if not (path / "config.json").is_file():
+        raise RunFolderError(f"'resume' = '{path}' is not the folder of a run; name one")
+    return path
 
 
 def _make_folder(settings: Settings) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, TypeAlias
@@ -14,8 +15,9 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import nn
 
 from fedzge_flwr.arrays import FloatArray
+from fedzge_flwr.checkpoints import Checkpoint, CheckpointFolder
 from fedzge_flwr.config import Settings
-from fedzge_flwr.errors import TooFewClientsError
+from fedzge_flwr.errors import CheckpointError, TooFewClientsError
 from fedzge_flwr.grid_clients import GridClients
 from fedzge_flwr.observers import Observer, RoundRow
 from fedzge_flwr.registry import lookup
@@ -61,6 +63,10 @@ class FedZGE(Strategy):
         (``client-evaluation = "test"``). Without it no such logits are asked for.
     observers : Sequence[Observer]
         Follow the run.
+    checkpoints : CheckpointFolder, optional
+        Gets the server's whole state every ``checkpoint-every`` rounds.
+    resume_from : Checkpoint, optional
+        The state to go on from; ``initial_arrays`` of `start` then do not matter.
 
     Raises
     ------
@@ -76,13 +82,19 @@ class FedZGE(Strategy):
         *,
         test_set: CommonTestSet | None = None,
         observers: Sequence[Observer] = (),
+        checkpoints: CheckpointFolder | None = None,
+        resume_from: Checkpoint | None = None,
     ) -> None:
         self._settings = settings
         self._central = central_model
         self._generator = generator
         self._test_set = test_set
         self._observers = tuple(observers)
+        self._checkpoints = checkpoints
+        self._resume_from = resume_from
         self._warned: set[int] = set()
+        self._skipped = 0
+        self._kept_states: dict[int, dict[int, str]] = {}
         self._phases = lookup(RECIPES, settings.run.recipe, "recipe")
 
     def summary(self) -> None:
@@ -142,6 +154,8 @@ class FedZGE(Strategy):
             round.
         DivergenceError
             If generator or central model diverge.
+        CheckpointError
+            If a checkpoint cannot be written, or the one to resume from is of other settings.
         ValueError
             If ``train_config`` or ``evaluate_config`` holds anything.
         """
@@ -159,19 +173,22 @@ class FedZGE(Strategy):
             num_test_images=self._test_set.num_images if self._test_set is not None else 0,
         )
         self.summary()
-        clients = GridClients(grid, self._settings, timeout)
+        clients = GridClients(grid, self._settings, timeout, secrets.token_hex(16))
         result = Result()
         try:
+            done = self._resume(server, clients, result)
             clients.gather()
-            if evaluate_fn is not None:
-                initial = evaluate_fn(0, initial_arrays)
-                if initial is not None:
-                    result.evaluate_metrics_serverapp[0] = initial
+            if done is None:
+                if evaluate_fn is not None:
+                    initial = evaluate_fn(0, initial_arrays)
+                    if initial is not None:
+                        result.evaluate_metrics_serverapp[0] = initial
+                self._save(server, clients, 0, result)
             self._announce(server, clients)
-            skipped = 0
-            for round_ in range(1, num_rounds + 1):
-                skipped += self._one_round(server, clients, round_, result, evaluate_fn)
-            if num_rounds and skipped == num_rounds:
+            for round_ in range((done or 0) + 1, num_rounds + 1):
+                self._skipped += self._one_round(server, clients, round_, result, evaluate_fn)
+                self._save(server, clients, round_, result)
+            if num_rounds and self._skipped == num_rounds:
                 raise TooFewClientsError(
                     f"all {num_rounds} rounds were skipped: see what the log says of each client"
                 )
@@ -181,6 +198,59 @@ class FedZGE(Strategy):
             raise
         self._close(server, None)
         return result
+
+    def _resume(self, server: ServerState, clients: GridClients, result: Result) -> int | None:
+        """Take up the checkpoint to go on from, if there is one, and return its round."""
+        checkpoint = self._resume_from
+        if checkpoint is None:
+            return None
+        checkpoint.check_settings(self._settings)
+        try:
+            server.restore(checkpoint.server)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"the checkpoint of round {checkpoint.round} is of other models: resume with those "
+                "that the run was started with"
+            ) from error
+        clients.restore(checkpoint.clients)
+        self._skipped = checkpoint.strategy["skipped"]
+        self._warned = set(checkpoint.strategy["warned"])
+        for name, by_round in checkpoint.strategy["metrics"].items():
+            records = {number: MetricRecord(values) for number, values in by_round.items()}
+            getattr(result, name).update(records)
+        LOGGER.info("resumed after round %d of %d", checkpoint.round, server.num_rounds)
+        return checkpoint.round
+
+    def _save(self, server: ServerState, clients: GridClients, round_: int, result: Result) -> None:
+        """Save a checkpoint, if it is its turn, and tell clients what they may forget."""
+        every = self._settings.run.checkpoint_every
+        if self._checkpoints is None or not every:
+            # Nothing will ever go on from anything but now.
+            clients.make_durable(clients.states)
+            return
+        if round_ % every and round_ != server.num_rounds:
+            return
+        strategy = {
+            "skipped": self._skipped,
+            "warned": sorted(self._warned),
+            "metrics": {
+                name: {number: dict(record) for number, record in getattr(result, name).items()}
+                for name in _METRICS
+            },
+        }
+        checkpoint = Checkpoint(
+            round_,
+            self._settings.to_run_config(),
+            server.snapshot(),
+            clients.snapshot(),
+            strategy,
+        )
+        self._on_phase(round_, "save_checkpoint")
+        kept = self._checkpoints.save(checkpoint)
+        self._kept_states[round_] = clients.states
+        # One that this process did not write may need any state.
+        if min(kept) in self._kept_states:
+            clients.make_durable(self._kept_states[min(kept)])
 
     def _close(self, server: ServerState, error: BaseException | None) -> None:
         for observer in self._observers:
@@ -314,6 +384,13 @@ class FedZGE(Strategy):
     ) -> MetricRecord | None:
         """Not used: `start` runs FedZGE's own phases."""
         raise NotImplementedError("FedZGE runs its own phases: call start()")
+
+
+_METRICS = (
+    "train_metrics_clientapp",
+    "evaluate_metrics_clientapp",
+    "evaluate_metrics_serverapp",
+)
 
 
 def _metric(record: MetricRecord | None, name: str) -> float | None:

@@ -25,6 +25,7 @@ from fedzge_flwr.protocol import (
     ImagesNeeded,
     LogitsReply,
     LogitsRequest,
+    Refused,
     RoundReply,
     RoundRequest,
     TrainReply,
@@ -61,13 +62,14 @@ EXAMPLES: list[WireMessage] = [
         gpu_share=0.25,
         version="1",
     ),
-    TrainRequest(round=4),
-    TrainReply(round=4, num_examples=9, loss=0.5),
+    TrainRequest(round=4, experiment="0f" * 16, state="0f" * 8, durable="f0" * 8),
+    TrainReply(round=4, num_examples=9, loss=0.5, began="0f" * 8, state="f0" * 8),
     LogitsRequest(round=4, images=floats(6, 1, 4, 4)),
-    LogitsReply(round=4, logits=floats(6, 3)),
+    LogitsReply(round=4, query="0f" * 32, logits=floats(6, 3)),
     DistillRequest(round=4, temperature=5.0, images=floats(2, 1, 4, 4), logits=floats(2, 3)),
     DistillReply(round=4, loss=0.5, problem="it diverged"),
     ImagesNeeded(round=4),
+    Refused(round=4, reason="not now"),
     EvaluateRequest(round=4, split="test", num_logits=8),
     CompactLogitsRequest(
         round=4,
@@ -98,6 +100,7 @@ EXAMPLES: list[WireMessage] = [
         train_loss=0.5,
         distill_loss=0.1,
         distill_problem="",
+        query="0f" * 32,
         logits=floats(6, 3),
     ),
     CompactDistillRequest(
@@ -239,6 +242,9 @@ def mutations(example: WireMessage) -> dict[str, tuple[str, Any]]:
             found[f"{name} = {str(value)[:10]!r}"] = (name, scalar(name, value))
         if spec.choices:
             found[f"{name} unknown"] = (name, scalar(name, "other"))
+        if spec.pattern:
+            for value in ("0F" * 16, "../" * 10, "0f" * 33, "0f" * 8 + "\n"):
+                found[f"{name} = {value[:20]!r}"] = (name, scalar(name, value))
         if spec.high == 1.0:
             found[f"{name} above"] = (name, scalar(name, 1.5))
     if array_fields(example):
@@ -316,7 +322,7 @@ def test_a_header_that_claims_terabytes_allocates_nothing() -> None:
     )
     data = header.getvalue()
     payload = data + b"\0" * (6 * 3 * 4)
-    content = encode(LogitsReply(round=1, logits=floats(6, 3)))
+    content = encode(LogitsReply(round=1, query="0f" * 32, logits=floats(6, 3)))
     content["arrays"]["logits"] = Array("float32", (6, 3), "numpy.ndarray", payload)
     with pytest.raises(ProtocolError, match="not the array that it declares"):
         read(EXAMPLES[5], content)
@@ -324,7 +330,7 @@ def test_a_header_that_claims_terabytes_allocates_nothing() -> None:
 
 def test_encode_refuses_undeclared_types() -> None:
     with pytest.raises(TypeError, match=r"LogitsReply\.logits: float64"):
-        encode(LogitsReply(round=1, logits=np.zeros((2, 3))))  # type: ignore[arg-type]
+        encode(LogitsReply(round=1, query="0f" * 32, logits=np.zeros((2, 3))))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"TrainReply\.loss is a int"):
         encode(TrainReply(round=1, num_examples=2, loss=1))
 

@@ -87,10 +87,10 @@ def from_run_config(run_config: Mapping[str, object]) -> Settings:
             **{name: SECTIONS[name].model_validate(by_section[name]) for name in SECTIONS}
         )
     except ValidationError as error:
-        raise ConfigError(f"run config: {_one_line(error)}") from None
+        raise ConfigError(f"run config: {one_line(error)}") from None
 
 
-def _one_line(error: ValidationError) -> str:
+def one_line(error: ValidationError) -> str:
     """Tell the first problem that pydantic found in one line, with the key as the user wrote it."""
     problem = error.errors(include_url=False)[0]
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")

@@ -91,6 +91,12 @@ class RunSettings(Section):
     run_name: Annotated[str, Field(pattern=r"^[\w.-]*$")] = Field(
         "", description="name of the run's folder; empty: date, time and data set"
     )
+    checkpoint_every: CountOrNone = Field(
+        1, description="rounds between two checkpoints of the server's state; 0: none are made"
+    )
+    resume: str = Field(
+        "", description="folder of a run that was stopped: go on from its newest checkpoint"
+    )
     eval_every: Count = Field(1, description="evaluate every so many rounds, and at the last")
     client_evaluation: Literal["test", "held-out", "off"] = Field(
         "test",
@@ -111,6 +117,18 @@ class RunSettings(Section):
         "round and the query, or one for each of training, query and distillation",
     )
     exchange_timeout: Positive = Field(3600.0, description="seconds to wait for replies")
+    train_timeout: NonNegative = Field(
+        0.0, description="the same for local training and for whole rounds; 0: exchange-timeout"
+    )
+    query_timeout: NonNegative = Field(
+        0.0, description="the same for queries by themselves; 0: exchange-timeout"
+    )
+    distill_timeout: NonNegative = Field(
+        0.0, description="the same for distillation by itself; 0: exchange-timeout"
+    )
+    evaluate_timeout: NonNegative = Field(
+        0.0, description="the same for evaluation; 0: exchange-timeout"
+    )
     node_timeout: Positive = Field(300.0, description="seconds to wait for num-clients nodes")
     server_device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
     server_threads: Count = Field(2, description="torch threads of the server")

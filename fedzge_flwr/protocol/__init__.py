@@ -1,7 +1,16 @@
 """The one owner of the wire: typed messages to and from Flower's RecordDict, and their sizes."""
 
-from fedzge_flwr.protocol.codec import WIRE_VERSION, decode, encode, from_array, to_array
+from fedzge_flwr.protocol.codec import (
+    MAX_STRING,
+    WIRE_VERSION,
+    decode,
+    encode,
+    encode_arrays,
+    from_array,
+    to_array,
+)
 from fedzge_flwr.protocol.messages import (
+    NO_EXPERIMENT,
     CompactDistillRequest,
     CompactLogitsRequest,
     DistillReply,
@@ -13,6 +22,7 @@ from fedzge_flwr.protocol.messages import (
     ImagesNeeded,
     LogitsReply,
     LogitsRequest,
+    Refused,
     Reply,
     Request,
     RoundReply,
@@ -24,6 +34,8 @@ from fedzge_flwr.protocol.messages import (
 from fedzge_flwr.protocol.size import encoded_bytes, payload_bytes
 
 __all__ = [
+    "MAX_STRING",
+    "NO_EXPERIMENT",
     "WIRE_VERSION",
     "CompactDistillRequest",
     "CompactLogitsRequest",
@@ -36,6 +48,7 @@ __all__ = [
     "ImagesNeeded",
     "LogitsReply",
     "LogitsRequest",
+    "Refused",
     "Reply",
     "Request",
     "RoundReply",
@@ -45,6 +58,7 @@ __all__ = [
     "WireMessage",
     "decode",
     "encode",
+    "encode_arrays",
     "encoded_bytes",
     "from_array",
     "payload_bytes",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -20,14 +21,15 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from fedzge_flwr.errors import ProtocolError
 from fedzge_flwr.protocol.messages import ArraySpec, ScalarSpec, WireMessage
 
-WIRE_VERSION = 3
+WIRE_VERSION = 4
 
 _SCALARS = "message"
 _ARRAYS = "arrays"
 _VERSION_KEY = "wire-version"
 _TYPE_KEY = "type"
 _STYPE = "numpy.ndarray"
-_MAX_STRING = 200
+MAX_STRING = 200
+"""Characters of the longest string in a message."""
 
 M = TypeVar("M", bound=WireMessage)
 
@@ -44,20 +46,22 @@ def _specs(cls: type[WireMessage]) -> tuple[dict[str, ScalarSpec], dict[str, Arr
     return scalars, arrays
 
 
-def encode(message: WireMessage) -> RecordDict:
+def encode(message: WireMessage, arrays: ArrayRecord | None = None) -> RecordDict:
     """Encode a message.
 
     Parameters
     ----------
     message : WireMessage
         The message; its arrays must have the declared dtype.
+    arrays : ArrayRecord, optional
+        Its arrays as `encode_arrays` returned them, of this or of a message with the same ones.
 
     Raises
     ------
     TypeError
         If a field has another type than declared: a mistake on this side.
     """
-    scalars, arrays = _specs(type(message))
+    scalars, array_specs = _specs(type(message))
     values: dict[str, Any] = {_VERSION_KEY: WIRE_VERSION, _TYPE_KEY: type(message).__name__}
     for name, spec in scalars.items():
         value = getattr(message, name)
@@ -65,15 +69,26 @@ def encode(message: WireMessage) -> RecordDict:
             raise TypeError(f"{type(message).__name__}.{name} is a {type(value).__name__}")
         values[name] = value
     content = RecordDict({_SCALARS: ConfigRecord(values)})
-    if arrays:
-        record = ArrayRecord()
-        for name, array_spec in arrays.items():
-            array = getattr(message, name)
-            if array.dtype != array_spec.dtype or array.ndim != len(array_spec.dims):
-                raise TypeError(f"{type(message).__name__}.{name}: {array.dtype}{array.shape}")
-            record[name] = to_array(array)
-        content[_ARRAYS] = record
+    if array_specs:
+        content[_ARRAYS] = encode_arrays(message) if arrays is None else arrays
     return content
+
+
+def encode_arrays(message: WireMessage) -> ArrayRecord:
+    """Encode a message's arrays alone; messages to several clients may share them.
+
+    Raises
+    ------
+    TypeError
+        If one has another dtype or number of dimensions than declared: a mistake on this side.
+    """
+    record = ArrayRecord()
+    for name, spec in _specs(type(message))[1].items():
+        array = getattr(message, name)
+        if array.dtype != spec.dtype or array.ndim != len(spec.dims):
+            raise TypeError(f"{type(message).__name__}.{name}: {array.dtype}{array.shape}")
+        record[name] = to_array(array)
+    return record
 
 
 def decode(
@@ -81,7 +96,7 @@ def decode(
     content: RecordDict,
     *,
     sender: str,
-    expect: Mapping[str, int] | None = None,
+    expect: Mapping[str, int | str] | None = None,
     dims: Mapping[str, int] | None = None,
     limits: Mapping[str, int] | None = None,
 ) -> M:
@@ -95,8 +110,8 @@ def decode(
         What was received.
     sender : str
         Who sent it, for the error.
-    expect : Mapping[str, int], optional
-        Integer fields that must have a given value.
+    expect : Mapping[str, int or str], optional
+        Fields that must have a given value, of the types that have them.
     dims : Mapping[str, int], optional
         Dimensions whose value the receiver knows.
     limits : Mapping[str, int], optional
@@ -123,7 +138,7 @@ def decode(
     for name, spec in scalars.items():
         values[name] = _check_scalar(sender, name, spec, config[name])
     for name, wanted in (expect or {}).items():
-        if values[name] != wanted:
+        if values.get(name, wanted) != wanted:
             raise ProtocolError(sender, name, f"{values[name]}, expected {wanted}")
     if arrays:
         record = content[_ARRAYS]
@@ -194,12 +209,14 @@ def _check_scalar(sender: str, name: str, spec: ScalarSpec, value: object) -> ob
             sender, name, f"a {type(value).__name__}, expected {spec.kind.__name__}"
         )
     if isinstance(value, str):
-        if len(value) > _MAX_STRING:
-            raise ProtocolError(sender, name, f"{len(value)} characters; at most {_MAX_STRING}")
+        if len(value) > MAX_STRING:
+            raise ProtocolError(sender, name, f"{len(value)} characters; at most {MAX_STRING}")
         if spec.choices is not None and value not in spec.choices:
             raise ProtocolError(
                 sender, name, f"{_shorten(value)!r}, expected one of {', '.join(spec.choices)}"
             )
+        if spec.pattern is not None and re.fullmatch(spec.pattern, value) is None:
+            raise ProtocolError(sender, name, f"{_shorten(value)!r}, expected {spec.pattern}")
     if isinstance(value, (int, float)):
         if isinstance(value, float) and not math.isfinite(value):
             raise ProtocolError(sender, name, f"{value} is not finite")

@@ -10,24 +10,25 @@ and limits that the receiver knows. An action may take one of several types of r
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from fedzge_flwr.arrays import ByteArray, FloatArray
 from fedzge_flwr.directions import SEEDS
 
-Purpose: TypeAlias = Literal["base", "directions", "logits", "targets"]
+ArrayPurpose: TypeAlias = Literal["base", "directions", "logits", "targets"]
 """What an array is for: images asked about, directions, answers, or distillation."""
 
 
 @dataclass(frozen=True)
 class ScalarSpec:
-    """What a scalar field allows: its exact type, a closed range, or a choice."""
+    """What a scalar field allows: its exact type, a closed range, a choice, or a pattern."""
 
     kind: type
     low: float | None = None
     high: float | None = None
     choices: tuple[str, ...] | None = None
+    pattern: str | None = None
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class ArraySpec:
 
     dtype: str
     dims: tuple[str, ...]
-    purpose: Purpose
+    purpose: ArrayPurpose
 
 
 def _scalar(
@@ -49,11 +50,21 @@ def _scalar(
     return field(metadata={"wire": ScalarSpec(kind, low, high, choices)})
 
 
-def _array(purpose: Purpose, dims: str, dtype: str = "float32") -> Any:
+def _hex(digits: int, *, optional: bool = False, default: Any = MISSING) -> Any:
+    """Declare a string of so many hexadecimal digits, or none; by keyword if it has a default."""
+    pattern = f"([0-9a-f]{{{digits}}})" + "?" * optional
+    spec = ScalarSpec(str, pattern=pattern)
+    return field(metadata={"wire": spec}, default=default, kw_only=default is not MISSING)
+
+
+def _array(purpose: ArrayPurpose, dims: str, dtype: str = "float32") -> Any:
     return field(metadata={"wire": ArraySpec(dtype, tuple(dims.split()), purpose)})
 
 
 _MAX_COUNT = 2**62
+
+NO_EXPERIMENT = "0" * 32
+"""The experiment of a request that stands alone."""
 
 
 @dataclass(frozen=True)
@@ -71,15 +82,48 @@ class WireMessage:
 
 @dataclass(frozen=True)
 class Reply(WireMessage):
-    """Base of replies."""
+    """Base of replies.
+
+    Parameters
+    ----------
+    began, state : str
+        The client's names for the states of its model that it began with and that it has kept;
+        empty for the initial one. They say nothing of the model.
+    """
+
+    began: str = _hex(16, optional=True, default="")
+    state: str = _hex(16, optional=True, default="")
 
 
 @dataclass(frozen=True)
 class Request(WireMessage):
-    """Base of requests."""
+    """Base of requests.
+
+    Parameters
+    ----------
+    experiment : str
+        The experiment that it belongs to: the same for a run and for those that resume it.
+    state : str
+        The client's state that the server goes on from, as named in a reply; empty: its initial
+        one. What the client did after that is lost to the server.
+    durable : str
+        The client's state in the oldest checkpoint that the server keeps: it will never ask for
+        one from before that again. Empty: there is none.
+    """
+
+    experiment: str = _hex(32, default=NO_EXPERIMENT)
+    state: str = _hex(16, optional=True, default="")
+    durable: str = _hex(16, optional=True, default="")
 
     ACTION: ClassVar[str]
     """Flower's message type, ``category.action``: the endpoint."""
+
+
+@dataclass(frozen=True)
+class Refused(Reply):
+    """The client's owner does not allow what was asked, or not now; any request may get it."""
+
+    reason: str = _scalar(str)
 
 
 @dataclass(frozen=True)
@@ -120,8 +164,16 @@ class TrainRequest(Request):
 
 @dataclass(frozen=True)
 class LogitsReply(Reply):
-    """The logits of each image asked about."""
+    """The logits of each image asked about.
 
+    Parameters
+    ----------
+    query : str
+        The fingerprint of what was asked, as the client has understood it
+        (`fedzge_flwr.question`).
+    """
+
+    query: str = _hex(64)
     logits: FloatArray = _array("logits", "B K")
 
 
@@ -226,7 +278,7 @@ class RoundReply(Reply):
         As in `TrainReply`.
     distill_loss, distill_problem
         As in `DistillReply`; 0 and empty if there were no targets.
-    logits : ndarray of float32
+    query, logits
         As in `LogitsReply`.
     """
 
@@ -234,6 +286,7 @@ class RoundReply(Reply):
     train_loss: float = _scalar(float, low=0.0)
     distill_loss: float = _scalar(float, low=0.0)
     distill_problem: str = _scalar(str)
+    query: str = _hex(64)
     logits: FloatArray = _array("logits", "B K")
 
 

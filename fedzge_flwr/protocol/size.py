@@ -33,20 +33,22 @@ def payload_bytes(message: WireMessage) -> dict[str, int]:
 def encoded_bytes(messages: Iterable[Message]) -> list[int]:
     """Return the size of each message in bytes.
 
-    Messages that share one content (a request to many clients) are measured once for the content.
+    Messages that share records (the arrays of a request to many clients) are measured once for
+    them.
     """
     sizes: list[int] = []
-    content_sizes: dict[int, int] = {}
+    record_sizes: dict[int, int] = {}
     with no_object_id_recompute():
         for message in messages:
             size = len(message.deflate())
             if message.has_content():
-                content = message.content
-                if id(content) not in content_sizes:
-                    nested = get_all_nested_objects(content)
-                    content_sizes[id(content)] = sum(
-                        len(item.deflate()) for item in nested.values()
-                    )
-                size += content_sizes[id(content)]
+                size += len(message.content.deflate())
+                for record in message.content.values():
+                    if id(record) not in record_sizes:
+                        nested = get_all_nested_objects(record)
+                        record_sizes[id(record)] = sum(
+                            len(item.deflate()) for item in nested.values()
+                        )
+                    size += record_sizes[id(record)]
             sizes.append(size)
     return sizes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -120,6 +121,43 @@ class ServerState:
             ),
         )
 
+    def snapshot(self) -> dict[str, Any]:
+        """Return all that changes in a run, for `restore`."""
+        return {
+            "central": self.central.state_dict(),
+            "generator": self.generator.state_dict(),
+            "central_optimizer": self.central_optimizer.state_dict(),
+            "generator_optimizer": self.generator_optimizer.state_dict(),
+            "central_schedule": _state_of(self.central_schedule),
+            "generator_schedule": _state_of(self.generator_schedule),
+            "memory": (self.memory.images_u8_MCHW, self.memory.logits_MK) if self.memory else None,
+            "tendencies": dict(self.tendencies),
+            "num_queries": dict(self.num_queries),
+        }
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Take up what `snapshot` returned in a run of the same settings.
+
+        Raises
+        ------
+        RuntimeError
+            If the models are others.
+        """
+        self.central.load_state_dict(snapshot["central"])
+        self.generator.load_state_dict(snapshot["generator"])
+        self.central_optimizer.load_state_dict(snapshot["central_optimizer"])
+        self.generator_optimizer.load_state_dict(snapshot["generator_optimizer"])
+        for schedule, state in (
+            (self.central_schedule, snapshot["central_schedule"]),
+            (self.generator_schedule, snapshot["generator_schedule"]),
+        ):
+            if schedule is not None:
+                schedule.load_state_dict(state)
+        if self.memory is not None and snapshot["memory"] is not None:
+            self.memory.restore(*snapshot["memory"])
+        self.tendencies = dict(snapshot["tendencies"])
+        self.num_queries = dict(snapshot["num_queries"])
+
     def combined(
         self, logits: Mapping[int, FloatArray], weights: Mapping[int, float]
     ) -> FloatArray:
@@ -132,6 +170,10 @@ class ServerState:
         """T and β of the generator's objective."""
         server = self.settings.server
         return ObjectiveWeights(server.temperature, server.beta1, server.beta2, server.beta3)
+
+
+def _state_of(schedule: LRScheduler | None) -> dict[str, Any] | None:
+    return None if schedule is None else schedule.state_dict()
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,10 @@ class Memory:
             raise ValueError("the memory is empty")
         return self._logits
 
+    def restore(self, images_u8_MCHW: Tensor, logits_MK: Tensor) -> None:
+        """Take up what `images_u8_MCHW` and `logits_MK` were."""
+        self._images, self._logits = images_u8_MCHW, logits_MK
+
     def add(self, images_u8_NCHW: Tensor, logits_NK: Tensor) -> None:
         """Take in a round's images, uint8, and the ensemble's logits on them."""
         images, logits = images_u8_NCHW.cpu(), logits_NK.cpu().float()

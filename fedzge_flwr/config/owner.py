@@ -1,0 +1,80 @@
+"""What the owner of a node decides about its endpoints, in the node's own config."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import Field, ValidationError, model_validator
+
+from fedzge_flwr.config.parsing import one_line
+from fedzge_flwr.config.sections import CountOrNone, NonNegative, Section, kebab
+from fedzge_flwr.errors import ConfigError
+
+STATE_DIR_VARIABLE = "FEDZGE_STATE_DIR"
+
+
+class OwnerSettings(Section):
+    """Where a client keeps its state, and the guards of its endpoints. Nothing of it is sent."""
+
+    state_dir: str = Field(
+        "",
+        description="folder that keeps the client's model through restarts and resumed runs; "
+        f"default: the environment's {STATE_DIR_VARIABLE}; empty: kept while the node runs",
+    )
+    max_query_images: CountOrNone = Field(
+        0, description="most images of one query, perturbed copies included; 0: any number"
+    )
+    query_range: NonNegative = Field(
+        0.0, description="largest magnitude of a pixel asked about; 0: any (images are in ±1)"
+    )
+    query_budget: CountOrNone = Field(
+        0,
+        description="most images answered in an experiment, restarts and resumed rounds included; "
+        "0: any number",
+    )
+    min_query_interval: NonNegative = Field(
+        0.0, description="fewest seconds between two queries; 0: none"
+    )
+    logit_decimals: Annotated[int, Field(ge=-1, le=8)] = Field(
+        -1, description="decimals that logits are rounded to; -1: not rounded"
+    )
+    logit_noise: NonNegative = Field(
+        0.0, description="standard deviation of noise added to logits, other noise each time"
+    )
+
+    @model_validator(mode="after")
+    def _a_budget_is_written_down(self) -> OwnerSettings:
+        if self.query_budget and not self.state_dir:
+            raise ValueError(
+                f"'query-budget' = {self.query_budget} needs a 'state-dir' (or {STATE_DIR_VARIABLE}"
+                "): a restart would forget how much has been spent"
+            )
+        return self
+
+
+def owner_settings(
+    node_config: Mapping[str, object], environment: Mapping[str, str] = os.environ
+) -> OwnerSettings:
+    """Read the owner's keys from a node config; others are not looked at.
+
+    Parameters
+    ----------
+    node_config : Mapping[str, object]
+        ``context.node_config``.
+    environment : Mapping[str, str]
+        Its ``FEDZGE_STATE_DIR`` is the default of ``state-dir``; a simulation's workers inherit it.
+
+    Raises
+    ------
+    ConfigError
+        If a value is of the wrong type or out of range.
+    """
+    keys = {kebab(name) for name in OwnerSettings.model_fields}
+    given = {key: value for key, value in node_config.items() if key in keys}
+    given.setdefault("state-dir", environment.get(STATE_DIR_VARIABLE, ""))
+    try:
+        return OwnerSettings.model_validate(given)
+    except ValidationError as error:
+        raise ConfigError(f"node config: {one_line(error)}") from None
