@@ -20,8 +20,10 @@ for name in ca.crt server.crt server.key; do
   need_file "$certificates/$name" "make it with certificates.sh $certificates HOST..."
 done
 mkdir -p "$state"
+export FLWR_HOME="$state/flwr"
 # Python looks for modules in the working directory before it looks into an app.
-mkdir -p "$state/empty" && cd "$state/empty"
+mkdir -p "$state/empty"
+cd "$state/empty"
 exec flower-superlink --host "$host" --port "$port" --database "$state/superlink.db" \
   --enable-supernode-auth --disable-runtime-dependency-installation \
   --ssl-ca-certfile "$certificates/ca.crt" --ssl-certfile "$certificates/server.crt" \

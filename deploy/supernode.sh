@@ -28,8 +28,9 @@ case " $node_config" in
   *" partition-id="*) ;;
   *) fail "'$node_config' has no partition-id: give e.g. 'partition-id=0 num-partitions=3'" ;;
 esac
-mkdir -p "$state/empty"
+# Nodes that shared it would read apps that another is just unpacking.
 export FLWR_HOME="$state/flwr"
+mkdir -p "$state/empty"
 # Python looks for modules in the working directory before it looks into an app.
 cd "$state/empty"
 exec flower-supernode --superlink "$superlink" --root-certificates "$ca" \
