@@ -12,18 +12,26 @@ PRESET ?=
 OUTPUT_DIR ?= runs
 CLIENT_GPUS ?= 0
 
-.PHONY: test-slow help run install test check lint types clean
+.PHONY: test-slow test-faults deploy-demo help run install test check lint types clean
 
 help:
 	@echo "make run      install, then run FedZGE on handwritten digits in simulation"
+	@echo "make deploy-demo  install, then the same on a SuperLink and 3 SuperNodes with TLS and authentication"
 	@echo "make test     install, then the test suite"
 	@echo "make test-slow  a Ray cluster, and measurements of costs"
+	@echo "make test-faults  real deployments"
 	@echo "make check    lint, types, tests"
 	@echo "make install  only the set-up in $(VENV)"
 
 run: $(STAMP)
 	@$(BIN)/python -m fedzge_flwr.launch --app . --output-dir '$(OUTPUT_DIR)' --client-gpus $(CLIENT_GPUS) \
 		$(if $(PRESET),--preset '$(PRESET)') $(if $(RUN_CONFIG),--run-config '$(RUN_CONFIG)')
+
+# A message to a node takes seconds, so there are few rounds; RUN_CONFIG may say otherwise.
+deploy-demo: $(STAMP)
+	@$(BIN)/python -m fedzge_flwr.launch --deployment --app . --output-dir '$(OUTPUT_DIR)' \
+		$(if $(PRESET),--preset '$(PRESET)') --run-config 'num-clients=3 num-server-rounds=3' \
+		$(if $(RUN_CONFIG),--run-config '$(RUN_CONFIG)')
 
 install: $(STAMP)
 
@@ -41,6 +49,9 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+test-faults: $(STAMP)
+	$(BIN)/python -m pytest -m faults
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

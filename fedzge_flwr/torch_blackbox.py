@@ -19,7 +19,7 @@ from fedzge_flwr.blackbox import (
     State,
 )
 from fedzge_flwr.config import Settings, from_run_config
-from fedzge_flwr.data import ClientData, ImageSet, client_data, load_split
+from fedzge_flwr.data import ClientData, ImageSet, client_data, load_split, own_data
 from fedzge_flwr.distillation import distil
 from fedzge_flwr.errors import ConfigError
 from fedzge_flwr.models import MODELS, build_model, rebuild_model
@@ -52,6 +52,9 @@ class TorchBlackBox:
         Number of partitions that the node was told of.
     model_name : str, optional
         Overrides the run's ``local-models`` for this client.
+    own_data_dir : str, optional
+        Folder of files, in the data set's format, whose training images are all this client's;
+        otherwise it has its partition of those in the run's ``data-dir``.
 
     Raises
     ------
@@ -65,8 +68,10 @@ class TorchBlackBox:
         partition: int,
         num_partitions: int,
         model_name: str | None = None,
+        own_data_dir: str | None = None,
     ) -> None:
         self._settings = settings
+        self._own_data_dir = own_data_dir
         self._partition = partition
         self._num_partitions = num_partitions
         self._device = select_device(settings.client.client_device)
@@ -101,14 +106,11 @@ class TorchBlackBox:
         return self._settings.server.max_query_images
 
     def _data(self) -> ClientData:
-        run = self._settings.run
-        return client_data(
-            self._settings.data,
-            run.num_clients,
-            run.seed,
-            self._partition,
-            hold_out=run.client_evaluation == "held-out",
-        )
+        run, data = self._settings.run, self._settings.data
+        hold_out = run.client_evaluation == "held-out"
+        if self._own_data_dir is not None:
+            return own_data(data, self._own_data_dir, run.seed, self._partition, hold_out=hold_out)
+        return client_data(data, run.num_clients, run.seed, self._partition, hold_out=hold_out)
 
     def profile(self) -> ClientProfile:
         """Say partition, training examples, device and share of the GPU."""
@@ -264,7 +266,8 @@ def torch_black_box(context: Context) -> TorchBlackBox:
     ----------
     context : Context
         Its run config holds the settings; its node config ``partition-id``, ``num-partitions`` and,
-        if the node's owner wants another model than the run's ``local-models``, ``model``.
+        if the node's owner wants another model than the run's ``local-models``, ``model``, or has
+        data of its own, ``data-dir``.
 
     Raises
     ------
@@ -282,6 +285,13 @@ def torch_black_box(context: Context) -> TorchBlackBox:
     num_partitions = node.get("num-partitions", settings.run.num_clients)
     if not isinstance(num_partitions, int):
         raise ConfigError(f"node config: 'num-partitions' = {num_partitions!r}: give a number")
+    own_data_dir = node.get("data-dir")
+    if own_data_dir is not None and settings.data.dataset == "digits":
+        # Every node would train on all of them, unnoticed.
+        raise ConfigError(
+            "node config: 'data-dir': the digits have no files; give a run on data of the owner's "
+            "another 'dataset', in whose format they are"
+        )
     model_name = node.get("model")
     if partition >= settings.run.num_clients and model_name is None:
         # Refused by the server; any model will do until then.
@@ -291,6 +301,7 @@ def torch_black_box(context: Context) -> TorchBlackBox:
         partition,
         num_partitions,
         model_name=str(model_name) if model_name is not None else None,
+        own_data_dir=str(own_data_dir) if own_data_dir is not None else None,
     )
     cap_memory(select_device(settings.client.client_device), gpu_share())
     return box

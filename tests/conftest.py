@@ -7,6 +7,9 @@ import pytest
 import torch
 
 from tests.inprocess import InProcessGrid
+from tests.launching import start
+
+__all__ = ["start"]
 
 
 @pytest.fixture(autouse=True)

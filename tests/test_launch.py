@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,8 @@ def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["--run-config", "q = 3"], "error: --run-config: 'q' is not KEY=VALUE"),
         (["--run-config", "q=three"], "error: --run-config: The provided configuration string"),
         (["--preset", "/nowhere.toml"], "error: --preset /nowhere.toml: No such file"),
+        (["--deployment", "--client-gpus", "0"], "error: --deployment: --client-… and"),
+        (["--deployment", "--app", "/nowhere"], "error: /nowhere/deploy has no superlink.sh"),
     ],
 )
 def test_bad_arguments_end_at_once(arguments: list[str], message: str) -> None:
@@ -148,8 +151,8 @@ def run_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: dict[str
     """Launch up to the submission, and return the settings that would be submitted."""
     submitted: list[Any] = []
 
-    def submit(family: Any, home: Any, app: Any, overrides: Any, *rest: Any) -> None:
-        submitted.append(dict(overrides))
+    def submit(launch: Any, app: Any, resources: Any) -> None:
+        submitted.append(tomllib.loads(launch.run_config.read_text()))
 
     monkeypatch.setattr(simulate_module, "_start_superlink", lambda *_: 1)
     monkeypatch.setattr(simulate_module, "_submit_and_follow", submit)

@@ -1,4 +1,4 @@
-"""``python -m fedzge_flwr.launch``: run the app in simulation (``make run`` calls this)."""
+"""``python -m fedzge_flwr.launch``: ``make run`` and ``make deploy-demo`` call this."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from fedzge_flwr.errors import FedZGEError
-from fedzge_flwr.launch.simulate import STOPPING_SIGNALS, Resources, simulate
+from fedzge_flwr.launch.deployment import deploy
+from fedzge_flwr.launch.session import STOPPING_SIGNALS
+from fedzge_flwr.launch.simulate import Resources, simulate
 
 
 def _interrupt(_signal: int, _frame: object) -> None:
@@ -45,11 +47,21 @@ def _run_config(preset: Path | None, pairs: list[str]) -> dict[str, Any]:
     return {**(_read_preset(preset) if preset else {}), **overrides}
 
 
+def _resources(arguments: argparse.Namespace) -> dict[str, Any]:
+    given = {
+        "num_cpus": arguments.client_cpus,
+        "num_gpus": arguments.client_gpus,
+        "more": arguments.federation_config,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def main() -> int:
     """Parse the command line, run, and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m fedzge_flwr.launch",
-        description="Run FedZGE in Ray-backed simulation through `flwr run`.",
+        description="Run FedZGE through `flwr run`, in Ray-backed simulation or, with "
+        "--deployment, on a SuperLink and SuperNodes of its own.",
         epilog="example: python -m fedzge_flwr.launch --preset configs/cifar10-homo-a1.toml "
         "--run-config 'seed=1 data-dir=\"/data\"' --client-gpus 0.1",
     )
@@ -59,10 +71,16 @@ def main() -> int:
         "--run-config", action="append", default=[], metavar="'KEY=VALUE …'", help="settings"
     )
     parser.add_argument("--output-dir", type=Path, help="the same as output-dir=…")
-    parser.add_argument("--client-cpus", type=int, default=1, help="CPUs a client (default 1)")
-    parser.add_argument("--client-gpus", type=float, default=0.0, help="share of a GPU a client")
     parser.add_argument(
-        "--federation-config", default="", metavar="'KEY=VALUE …'", help="more for Flower's Ray"
+        "--deployment",
+        action="store_true",
+        help="no simulation: num-clients SuperNodes on loopback, with TLS and authentication",
+    )
+    simulation = parser.add_argument_group("simulation")
+    simulation.add_argument("--client-cpus", type=int, help="CPUs a client (default 1)")
+    simulation.add_argument("--client-gpus", type=float, help="share of a GPU a client (default 0)")
+    simulation.add_argument(
+        "--federation-config", metavar="'KEY=VALUE …'", help="more for Flower's Ray"
     )
     arguments = parser.parse_args()
     # A shell starts background jobs with SIGINT ignored, and Python then leaves it so.
@@ -72,11 +90,13 @@ def main() -> int:
         run_config = _run_config(arguments.preset, arguments.run_config)
         if arguments.output_dir is not None:
             run_config.setdefault("output-dir", str(arguments.output_dir.expanduser().absolute()))
-        folder = simulate(
-            arguments.app,
-            run_config,
-            Resources(arguments.client_cpus, arguments.client_gpus, arguments.federation_config),
-        )
+        resources = _resources(arguments)
+        if not arguments.deployment:
+            folder = simulate(arguments.app, run_config, Resources(**resources))
+        elif resources:
+            raise FedZGEError("--deployment: --client-… and --federation-config are simulation's")
+        else:
+            folder = deploy(arguments.app, run_config)
     except FedZGEError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# usage: submit.sh CONNECTION RUN_CONFIG [OPTION...]
+#
+# Submits this app. CONNECTION is a name given to connection.sh; RUN_CONFIG is a TOML file of
+# settings or 'KEY=VALUE ...'; more OPTIONs are flwr run's, such as --stream.
+
+. "$(dirname "$0")/common.sh"
+[ $# -ge 2 ] || usage
+need_flower flwr
+connection=$1
+run_config=$2
+shift 2
+exec flwr run "$(cd "$(dirname "$0")/.." && pwd)" "$connection" --run-config "$run_config" "$@"

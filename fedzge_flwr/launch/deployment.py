@@ -1,0 +1,110 @@
+"""A federation on this machine's loopback, by the scripts of ``deploy/``, for one run."""
+
+from __future__ import annotations
+
+import ssl
+import urllib.request
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fedzge_flwr.launch.session import CONNECTION, LaunchError, Session, free_ports, session
+
+_HOST = "127.0.0.1"
+# Starting takes seconds; many nodes on few cores take long.
+_START_S = 300.0
+
+
+def deploy(app: Path, run_config: Mapping[str, Any]) -> Path:
+    """Run the app on a SuperLink and SuperNodes with TLS and authentication, and wait for it.
+
+    Every command but the waiting is one of ``deploy/``, as its guide gives it. Certificates, keys
+    and database live as long as the launch.
+
+    Parameters
+    ----------
+    app : Path
+        The app's folder, with its ``pyproject.toml`` and ``deploy/``.
+    run_config : Mapping[str, Any]
+        Settings that differ from the app's defaults; ``num-clients`` SuperNodes are started.
+
+    Returns
+    -------
+    Path
+        The run folder.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is wrong; nothing has been started then.
+    LaunchError
+        If a script is missing or fails, or the run failed.
+    """
+    scripts = app.resolve() / "deploy"
+    if not (scripts / "superlink.sh").is_file():
+        raise LaunchError(f"{scripts} has no superlink.sh: give the repository with --app")
+    with session(run_config, lambda _: {}) as launch:
+        port, *node_ports = free_ports(1 + launch.settings.run.num_clients)
+        _start_superlink(launch, scripts, port)
+        _start_supernodes(launch, scripts, port, node_ports)
+        launch.follow(
+            [scripts / "submit.sh", CONNECTION, launch.run_config, "--stream"],
+            "waiting for the SuperNodes",
+        )
+    return launch.folder
+
+
+def _start_superlink(launch: Session, scripts: Path, port: int) -> None:
+    certificates = launch.home / "certificates"
+    launch.finish("certificates", [scripts / "certificates.sh", certificates, _HOST])
+    superlink = launch.start(
+        "superlink",
+        [
+            *(scripts / "superlink.sh", certificates, launch.home / "superlink"),
+            *(_HOST, str(port)),
+        ],
+    )
+    trust = ssl.create_default_context(cafile=str(certificates / "ca.crt"))
+    launch.wait(superlink, "superlink", lambda: _healthy(port, trust), _START_S)
+    launch.progress.say(f"SuperLink on https://{_HOST}:{port}, nodes authenticated")
+    launch.finish(
+        "connection",
+        [
+            *(scripts / "connection.sh", CONNECTION),
+            *(f"{_HOST}:{port}", certificates / "ca.crt"),
+        ],
+    )
+
+
+def _start_supernodes(launch: Session, scripts: Path, port: int, node_ports: list[int]) -> None:
+    keys = launch.home / "keys"
+    for number, node_port in enumerate(node_ports):
+        name = f"node-{number}"
+        launch.finish(f"key of {name}", [scripts / "node-key.sh", keys, name])
+        launch.finish(
+            f"registering {name}", [scripts / "register.sh", CONNECTION, keys / f"{name}.pub"]
+        )
+        node = launch.start(
+            name,
+            [
+                *(scripts / "supernode.sh", f"{_HOST}:{port}"),
+                *(launch.home / "certificates" / "ca.crt", keys / name, launch.home / name),
+                *(str(node_port), f"partition-id={number} num-partitions={len(node_ports)}"),
+            ],
+        )
+        launch.wait(node, name, partial(_connected, launch.log(name)), _START_S)
+        launch.progress.say(f"SuperNode {number} of {len(node_ports)} is connected")
+
+
+def _connected(log: Path) -> bool:
+    return "SuperNode ID" in log.read_text(encoding="utf-8", errors="replace")
+
+
+def _healthy(port: int, trust: ssl.SSLContext) -> bool:
+    try:
+        address = f"https://{_HOST}:{port}/health"
+        with urllib.request.urlopen(address, timeout=2, context=trust) as reply:
+            return bool(reply.status == 200)
+    except OSError:
+        return False

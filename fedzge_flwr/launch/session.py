@@ -1,0 +1,295 @@
+"""What every launch needs: a home, processes that are ended, progress, the verdict on a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from fedzge_flwr.config import Settings, from_run_config
+from fedzge_flwr.errors import FedZGEError
+from fedzge_flwr.files import atomic_write_text
+from fedzge_flwr.launch.processes import ProcessFamily
+from fedzge_flwr.launch.progress import Progress
+from fedzge_flwr.naming import free_run_folder
+
+STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, ``kill``, and a terminal that is closed."""
+
+CONNECTION = "fedzge"
+"""The name by which Flower's commands know a launch's SuperLink."""
+
+_POLL_S = 0.3
+_SHORT_COMMAND_S = 120.0
+
+
+class LaunchError(FedZGEError):
+    """The run could not be started, or it failed."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """A launch that goes on.
+
+    Parameters
+    ----------
+    settings : Settings
+        The run's settings.
+    folder : Path
+        The run folder; the server makes it.
+    run_config : Path
+        A TOML file of the settings that differ from the app's defaults.
+    home : Path
+        Folder of everything that is not to outlive the launch.
+    family : ProcessFamily
+        Starts processes, which are ended with the launch.
+    progress : Progress
+        Tells the user.
+    """
+
+    settings: Settings
+    folder: Path
+    run_config: Path
+    home: Path
+    family: ProcessFamily
+    progress: Progress
+
+    def start(self, name: str, command: Sequence[str | Path]) -> subprocess.Popen[bytes]:
+        """Start a process whose output goes to the log ``name``."""
+        with self.log(name).open("wb") as output:
+            return self.family.start(command, output)
+
+    def log(self, name: str) -> Path:
+        """Return the file of a process's output."""
+        return self.home / f"{name}.log"
+
+    def finish(self, name: str, command: Sequence[str | Path]) -> str:
+        """Run a short command to its end and return its output.
+
+        Raises
+        ------
+        LaunchError
+            If it fails, or takes too long.
+        """
+        process = self.start(name, command)
+        self.wait(process, name, lambda: process.poll() is not None, _SHORT_COMMAND_S)
+        text = self.log(name).read_text(encoding="utf-8", errors="replace")
+        if process.returncode != 0:
+            raise LaunchError(f"{Path(command[0]).name} failed:\n{tail(self.log(name))}")
+        return text
+
+    def wait(
+        self,
+        process: subprocess.Popen[bytes],
+        name: str,
+        ready: Callable[[], bool],
+        patience: float,
+    ) -> None:
+        """Wait until a process is ready.
+
+        Raises
+        ------
+        LaunchError
+            If it ends before, or takes longer than ``patience`` seconds.
+        """
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            self.progress.now(f"waiting for {name}")
+            self.family.watch()
+            # Asked in this order: what has ended may have become ready first.
+            ended = process.poll() is not None
+            if ready():
+                return
+            if ended:
+                break
+            time.sleep(_POLL_S)
+        raise LaunchError(f"{name} did not start:\n{tail(self.log(name))}")
+
+    def follow(self, command: Sequence[str | Path], otherwise: str) -> None:
+        """Submit the run, show its progress until it ends, and check how it ended.
+
+        Parameters
+        ----------
+        command : Sequence[str | Path]
+            Submits and stays until the run has ended, as ``flwr run --stream`` does.
+        otherwise : str
+            What is going on when the run folder does not say.
+
+        Raises
+        ------
+        LaunchError
+            If the app is refused, or the run fails.
+        """
+        flwr = self.start("flower", command)
+        while flwr.poll() is None:
+            self.progress.poll(otherwise)
+            self.family.watch()
+            time.sleep(_POLL_S)
+        text = self.log("flower").read_text(encoding="utf-8", errors="replace")
+        submitted = re.search(r"Successfully started run (\d+)", text)
+        if submitted is None:
+            raise LaunchError(f"flwr run refused the app:\n{tail(self.log('flower'))}")
+        status = self._status(submitted.group(1))
+        if status != "finished:completed":
+            reason = _failure(text) or f"the run ended as '{status}':\n{tail(self.log('flower'))}"
+            raise LaunchError(reason)
+        self.progress.poll("finished")
+
+    def _status(self, run_id: str) -> str:
+        """Ask how a run ended: ``flwr run`` exits with 0 whatever became of it."""
+        listing = self.family.run(
+            [executable("flwr"), "list", CONNECTION, "--run-id", run_id, "--format", "json"],
+            timeout=_SHORT_COMMAND_S,
+        )
+        with suppress(ValueError, KeyError, IndexError):
+            return str(json.loads(listing[listing.index("{") :])["runs"][0]["status"])
+        return f"unknown ({listing.strip()[:200]})"
+
+
+@contextmanager
+def session(
+    run_config: Mapping[str, Any], environment: Callable[[Path], Mapping[str, str]]
+) -> Iterator[Session]:
+    """Check the settings, make a home, and afterwards end every process and remove the home.
+
+    Parameters
+    ----------
+    run_config : Mapping[str, Any]
+        Settings that differ from the app's defaults; relative paths in them are the user's.
+    environment : Callable
+        From the home to what the processes' environment has beside the user's.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is wrong; nothing has been started then.
+    LaunchError
+        If a process cannot be ended.
+    """
+    settings = from_run_config(run_config)
+    folder = free_run_folder(settings)
+    home = Path(tempfile.mkdtemp(prefix="fedzge-"))
+    family = ProcessFamily({**os.environ, **_common(home), **environment(home)}, home)
+    completed = False
+    try:
+        # The SuperLink works in a folder of its own, where relative paths must not follow it.
+        overrides = {
+            **run_config,
+            "output-dir": str(folder.parent),
+            "run-name": folder.name,
+            "data-dir": str(Path(settings.data.data_dir).expanduser().absolute()),
+        }
+        atomic_write_text(home / "run-config.toml", tomli_w.dumps(overrides))
+        with Progress(folder, settings.run.num_server_rounds) as progress:
+            progress.say(
+                f"FedZGE: {settings.run.num_clients} clients, {settings.data.dataset}, recipe "
+                f"{settings.run.recipe}, {settings.run.num_server_rounds} rounds"
+            )
+            yield Session(settings, folder, home / "run-config.toml", home, family, progress)
+        completed = True
+    finally:
+        with _uninterrupted():
+            left = family.end()
+            if not completed:
+                _mark_interrupted(folder)
+                _keep_log(home, folder)
+            shutil.rmtree(home, ignore_errors=True)
+    if left:
+        raise LaunchError(f"these processes could not be ended: {[item.pid for item in left]}")
+
+
+def free_ports(number: int) -> list[int]:
+    """Return ports of the loopback interface that nobody listens on, all different."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(closing(socket.socket())) for _ in range(number)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def executable(name: str) -> Path:
+    """Return a command of this Python's environment.
+
+    Raises
+    ------
+    LaunchError
+        If it is not there.
+    """
+    path = Path(sys.executable).parent / name
+    if not path.exists():
+        raise LaunchError(f"{path} is missing: install the package into this Python's environment")
+    return path
+
+
+def tail(log: Path, num_lines: int = 30) -> str:
+    """Return a log's last lines."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return "\n".join(lines[-num_lines:])
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let no impatient second Ctrl-C stop the clean-up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {sign: signal.signal(sign, signal.SIG_IGN) for sign in STOPPING_SIGNALS}
+    try:
+        yield
+    finally:
+        for sign, handler in before.items():
+            signal.signal(sign, handler)
+
+
+def _common(home: Path) -> dict[str, str]:
+    return {
+        "FLWR_HOME": str(home / "flwr"),
+        # torch keeps a cache there.
+        "TMPDIR": str(home),
+        # The app's dependencies are in this environment already; without this Flower builds
+        # another of several gigabytes for each run.
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+    }
+
+
+def _failure(log_text: str) -> str | None:
+    """Return the one line in which the app said why it failed."""
+    found = re.findall(r"fedzge: (.+)", log_text)
+    return found[-1].strip() if found else None
+
+
+def _keep_log(home: Path, folder: Path) -> None:
+    """Keep Flower's log beside the results of a run that did not end well."""
+    log = home / "flower.log"
+    if log.is_file() and folder.is_dir():
+        with suppress(OSError):
+            shutil.copy(log, folder / "flower.log")
+
+
+def _mark_interrupted(folder: Path) -> None:
+    """Correct the status of a run whose server had no time to; to be called when it is gone."""
+    path = folder / "config.json"
+    with suppress(OSError, ValueError):
+        (folder / "progress.json").unlink(missing_ok=True)
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["status"] not in ("starting", "running"):
+            return
+        atomic_write_text(path, json.dumps({**content, "status": "interrupted"}, indent=2) + "\n")
