@@ -11,6 +11,8 @@ RUN_CONFIG ?=
 PRESET ?=
 OUTPUT_DIR ?= runs
 CLIENT_GPUS ?= 0
+# A run's folder, to go on with it: make run RESUME=runs/NAME
+RESUME ?=
 
 .PHONY: test-slow test-faults deploy-demo help run install test check lint types clean
 
@@ -25,7 +27,8 @@ help:
 
 run: $(STAMP)
 	@$(BIN)/python -m fedzge_flwr.launch --app . --output-dir '$(OUTPUT_DIR)' --client-gpus $(CLIENT_GPUS) \
-		$(if $(PRESET),--preset '$(PRESET)') $(if $(RUN_CONFIG),--run-config '$(RUN_CONFIG)')
+		$(if $(PRESET),--preset '$(PRESET)') $(if $(RUN_CONFIG),--run-config '$(RUN_CONFIG)') \
+		$(if $(RESUME),--resume '$(RESUME)')
 
 # A message to a node takes seconds, so there are few rounds; RUN_CONFIG may say otherwise.
 deploy-demo: $(STAMP)

@@ -10,7 +10,8 @@ from fedzge_flwr.checkpoints import CheckpointFolder
 from fedzge_flwr.config import from_run_config
 from fedzge_flwr.errors import FedZGEError
 from fedzge_flwr.evaluation import TestSetEvaluation, check_partition
-from fedzge_flwr.results import RunFolder, run_to_resume
+from fedzge_flwr.naming import run_to_resume
+from fedzge_flwr.results import RunFolder
 from fedzge_flwr.server.build import build_central, build_generator
 from fedzge_flwr.strategy import FedZGE
 

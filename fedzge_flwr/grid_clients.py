@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -11,10 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 from flwr.serverapp import Grid
 
-from fedzge_flwr import __version__
 from fedzge_flwr.arrays import ByteArray, FloatArray
 from fedzge_flwr.config import Settings
-from fedzge_flwr.errors import RosterError
 from fedzge_flwr.grid_exchange import GridExchange, Standing
 from fedzge_flwr.ledger import Traffic, total
 from fedzge_flwr.observers import MissingReply
@@ -26,8 +23,6 @@ from fedzge_flwr.protocol import (
     DistillRequest,
     EvaluateReply,
     EvaluateRequest,
-    HelloReply,
-    HelloRequest,
     ImagesNeeded,
     LogitsReply,
     LogitsRequest,
@@ -39,22 +34,12 @@ from fedzge_flwr.protocol import (
     TrainRequest,
 )
 from fedzge_flwr.question import Question, image_digest, to_levels
+from fedzge_flwr.roster import Member, Roster
 from fedzge_flwr.server.clients import ClientAccuracy, ClientAnswer
 
 LOGGER = logging.getLogger("flwr.fedzge")
 
 R = TypeVar("R", bound=Reply)
-
-_POLL_S = 0.5
-_NOTICE_S = 5.0
-
-
-@dataclass(frozen=True)
-class Member:
-    """A client that has said hello, and the node through which it is reached."""
-
-    node_id: int
-    hello: HelloReply
 
 
 @dataclass(frozen=True)
@@ -128,14 +113,13 @@ class GridClients:
     def __init__(
         self, grid: Grid, settings: Settings, timeout: float, experiment: str = NO_EXPERIMENT
     ) -> None:
-        self._grid = grid
         self._exchange = GridExchange(grid, settings.run, timeout)
+        self._roster = Roster(grid, self._exchange, settings.run)
         self._settings = settings
         self._experiment = experiment
         self._states: dict[int, str] = {}
         self._durable: dict[int, str] = {}
         self._strayed: set[int] = set()
-        self._members: dict[int, Member] = {}
         self._missing: list[MissingReply] = []
         self._untrained: set[int] = set()
         self._pending: dict[int, _Targets] = {}
@@ -146,7 +130,7 @@ class GridClients:
     @property
     def members(self) -> Mapping[int, Member]:
         """The known clients, by partition, in that order."""
-        return dict(sorted(self._members.items()))
+        return self._roster.members
 
     @property
     def num_examples(self) -> dict[int, int]:
@@ -154,73 +138,8 @@ class GridClients:
         return {number: member.hello.num_examples for number, member in self.members.items()}
 
     def gather(self) -> None:
-        """Wait for ``num-clients`` nodes and learn who they are.
-
-        Raises
-        ------
-        RosterError
-            If too few nodes connect or answer, two claim one partition, or one has a partition
-            that the settings do not know.
-        """
-        run = self._settings.run
-        node_ids = self._wait_for_nodes(run.num_clients, run.node_timeout)
-        request = HelloRequest(round=0, version=__version__)
-        replies, failures = self._exchange.send(
-            dict.fromkeys(node_ids, request),
-            (HelloReply,),
-            dict.fromkeys(node_ids, Standing(self._experiment)),
-        )
-        for node_id in sorted(replies):
-            self._admit(node_id, replies[node_id])
-        for node_id, reason in sorted(failures.items()):
-            LOGGER.warning("node %d does not take part: %s", node_id, reason)
-        if len(self._members) < run.min_clients:
-            first = next(iter(failures.values()), "no reply")
-            raise RosterError(
-                f"{len(self._members)} of {len(node_ids)} nodes said hello, 'min-clients' = "
-                f"{run.min_clients}; the first other one: {first}"
-            )
-
-    def _wait_for_nodes(self, num_nodes: int, patience: float) -> list[int]:
-        deadline = time.monotonic() + patience
-        notice = time.monotonic() + _NOTICE_S
-        # Right after the start the grid may know no node yet, and it lists them in no order.
-        while len(node_ids := sorted(self._grid.get_node_ids())) < num_nodes:
-            now = time.monotonic()
-            if now >= deadline:
-                raise RosterError(
-                    f"{len(node_ids)} of 'num-clients' = {num_nodes} nodes connected within "
-                    f"'node-timeout' = {patience:g} s; start more SuperNodes (in simulation: "
-                    f'--federation-config "num-supernodes={num_nodes}"), or lower num-clients'
-                )
-            if now >= notice:
-                LOGGER.info("waiting for nodes: %d of %d", len(node_ids), num_nodes)
-                notice = now + _NOTICE_S
-            time.sleep(_POLL_S)
-        return node_ids
-
-    def _admit(self, node_id: int, hello: HelloReply) -> None:
-        num_clients = self._settings.run.num_clients
-        if hello.num_partitions != num_clients or hello.partition >= num_clients:
-            raise RosterError(
-                f"node {node_id} has partition {hello.partition} of {hello.num_partitions}, but "
-                f"'num-clients' = {num_clients}; make the two equal (in simulation: "
-                f'--federation-config "num-supernodes={num_clients}")'
-            )
-        if hello.partition in self._members:
-            other = self._members[hello.partition].node_id
-            raise RosterError(
-                f"nodes {other} and {node_id} both have partition {hello.partition}; give each "
-                "SuperNode a partition-id of its own"
-            )
-        if hello.version != __version__:
-            LOGGER.warning(
-                "client %d runs fedzge-flwr %s, the server %s",
-                hello.partition,
-                hello.version,
-                __version__,
-            )
-        self._members[hello.partition] = Member(node_id, hello)
+        """Wait for ``num-clients`` nodes and learn who they are (`Roster.gather`)."""
+        self._roster.gather(self._experiment)
 
     # -- checkpoints --------------------------------------------------------------------------
 
@@ -259,6 +178,7 @@ class GridClients:
         self, round_: int, partitions: Sequence[int], question: Question, *, to_distill: bool
     ) -> dict[int, ClientAnswer]:
         """Have clients train on their own data and then answer; who fails at either is absent."""
+        self._roster.refresh(self._experiment)
         if self._settings.run.exchanges == "one":
             return self._ask_at_once(round_, partitions, question, to_distill=to_distill)
         trained = self.exchange(TrainRequest(round=round_), TrainReply, partitions)
@@ -480,9 +400,8 @@ class GridClients:
             By partition, in that order; without the clients that failed, which are noted as missing
             and named in the log.
         """
-        nodes = {
-            number: self._members[number].node_id for number in requests if number in self._members
-        }
+        members = self.members
+        nodes = {number: members[number].node_id for number in requests if number in members}
         failures = {number: "not connected" for number in requests if number not in nodes}
         received, failed = self._exchange.send(
             {nodes[number]: requests[number] for number in nodes},

@@ -43,3 +43,17 @@ def free_run_folder(settings: Settings) -> Path:
         if not os.path.lexists(parent / (automatic + suffix)):
             return parent / (automatic + suffix)
     raise RunFolderError(f"{parent} already holds {_MAX_SAME_SECOND} runs named {automatic}")
+
+
+def run_to_resume(settings: Settings) -> Path:
+    """Return the folder of the run that ``resume`` names.
+
+    Raises
+    ------
+    RunFolderError
+        If there is no such run.
+    """
+    path = Path(settings.run.resume).expanduser().absolute()
+    if not (path / "config.json").is_file():
+        raise RunFolderError(f"'resume' = '{path}' is not the folder of a run; name one")
+    return path

@@ -20,7 +20,7 @@ from fedzge_flwr import __version__
 from fedzge_flwr.config import Settings
 from fedzge_flwr.errors import RunFolderError
 from fedzge_flwr.files import atomic_path, atomic_write_text
-from fedzge_flwr.naming import free_run_folder
+from fedzge_flwr.naming import free_run_folder, run_to_resume
 from fedzge_flwr.observers import RoundRow
 from fedzge_flwr.pixels import PIXEL_RANGE
 from fedzge_flwr.server.state import RoundState, ServerState, SyntheticBatch
@@ -180,20 +180,6 @@ class RunFolder:
                 f"run folder {self.path} cannot be written ({error.strerror or error}); free space "
                 "or set 'output-dir' to a folder that you may write to"
             ) from error
-
-
-def run_to_resume(settings: Settings) -> Path:
-    """Return the folder of the run that ``resume`` names.
-
-    Raises
-    ------
-    RunFolderError
-        If there is no such run.
-    """
-    path = Path(settings.run.resume).expanduser().absolute()
-    if not (path / "config.json").is_file():
-        raise RunFolderError(f"'resume' = '{path}' is not the folder of a run; name one")
-    return path
 
 
 def _make_folder(settings: Settings) -> Path:

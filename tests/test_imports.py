@@ -69,7 +69,18 @@ SERVER_SIDE = [
     for name in SOURCES
     if name.startswith(("fedzge_flwr.server", "fedzge_flwr.zeroth_order", "fedzge_flwr.transfer"))
     or name.removeprefix("fedzge_flwr.")
-    in {"strategy", "grid_clients", "losses", "generators", "observers", "results", "training"}
+    in {
+        "strategy",
+        "grid_clients",
+        "grid_exchange",
+        "roster",
+        "checkpoints",
+        "losses",
+        "generators",
+        "observers",
+        "results",
+        "training",
+    }
 ]
 
 
@@ -93,7 +104,16 @@ def test_client_and_strategy_never_import_each_other() -> None:
 
 MATHS = ("losses", "zeroth_order", "training", "models", "generators", "server", "transfer")
 MATHS += ("pixels", "data")
-TRANSPORT = ("protocol", "client", "grid_clients", "ledger")
+TRANSPORT = (
+    "protocol",
+    "client",
+    "client_state",
+    "guards",
+    "grid_clients",
+    "grid_exchange",
+    "roster",
+    "ledger",
+)
 
 
 @pytest.mark.parametrize("name", SOURCES)

@@ -68,6 +68,9 @@ def main() -> int:
     parser.add_argument("--app", type=Path, default=Path(__file__).resolve().parents[2])
     parser.add_argument("--preset", type=Path, help="a TOML file of settings")
     parser.add_argument(
+        "--resume", type=Path, metavar="RUN", help="folder of a run that was stopped: go on with it"
+    )
+    parser.add_argument(
         "--run-config", action="append", default=[], metavar="'KEY=VALUE …'", help="settings"
     )
     parser.add_argument("--output-dir", type=Path, help="the same as output-dir=…")
@@ -88,6 +91,10 @@ def main() -> int:
         signal.signal(sign, _interrupt)
     try:
         run_config = _run_config(arguments.preset, arguments.run_config)
+        if arguments.resume is not None:
+            folder = arguments.resume.expanduser().absolute()
+            run_config = {**_read_preset(folder / "resume.toml"), **run_config}
+            run_config["resume"] = str(folder)
         if arguments.output_dir is not None:
             run_config.setdefault("output-dir", str(arguments.output_dir.expanduser().absolute()))
         resources = _resources(arguments)

@@ -35,13 +35,15 @@ class Progress:
     Parameters
     ----------
     folder : Path
-        The run folder; need not exist yet.
+        The run folder; need not exist yet. If it does, it is shown once the run has taken it up,
+        with the rounds that had been done before.
     num_rounds : int
         Rounds of the run.
     """
 
     def __init__(self, folder: Path, num_rounds: int) -> None:
         self._folder = folder
+        self._before = self._taken_up()
         self._num_rounds = num_rounds
         self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self._status = self._console.status("")
@@ -82,6 +84,9 @@ class Progress:
         otherwise : str
             What is going on when the folder does not say.
         """
+        if self._taken_up() == self._before:
+            self.now(otherwise)
+            return
         rows = self._folder / "rounds.jsonl"
         if rows.is_file():
             with rows.open("rb") as file:
@@ -92,6 +97,13 @@ class Progress:
                     self._offset += len(line)
                     self._show_row(json.loads(line))
         self.now(self._current_phase() or otherwise)
+
+    def _taken_up(self) -> int:
+        """Return when a server last wrote that it has begun, in nanoseconds; 0: never."""
+        try:
+            return (self._folder / "config.json").stat().st_mtime_ns
+        except OSError:
+            return 0
 
     def _current_phase(self) -> str | None:
         try:

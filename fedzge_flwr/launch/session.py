@@ -22,11 +22,12 @@ from typing import Any
 import tomli_w
 
 from fedzge_flwr.config import Settings, from_run_config
+from fedzge_flwr.config.owner import STATE_DIR_VARIABLE
 from fedzge_flwr.errors import FedZGEError
 from fedzge_flwr.files import atomic_write_text
 from fedzge_flwr.launch.processes import ProcessFamily
 from fedzge_flwr.launch.progress import Progress
-from fedzge_flwr.naming import free_run_folder
+from fedzge_flwr.naming import free_run_folder, run_to_resume
 
 STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, ``kill``, and a terminal that is closed."""
@@ -182,9 +183,10 @@ def session(
         If a process cannot be ended.
     """
     settings = from_run_config(run_config)
-    folder = free_run_folder(settings)
+    folder = run_to_resume(settings) if settings.run.resume else free_run_folder(settings)
     home = Path(tempfile.mkdtemp(prefix="fedzge-"))
-    family = ProcessFamily({**os.environ, **_common(home), **environment(home)}, home)
+    own = {**_states(folder), **_common(home), **environment(home)}
+    family = ProcessFamily({**os.environ, **own}, home)
     completed = False
     try:
         # The SuperLink works in a folder of its own, where relative paths must not follow it.
@@ -192,10 +194,13 @@ def session(
             **run_config,
             "output-dir": str(folder.parent),
             "run-name": folder.name,
+            "resume": str(folder) if settings.run.resume else "",
             "data-dir": str(Path(settings.data.data_dir).expanduser().absolute()),
         }
         atomic_write_text(home / "run-config.toml", tomli_w.dumps(overrides))
         with Progress(folder, settings.run.num_server_rounds) as progress:
+            if settings.run.resume:
+                progress.say(f"resuming {folder}")
             progress.say(
                 f"FedZGE: {settings.run.num_clients} clients, {settings.data.dataset}, recipe "
                 f"{settings.run.recipe}, {settings.run.num_server_rounds} rounds"
@@ -205,9 +210,12 @@ def session(
     finally:
         with _uninterrupted():
             left = family.end()
-            if not completed:
+            if completed:
+                _tidy(own, folder)
+            else:
                 _mark_interrupted(folder)
                 _keep_log(home, folder)
+                _tell_how_to_resume(folder)
             shutil.rmtree(home, ignore_errors=True)
     if left:
         raise LaunchError(f"these processes could not be ended: {[item.pid for item in left]}")
@@ -268,6 +276,30 @@ def _common(home: Path) -> dict[str, str]:
         "FLWR_TELEMETRY_ENABLED": "0",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
+
+
+def _states(folder: Path) -> dict[str, str]:
+    """Have clients keep their models in the run folder, so that the run can be resumed.
+
+    Here one user owns all clients. Workers of a Ray cluster elsewhere may not see the folder.
+    """
+    if STATE_DIR_VARIABLE in os.environ or "RAY_ADDRESS" in os.environ:
+        return {}
+    return {STATE_DIR_VARIABLE: str(folder / "clients")}
+
+
+def _tidy(environment: Mapping[str, str], folder: Path) -> None:
+    """Of a finished run's clients keep the final models only."""
+    if STATE_DIR_VARIABLE in environment:
+        for path in (folder / "clients").glob("*/*/*"):
+            if path.name != "client.safetensors":
+                path.unlink(missing_ok=True)
+
+
+def _tell_how_to_resume(folder: Path) -> None:
+    if any((folder / "checkpoints").glob("round-*")):
+        sys.stdout.write(f"to go on from the last checkpoint: make run RESUME='{folder}'\n")
+        sys.stdout.flush()
 
 
 def _failure(log_text: str) -> str | None:
