@@ -1,0 +1,121 @@
+"""``kill -9`` in every phase of a round, of real processes; resumed, the run ends the same."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.inprocess import InProcessGrid
+from tests.launching import ROOT, toml_pairs
+from tests.running import rows_of, run_server
+from tests.test_resume import PHASES
+
+pytestmark = pytest.mark.faults
+
+# The app itself, whose run folder, which hears of every phase, kills as the plan says.
+DEADLY = """
+import os, signal
+from pathlib import Path
+
+import psutil
+
+import real_server_app
+from fedzge_flwr.launch.processes import MARKER
+
+
+class Deadly(real_server_app.RunFolder):
+    def on_phase(self, round_, phase):
+        super().on_phase(round_, phase)
+        plan = Path(os.environ["PLAN_OF_DEATHS"])
+        first, *others = plan.read_text().splitlines() or [""]
+        at, name, whom = (first.split() + [""] * 3)[:3]
+        if (at, name) == (str(round_), phase):
+            plan.write_text("\\n".join(others))
+            if whom == "everything":
+                mine = os.environ[MARKER]
+                for process in psutil.process_iter():
+                    try:
+                        if process.pid != os.getpid() and process.environ().get(MARKER) == mine:
+                            process.kill()
+                    except psutil.Error:
+                        pass
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+real_server_app.RunFolder = Deadly
+app = real_server_app.app
+"""
+
+
+def make_deadly_app(folder: Path) -> Path:
+    folder.mkdir()
+    shutil.copy(ROOT / "server_app.py", folder / "real_server_app.py")
+    shutil.copy(ROOT / "client_app.py", folder)
+    (folder / "server_app.py").write_text(DEADLY)
+    whole = (ROOT / "pyproject.toml").read_text()
+    (folder / "pyproject.toml").write_text(
+        "\n".join(line for line in whole.splitlines() if not line.startswith("fab-include"))
+    )
+    return folder
+
+
+@pytest.mark.parametrize("whom", ["serverapp", "everything"])
+def test_killed_in_every_phase_and_resumed(
+    tmp_path: Path, efficient_config: dict[str, Any], whom: str
+) -> None:
+    """The server's process, or the SuperLink with all that it started."""
+    config = {
+        **efficient_config,
+        "num-server-rounds": 3,
+        "fraction-train": 0.6,
+        "client-distill-start": 0.0,
+    }
+    app = make_deadly_app(tmp_path / "app")
+    plan = tmp_path / "plan"
+    plan.write_text("\n".join(f"2 {phase} {whom}" for phase in PHASES))
+    environment = {**os.environ, "PLAN_OF_DEATHS": str(plan)}
+    environment.pop("FEDZGE_STATE_DIR", None)
+    folder = Path(config["output-dir"]) / "run"
+    command = [sys.executable, "-m", "fedzge_flwr.launch", "--app", str(app)]
+    options = ["--run-config", toml_pairs(config)]
+    deaths = 0
+    while True:
+        run = subprocess.run(
+            [*command, *options],
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+            cwd=tmp_path,
+            env=environment,
+        )
+        if run.returncode == 0:
+            break
+        deaths += 1
+        assert deaths <= len(PHASES), run.stdout + run.stderr
+        assert f"make run RESUME='{folder}'" in run.stdout, run.stdout + run.stderr
+        options = ["--resume", str(folder)]
+    assert deaths == len(PHASES)
+    assert plan.read_text() == ""
+    assert "3/3" in run.stdout
+
+    import client_app
+
+    unbroken = {**config, "run-name": "unbroken"}
+    wanted = run_server(InProcessGrid(client_app.app, unbroken, 3), unbroken)
+    for name in ("central", "generator"):
+        file = f"{name}.safetensors"
+        assert (folder / file).read_bytes() == (wanted / file).read_bytes()
+    kept = ("round", "central_accuracy", "ensemble_accuracy", "client_accuracy", "participants")
+    assert [[row[key] for key in kept] for row in rows_of(folder)] == [
+        [row[key] for key in kept] for row in rows_of(wanted)
+    ]
+    # Of the clients' states there is left what is their owners' to use.
+    left = {path.name for path in (folder / "clients").glob("*/*/*")}
+    assert left == {"client.safetensors"}
