@@ -120,6 +120,19 @@ def client_data(
     """
     images = load_split(settings, "train")
     indices = partition_indices(settings, num_clients, seed)[partition]
+    return hold_out_some(images, indices, settings, seed, partition, hold_out=hold_out)
+
+
+def hold_out_some(
+    images: ImageSet,
+    indices: npt.NDArray[np.int64],
+    settings: DataSettings,
+    seed: int,
+    partition: int,
+    *,
+    hold_out: bool,
+) -> ClientData:
+    """Divide the images at ``indices`` between training and evaluation, as in `client_data`."""
     order = numpy_stream(seed, Purpose.HOLDOUT, partition=partition).permutation(len(indices))
     num_held_out = round(settings.holdout_fraction * len(indices)) if hold_out else 0
     return ClientData(
