@@ -105,7 +105,7 @@ def mean(answers: Answers) -> FloatArray:
 
 
 def median(answers: Answers) -> FloatArray:
-    """Return the median over clients of log softmax(fₘ(x)/τ), class by class.
+    """Return the log of the median over clients of softmax(fₘ(x)/τ), class by class.
 
     Wrong answers of fewer than half of the clients cannot take it out of the range of the others'.
     Coordinate-wise median of Yin et al., 2018, arXiv 1803.01498; see `trimmed_mean` for what the
@@ -115,7 +115,7 @@ def median(answers: Answers) -> FloatArray:
 
 
 def trimmed_mean(answers: Answers) -> FloatArray:
-    """Return the mean over clients of log softmax(fₘ(x)/τ), class by class, without the extremes.
+    """Return the log of the mean over clients of softmax(fₘ(x)/τ), but for each class's extremes.
 
     Of M clients' values the k highest and the k lowest are left out, k = ⌈M/5⌉ but at most
     (M−1)/2: so k clients that answer anything at all cannot take it out of the range of the
@@ -123,10 +123,11 @@ def trimmed_mean(answers: Answers) -> FloatArray:
     mean, since nothing tells which of two that disagree is wrong. Coordinate-wise trimmed mean of
     Yin et al., 2018, arXiv 1803.01498, there of gradients.
 
-    Log-probabilities, floored, rather than logits: in logits of its own scale one client would
-    always be the extreme, and another, by a common shift, never what it says. Nor do claimed
-    numbers of examples weigh: a claim costs nothing and must buy nothing. Only who claims to have
-    none is left out, if others have some.
+    Of probabilities, since logits have each client's own scale and common shift, and since
+    where garbage is one extreme, honest answers are cut off at the other: that shifts means of
+    logarithms, whose low extremes are far away, by more (CHANGELOG).
+    Claimed numbers of examples do not weigh: a claim costs nothing and must buy nothing. Only who
+    claims to have none is left out, if others have some.
     """
     return _trimmed(answers, lambda num_clients: min(-(-num_clients // 5), (num_clients - 1) // 2))
 
@@ -222,18 +223,19 @@ ENSEMBLES: dict[str, Combination] = {
 
 
 def _trimmed(answers: Answers, num_trimmed: Callable[[int], int]) -> FloatArray:
-    """Return the mean, class by class, of what lies between the extremes of log-probabilities."""
-    values_MNK = np.stack(
+    """Return the log of the mean, class by class, of what lies between the extremes."""
+    p_MNK = np.stack(
         [
-            np.log(np.maximum(_probabilities(logits_NK, answers.temperature), _SMALLEST))
+            _probabilities(logits_NK, answers.temperature)
             for partition, logits_NK in answers.logits.items()
             if answers.weights[partition] > 0
         ]
     )
-    values_MNK.sort(axis=0)
-    trim = num_trimmed(len(values_MNK))
-    kept_MNK = values_MNK[trim : len(values_MNK) - trim]
-    return np.asarray(kept_MNK.mean(axis=0), dtype=np.float32)
+    p_MNK.sort(axis=0)
+    trim = num_trimmed(len(p_MNK))
+    p_NK = p_MNK[trim : len(p_MNK) - trim].mean(axis=0)
+    # Not normalised over classes, which would let one class's values move another's.
+    return np.asarray(np.log(np.maximum(p_NK, _SMALLEST)), dtype=np.float32)
 
 
 def _weighted_sum(
