@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 from typing import TYPE_CHECKING
@@ -18,10 +19,10 @@ from fedzge_flwr.blackbox import (
     FitReport,
     State,
 )
-from fedzge_flwr.config import Settings, from_run_config
+from fedzge_flwr.config import Settings, from_node_config, from_run_config
 from fedzge_flwr.data import ClientData, ImageSet, client_data, load_split, own_data
 from fedzge_flwr.distillation import distil
-from fedzge_flwr.errors import ConfigError
+from fedzge_flwr.errors import DataError
 from fedzge_flwr.models import MODELS, build_model, rebuild_model
 from fedzge_flwr.randomness import Purpose, seeded_initialisation, torch_stream
 from fedzge_flwr.registry import lookup
@@ -38,6 +39,8 @@ from fedzge_flwr.training import (
 if TYPE_CHECKING:
     from flwr.app import Context
 
+LOGGER = logging.getLogger("flwr.fedzge")
+
 
 class TorchBlackBox:
     """A PyTorch classifier with its own data.
@@ -52,9 +55,8 @@ class TorchBlackBox:
         Number of partitions that the node was told of.
     model_name : str, optional
         Overrides the run's ``local-models`` for this client.
-    own_data_dir : str, optional
-        Folder of files, in the data set's format, whose training images are all this client's;
-        otherwise it has its partition of those in the run's ``data-dir``.
+    data_path : str, optional
+        Where its own images lie (`fedzge_flwr.data.load_own`), in place of the partition's.
 
     Raises
     ------
@@ -68,12 +70,12 @@ class TorchBlackBox:
         partition: int,
         num_partitions: int,
         model_name: str | None = None,
-        own_data_dir: str | None = None,
+        data_path: str | None = None,
     ) -> None:
         self._settings = settings
-        self._own_data_dir = own_data_dir
         self._partition = partition
         self._num_partitions = num_partitions
+        self._data_path = data_path
         self._device = select_device(settings.client.client_device)
         torch.set_num_threads(settings.client.client_threads)
         self._model_name = model_name or settings.client.model_of(partition)
@@ -106,11 +108,18 @@ class TorchBlackBox:
         return self._settings.server.max_query_images
 
     def _data(self) -> ClientData:
-        run, data = self._settings.run, self._settings.data
+        run, data, number = self._settings.run, self._settings.data, self._partition
         hold_out = run.client_evaluation == "held-out"
-        if self._own_data_dir is not None:
-            return own_data(data, self._own_data_dir, run.seed, self._partition, hold_out=hold_out)
-        return client_data(data, run.num_clients, run.seed, self._partition, hold_out=hold_out)
+        if self._data_path is None:
+            return client_data(data, run.num_clients, run.seed, number, hold_out=hold_out)
+        try:
+            return own_data(self._data_path, data, run.seed, number, hold_out=hold_out)
+        except DataError as error:
+            # What an exception says goes to the server; names of files are the owner's affair.
+            LOGGER.error("client %d: %s", number, error)
+            raise DataError(
+                "the images at this node's 'data-path' cannot be used; its own log says why"
+            ) from None
 
     def profile(self) -> ClientProfile:
         """Say partition, training examples, device and share of the GPU."""
@@ -265,43 +274,22 @@ def torch_black_box(context: Context) -> TorchBlackBox:
     Parameters
     ----------
     context : Context
-        Its run config holds the settings; its node config ``partition-id``, ``num-partitions`` and,
-        if the node's owner wants another model than the run's ``local-models``, ``model``, or has
-        data of its own, ``data-dir``.
+        Its run config holds the settings, its node config what the node's owner says
+        (`fedzge_flwr.config.NodeSettings`).
 
     Raises
     ------
     ConfigError
-        If a setting is wrong or the node config lacks its partition.
+        If a setting of the run or of the node is wrong or missing.
     """
     settings = from_run_config(context.run_config)
-    node = context.node_config
-    partition = node.get("partition-id")
-    if not isinstance(partition, int) or isinstance(partition, bool) or partition < 0:
-        raise ConfigError(
-            f"node config: 'partition-id' = {partition!r}: give this node a number from 0 "
-            '(flower-supernode --node-config "partition-id=0 num-partitions=2")'
-        )
-    num_partitions = node.get("num-partitions", settings.run.num_clients)
-    if not isinstance(num_partitions, int):
-        raise ConfigError(f"node config: 'num-partitions' = {num_partitions!r}: give a number")
-    own_data_dir = node.get("data-dir")
-    if own_data_dir is not None and settings.data.dataset == "digits":
-        # Every node would train on all of them, unnoticed.
-        raise ConfigError(
-            "node config: 'data-dir': the digits have no files; give a run on data of the owner's "
-            "another 'dataset', in whose format they are"
-        )
-    model_name = node.get("model")
-    if partition >= settings.run.num_clients and model_name is None:
+    node = from_node_config(context.node_config, settings)
+    model_name = node.model
+    if node.partition_id >= settings.run.num_clients and model_name is None:
         # Refused by the server; any model will do until then.
         model_name = settings.client.model_of(0)
     box = TorchBlackBox(
-        settings,
-        partition,
-        num_partitions,
-        model_name=str(model_name) if model_name is not None else None,
-        own_data_dir=str(own_data_dir) if own_data_dir is not None else None,
+        settings, node.partition_id, node.num_partitions, model_name, node.data_path
     )
     cap_memory(select_device(settings.client.client_device), gpu_share())
     return box

@@ -399,27 +399,6 @@ def test_model_by_partition_and_by_owner(make_grid: Any, tiny_config: dict[str, 
     assert owners["conv1.weight"] == (64, 1, 7, 7)
 
 
-def test_an_owners_own_data_are_not_divided(
-    make_grid: Any, tiny_config: dict[str, Any], tmp_path: Path
-) -> None:
-    make_dataset("mnist", tmp_path / "common")
-    make_idx(tmp_path / "own", ("train", "t10k"), 10, 0, "")
-    config = {**tiny_config, "dataset": "mnist", "data-dir": str(tmp_path / "common")}
-    config |= {"num-train-images": 40, "num-test-images": 20, "min-partition-size": 0}
-    owner = {"partition-id": 2, "num-partitions": 3, "data-dir": str(tmp_path / "own")}
-    grid = make_grid(config, node_configs={2: owner})
-    boxes = [torch_black_box(context) for context in grid.contexts.values()]
-    profiles = [box.profile() for box in boxes]
-    assert profiles[0].num_examples + profiles[1].num_examples < 40
-    # All 60 of the owner's, whatever the run says of the common ones.
-    assert profiles[2].num_examples == 60
-    held = make_grid({**config, "client-evaluation": "held-out"}, node_configs={2: owner})
-    assert torch_black_box(list(held.contexts.values())[2]).profile().num_examples == 54
-    # What is common stays so: the test set is the run's.
-    shutil.rmtree(tmp_path / "own")
-    assert boxes[2].evaluate("test").num_examples == 20
-
-
 @pytest.mark.parametrize(
     ("node_config", "message"),
     [
@@ -427,7 +406,6 @@ def test_an_owners_own_data_are_not_divided(
         ({"partition-id": "zero"}, "'partition-id' = 'zero'"),
         ({"partition-id": 0, "num-partitions": "two"}, "'num-partitions' = 'two'"),
         ({"partition-id": 0, "num-partitions": 3, "model": "vgg"}, "no model named 'vgg'; known"),
-        ({"partition-id": 0, "data-dir": "/a"}, "'data-dir': the digits have no files; give"),
     ],
 )
 def test_bad_node_configs(

@@ -34,7 +34,7 @@ CONFIG = {
     "central-distill-steps": 3,
     "generator-steps": 2,
     "client-distill-start": 0.0,
-    "ensemble": "mean-logits",
+    "ensemble": "mean",
 }
 
 

@@ -6,6 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given as drawn
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from fedzge_flwr.server.ensemble import (
     ENSEMBLES,
@@ -15,8 +19,10 @@ from fedzge_flwr.server.ensemble import (
     confidence,
     ensemble_weights,
     known_contrasts,
-    mean_logits,
+    mean,
     mean_probability,
+    median,
+    trimmed_mean,
     update_tendencies,
 )
 
@@ -45,10 +51,10 @@ def test_weights_are_renormalised_over_who_answered() -> None:
     assert list(ensemble_weights({4: 1, 2: 1})) == [2, 4]
 
 
-def test_mean_logits() -> None:
+def test_mean() -> None:
     given = answers()
     expected = 0.25 * given.logits[0] + 0.75 * given.logits[2]
-    np.testing.assert_allclose(mean_logits(given), expected, rtol=1e-6)
+    np.testing.assert_allclose(mean(given), expected, rtol=1e-6)
 
 
 def test_mean_probability() -> None:
@@ -115,7 +121,7 @@ def test_known_contrasts_solves_its_least_squares() -> None:
 def test_known_contrasts_of_clients_that_know_all_is_the_mean_of_logits() -> None:
     given = answers()
     np.testing.assert_allclose(
-        contrasts(known_contrasts(given)), contrasts(mean_logits(given)), rtol=1e-4, atol=1e-5
+        contrasts(known_contrasts(given)), contrasts(mean(given)), rtol=1e-4, atol=1e-5
     )
 
 
@@ -190,3 +196,116 @@ def test_sums_do_not_depend_on_who_came_first(name: str) -> None:
         )
         results.add(ENSEMBLES[name](given).tobytes())
     assert len(results) == 1
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Log-probabilities, none below log 1e-8."""
+    shifted = logits.astype("f8") - logits.astype("f8").max(axis=-1, keepdims=True)
+    logs = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return np.asarray(np.maximum(logs, np.log(1e-8)))
+
+
+def equals(logits: dict[int, np.ndarray], temperature: float = 1.0) -> Answers:
+    """Answers of clients whose tendencies and numbers of examples tell nothing."""
+    share = 1 / len(logits)
+    num_classes = next(iter(logits.values())).shape[1]
+    tendency = np.full(num_classes, 1 / num_classes)
+    return Answers(
+        logits, dict.fromkeys(logits, share), dict.fromkeys(logits, tendency), temperature
+    )
+
+
+TRIMMED = {1: 0, 2: 0, 3: 1, 4: 1, 5: 1, 6: 2, 7: 2, 10: 2, 11: 3, 20: 4}
+"""How many of so many clients are left out on each side: a fifth, rounded up, if any remain."""
+
+
+@pytest.mark.parametrize(("num_clients", "trimmed"), TRIMMED.items())
+def test_robust_combinations_by_number_of_clients(num_clients: int, trimmed: int) -> None:
+    logits = {m: random_logits(m, 3.0) for m in range(num_clients)}
+    ordered = np.sort([softmax(logits[m] / 2) for m in logits], axis=0)
+    given = equals(logits, temperature=2.0)
+    wanted = ordered[trimmed : num_clients - trimmed].mean(axis=0)
+    np.testing.assert_allclose(np.exp(trimmed_mean(given)), wanted, rtol=1e-5)
+    np.testing.assert_allclose(np.exp(median(given)), np.median(ordered, axis=0), rtol=1e-5)
+    assert trimmed_mean(given).dtype == median(given).dtype == np.float32
+
+
+def test_trimmed_mean_of_three_and_four_is_their_median() -> None:
+    for num_clients in (3, 4):
+        given = equals({m: random_logits(m, 3.0) for m in range(num_clients)})
+        assert np.array_equal(trimmed_mean(given), median(given))
+
+
+@pytest.mark.parametrize("combine", [median, trimmed_mean])
+def test_claimed_examples_and_common_shifts_buy_nothing(combine: Combination) -> None:
+    given = equals({m: random_logits(m, 3.0) for m in range(5)})
+    claims = ensemble_weights({0: 10**9, 1: 9, 2: 9, 3: 9, 4: 9})
+    assert np.array_equal(combine(replace(given, weights=claims)), combine(given))
+    shifted = {m: logits + np.float32(1000 * m) for m, logits in given.logits.items()}
+    np.testing.assert_allclose(
+        combine(replace(given, logits=shifted)), combine(given), atol=1e-3, rtol=1e-3
+    )
+
+
+@pytest.mark.parametrize("combine", [median, trimmed_mean])
+def test_who_has_no_examples_is_not_heard_by_robust_combinations(combine: Combination) -> None:
+    logits = {m: random_logits(m, 3.0) for m in range(4)}
+    some = {m: value for m, value in logits.items() if m != 1}
+    weights = ensemble_weights({0: 5, 1: 0, 2: 7, 3: 9})
+    assert np.array_equal(combine(replace(equals(logits), weights=weights)), combine(equals(some)))
+    nobody = ensemble_weights(dict.fromkeys(logits, 0))
+    assert np.array_equal(combine(replace(equals(logits), weights=nobody)), combine(equals(logits)))
+
+
+ANY_LOGITS = arrays(
+    np.float32, (4, 3), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)
+)
+
+
+@pytest.mark.parametrize("combine", [median, trimmed_mean])
+@settings(max_examples=40, deadline=None)
+@drawn(
+    num_honest=st.integers(2, 9),
+    place=st.integers(0, 9),
+    seed=st.integers(0, 2**32 - 1),
+    garbage=ANY_LOGITS,
+    temperature=st.floats(0.1, 10),
+)
+def test_one_client_cannot_move_the_ensemble_out_of_the_others_range(
+    combine: Combination,
+    num_honest: int,
+    place: int,
+    seed: int,
+    garbage: np.ndarray,
+    temperature: float,
+) -> None:
+    """Whatever it answers, class by class; and nothing overflows, since warnings are errors."""
+    culprit = place % (num_honest + 1)
+    logits = {
+        m: garbage if m == culprit else random_logits(seed + m, 5.0) for m in range(num_honest + 1)
+    }
+    found = combine(equals(logits, temperature))
+    honest = [
+        log_softmax(value.astype("f8") / temperature) for m, value in logits.items() if m != culprit
+    ]
+    assert np.isfinite(found).all()
+    assert (found >= np.min(honest, axis=0) - 1e-5).all()
+    assert (found <= np.max(honest, axis=0) + 1e-5).all()
+
+
+@pytest.mark.parametrize(("num_clients", "liars"), [(10, 2), (6, 2), (11, 3)])
+def test_as_many_liars_as_are_trimmed_are_borne(num_clients: int, liars: int) -> None:
+    logits = {m: random_logits(m, 3.0) for m in range(num_clients)}
+    honest = np.stack([log_softmax(logits[m]) for m in range(liars, num_clients)])
+    for m in range(liars):
+        logits[m] = np.tile(np.array([3e38, -3e38, 0], "f4"), (4, 1))
+    for combine in (median, trimmed_mean):
+        found = combine(equals(logits))
+        assert (found >= honest.min(axis=0) - 1e-5).all()
+        assert (found <= honest.max(axis=0) + 1e-5).all()
+
+
+def test_tendencies_of_huge_answers_are_finite() -> None:
+    tendencies: dict[int, np.ndarray] = {}
+    update_tendencies(tendencies, {0: np.array([[3e38, -3e38, 3e38], [0, 0, -3e38]], "f4")})
+    np.testing.assert_allclose(tendencies[0], [0.5, 0.25, 0.25])

@@ -150,6 +150,6 @@ def test_light_imports() -> None:
     assert not modules_after("import fedzge_flwr, fedzge_flwr.config") & heavy
     # What a client's process loads before it knows what it is asked.
     client = modules_after("import client_app")
-    assert not client & {"torchvision", "matplotlib", "sklearn", "datasets", "flwr_datasets"}
+    assert not client & {"torchvision", "matplotlib", "sklearn", "datasets", "flwr_datasets", "PIL"}
     server = modules_after("import server_app")
     assert not server & {"torchvision", "matplotlib", "sklearn", "datasets", "flwr_datasets"}

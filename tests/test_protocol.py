@@ -315,6 +315,12 @@ def test_round_must_be_the_one_asked() -> None:
         read(EXAMPLES[3], content, expect={"round": 4})
 
 
+def test_losses_stay_where_their_sums_are_finite() -> None:
+    content = encode(TrainReply(round=4, num_examples=1, loss=1.7e308))
+    with pytest.raises(ProtocolError, match=r"'loss': 1\.7e\+308 is above 1e\+30"):
+        read(EXAMPLES[3], content)
+
+
 def test_a_header_that_claims_terabytes_allocates_nothing() -> None:
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(

@@ -4,10 +4,12 @@ Every key is kebab-case and flat; `from_run_config` sorts the keys into the sect
 of the system take. Some defaults depend on the recipe: `from_run_config` fills them in where a key
 is absent or ``"auto"``. Those of ``recipe = "paper"`` are the published commands', except for the
 data set, the models, the number of rounds and the output folder, which suit a quick first run.
+What a node's owner sets for that node alone is `NodeSettings`.
 """
 
 from __future__ import annotations
 
+from fedzge_flwr.config.node import NodeSettings, from_node_config
 from fedzge_flwr.config.parsing import (
     AUTO,
     SECTIONS,
@@ -30,12 +32,14 @@ __all__ = [
     "SECTIONS",
     "ClientSettings",
     "DataSettings",
+    "NodeSettings",
     "OptimizerSettings",
     "RunSettings",
     "ServerSettings",
     "Settings",
     "TransferSettings",
     "default_run_config",
+    "from_node_config",
     "from_run_config",
     "paper_defaults",
 ]

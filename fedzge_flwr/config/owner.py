@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError, model_validator
 
+from fedzge_flwr.config.node import refuse_misspelt
 from fedzge_flwr.config.parsing import one_line
 from fedzge_flwr.config.sections import CountOrNone, NonNegative, Section, kebab
 from fedzge_flwr.errors import ConfigError
@@ -69,9 +70,10 @@ def owner_settings(
     Raises
     ------
     ConfigError
-        If a value is of the wrong type or out of range.
+        If a value is of the wrong type or out of range, or a key looks misspelt.
     """
     keys = {kebab(name) for name in OwnerSettings.model_fields}
+    refuse_misspelt(node_config, keys)
     given = {key: value for key, value in node_config.items() if key in keys}
     given.setdefault("state-dir", environment.get(STATE_DIR_VARIABLE, ""))
     try:

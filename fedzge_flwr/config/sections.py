@@ -269,7 +269,7 @@ class ServerSettings(Section):
     """Generator, zeroth-order queries and central distillation."""
 
     central_model: ModelName = Field("cnn", description="model that the server distils into")
-    ensemble: Annotated[EnsembleName, Paper("mean-logits")] = Field(
+    ensemble: Annotated[EnsembleName, Paper("mean")] = Field(
         "known-contrasts", description=f"how clients' answers combine: {', '.join(ENSEMBLES)}"
     )
     answer_temperature: Annotated[Positive, Paper(1.0)] = Field(

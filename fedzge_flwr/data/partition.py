@@ -120,42 +120,19 @@ def client_data(
     """
     images = load_split(settings, "train")
     indices = partition_indices(settings, num_clients, seed)[partition]
-    return _hold_out(settings, images, indices, seed, partition, hold_out)
+    return hold_out_some(images, indices, settings, seed, partition, hold_out=hold_out)
 
 
-def own_data(
-    settings: DataSettings, folder: str, seed: int, partition: int, *, hold_out: bool
-) -> ClientData:
-    """Return the images of a client whose owner has files of its own: all of them are its.
-
-    Parameters
-    ----------
-    settings : DataSettings
-        The data set, in whose format the files are.
-    folder : str
-        The owner's, in place of ``data-dir``.
-    seed, partition, hold_out
-        As in `client_data`.
-
-    Raises
-    ------
-    DataError
-        If files are missing or malformed.
-    """
-    update = {"data_dir": folder, "num_train_images": 0, "download": False}
-    images = load_split(settings.model_copy(update=update), "train")
-    indices = np.arange(len(images), dtype=np.int64)
-    return _hold_out(settings, images, indices, seed, partition, hold_out)
-
-
-def _hold_out(
-    settings: DataSettings,
+def hold_out_some(
     images: ImageSet,
     indices: npt.NDArray[np.int64],
+    settings: DataSettings,
     seed: int,
     partition: int,
+    *,
     hold_out: bool,
 ) -> ClientData:
+    """Divide the images at ``indices`` between training and evaluation, as in `client_data`."""
     order = numpy_stream(seed, Purpose.HOLDOUT, partition=partition).permutation(len(indices))
     num_held_out = round(settings.holdout_fraction * len(indices)) if hold_out else 0
     return ClientData(

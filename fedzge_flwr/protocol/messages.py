@@ -62,6 +62,8 @@ def _array(purpose: ArrayPurpose, dims: str, dtype: str = "float32") -> Any:
 
 
 _MAX_COUNT = 2**62
+_MAX_LOSS = 1e30
+"""Of any number of losses up to it the sum is finite, so that none can spoil a report."""
 
 NO_EXPERIMENT = "0" * 32
 """The experiment of a request that stands alone."""
@@ -152,7 +154,7 @@ class TrainReply(Reply):
     """Local training is done (see `fedzge_flwr.blackbox.FitReport`)."""
 
     num_examples: int = _scalar(int, low=0, high=_MAX_COUNT)
-    loss: float = _scalar(float, low=0.0)
+    loss: float = _scalar(float, low=0.0, high=_MAX_LOSS)
 
 
 @dataclass(frozen=True)
@@ -230,7 +232,7 @@ class DistillReply(Reply):
         What went wrong; empty if nothing did. The model is then as it was before.
     """
 
-    loss: float = _scalar(float, low=0.0)
+    loss: float = _scalar(float, low=0.0, high=_MAX_LOSS)
     problem: str = _scalar(str)
 
 
@@ -283,8 +285,8 @@ class RoundReply(Reply):
     """
 
     num_examples: int = _scalar(int, low=0, high=_MAX_COUNT)
-    train_loss: float = _scalar(float, low=0.0)
-    distill_loss: float = _scalar(float, low=0.0)
+    train_loss: float = _scalar(float, low=0.0, high=_MAX_LOSS)
+    distill_loss: float = _scalar(float, low=0.0, high=_MAX_LOSS)
     distill_problem: str = _scalar(str)
     query: str = _hex(64)
     logits: FloatArray = _array("logits", "B K")
@@ -323,7 +325,7 @@ class EvaluateReply(Reply):
     """Outcome of an evaluation (see `fedzge_flwr.blackbox.ClientEvaluation`)."""
 
     num_examples: int = _scalar(int, low=0, high=_MAX_COUNT)
-    loss: float = _scalar(float, low=0.0)
+    loss: float = _scalar(float, low=0.0, high=_MAX_LOSS)
     accuracy: float = _scalar(float, low=0.0, high=1.0)
     logits: FloatArray = _array("logits", "M K")
 

@@ -1,7 +1,7 @@
 """Combining the clients' answers into the ensemble's logits.
 
 A combination is a function of `Answers`; add one with ``ENSEMBLES["name"] = function``. Sums are in
-float64 and in order of partition, so that they do not depend on who answered first.
+float64 and in order of partition or of size, so that they do not depend on who answered first.
 """
 
 from __future__ import annotations
@@ -99,9 +99,37 @@ def update_tendencies(
         tendencies[partition] = before_K + _NEWEST_ROUND * (mean_K - before_K)
 
 
-def mean_logits(answers: Answers) -> FloatArray:
+def mean(answers: Answers) -> FloatArray:
     """Return Σₘ wₘ·fₘ(x), the paper's ensemble (arXiv 2503.06028)."""
     return _weighted_sum(answers, lambda partition, logits: logits).astype(np.float32)
+
+
+def median(answers: Answers) -> FloatArray:
+    """Return the log of the median over clients of softmax(fₘ(x)/τ), class by class.
+
+    Wrong answers of fewer than half of the clients cannot take it out of the range of the others'.
+    Coordinate-wise median of Yin et al., 2018, arXiv 1803.01498; see `trimmed_mean` for what the
+    two share. Of two clients, and of the middle two of an even number, it is the mean.
+    """
+    return _trimmed(answers, lambda num_clients: (num_clients - 1) // 2)
+
+
+def trimmed_mean(answers: Answers) -> FloatArray:
+    """Return the log of the mean over clients of softmax(fₘ(x)/τ), but for each class's extremes.
+
+    Of M clients' values the k highest and the k lowest are left out, k = ⌈M/5⌉ but at most
+    (M−1)/2: so k clients that answer anything at all cannot take it out of the range of the
+    others'. 10 clients bear two such, 3 to 5 bear one (of 3 and 4 it is the median); of 2 it is the
+    mean, since nothing tells which of two that disagree is wrong. Coordinate-wise trimmed mean of
+    Yin et al., 2018, arXiv 1803.01498, there of gradients.
+
+    Of probabilities, since logits have each client's own scale and common shift, and since
+    where garbage is one extreme, honest answers are cut off at the other: that shifts means of
+    logarithms, whose low extremes are far away, by more (CHANGELOG).
+    Claimed numbers of examples do not weigh: a claim costs nothing and must buy nothing. Only who
+    claims to have none is left out, if others have some.
+    """
+    return _trimmed(answers, lambda num_clients: min(-(-num_clients // 5), (num_clients - 1) // 2))
 
 
 def mean_probability(answers: Answers) -> FloatArray:
@@ -184,12 +212,30 @@ def known_contrasts(answers: Answers) -> FloatArray:
 
 
 ENSEMBLES: dict[str, Combination] = {
-    "mean-logits": mean_logits,
+    "mean": mean,
+    "median": median,
+    "trimmed-mean": trimmed_mean,
     "mean-probability": mean_probability,
     "confidence": confidence,
     "class-tendency": class_tendency,
     "known-contrasts": known_contrasts,
 }
+
+
+def _trimmed(answers: Answers, num_trimmed: Callable[[int], int]) -> FloatArray:
+    """Return the log of the mean, class by class, of what lies between the extremes."""
+    p_MNK = np.stack(
+        [
+            _probabilities(logits_NK, answers.temperature)
+            for partition, logits_NK in answers.logits.items()
+            if answers.weights[partition] > 0
+        ]
+    )
+    p_MNK.sort(axis=0)
+    trim = num_trimmed(len(p_MNK))
+    p_NK = p_MNK[trim : len(p_MNK) - trim].mean(axis=0)
+    # Not normalised over classes, which would let one class's values move another's.
+    return np.asarray(np.log(np.maximum(p_NK, _SMALLEST)), dtype=np.float32)
 
 
 def _weighted_sum(

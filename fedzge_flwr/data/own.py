@@ -1,0 +1,226 @@
+"""A client's own images: a folder with a subfolder for each class, or an ``.npz`` file."""
+
+from __future__ import annotations
+
+import zipfile
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from fedzge_flwr.config import DataSettings
+from fedzge_flwr.data.loading import ImageSet
+from fedzge_flwr.data.partition import ClientData, hold_out_some
+from fedzge_flwr.datasets_spec import DatasetSpec
+from fedzge_flwr.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+CLASSES_FILE = "classes.txt"
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+def own_data(
+    path: str, settings: DataSettings, seed: int, partition: int, *, hold_out: bool
+) -> ClientData:
+    """Return a client's own images, divided as those of a partition are.
+
+    Parameters
+    ----------
+    path : str
+        See `load_own`.
+    settings : DataSettings
+        Classes and image shape of its data set, and ``holdout-fraction``.
+    seed, partition, hold_out
+        As in `fedzge_flwr.data.client_data`.
+
+    Raises
+    ------
+    DataError
+        As in `load_own`.
+    """
+    images = load_own(path, settings.spec)
+    indices = np.arange(len(images), dtype=np.int64)
+    return hold_out_some(images, indices, settings, seed, partition, hold_out=hold_out)
+
+
+# As with a data set's files: every message to a client asks for the same images.
+@lru_cache(maxsize=4)
+def load_own(path: str, spec: DatasetSpec) -> ImageSet:
+    """Load an owner's images.
+
+    Parameters
+    ----------
+    path : str
+        A folder or a file that ends in ``.npz``; ``~`` is the home folder.
+
+        A folder's subfolders are the classes; files with `IMAGE_SUFFIXES` in them, however deep,
+        are images, converted to grey or RGB and resized, without keeping their proportions. If the
+        folder has a file ``classes.txt``, its lines name classes 0 … K-1; else, if all subfolders
+        are called by numbers, those are the classes' numbers; else there must be K subfolders, and
+        classes are numbered in the order of their names. Only in the last case must each class be
+        there.
+
+        An ``.npz`` file holds ``images``, uint8 of shape (N, H, W) if C = 1, (N, C, H, W) or
+        (N, H, W, C), and ``labels``, integers (N,). Nothing in it is unpickled.
+    spec : DatasetSpec
+        Number of classes K and shape (C, H, W) of the run's images.
+
+    Returns
+    -------
+    ImageSet
+        At least one image; those of a folder by class folder and path.
+
+    Raises
+    ------
+    DataError
+        If there is no such data there, or they do not fit the run; the line names file or folder.
+    """
+    where = Path(path).expanduser().absolute()
+    if where.is_dir():
+        return _load_folder(where, spec)
+    if not where.exists():
+        raise DataError(f"{where}: no such folder or file; correct 'data-path'")
+    if where.suffix != ".npz":
+        raise DataError(f"{where}: neither a folder nor an .npz file; correct 'data-path'")
+    return _load_npz(where, spec)
+
+
+def _load_folder(folder: Path, spec: DatasetSpec) -> ImageSet:
+    names = sorted(
+        entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."
+    )
+    numbers = _class_numbers(folder, names, spec.num_classes)
+    files = [
+        (file, numbers[name])
+        for name in names
+        for file in sorted((folder / name).rglob("*"))
+        if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "." and file.is_file()
+    ]
+    if not files:
+        raise DataError(f"{folder}: no images in its subfolders ({', '.join(IMAGE_SUFFIXES)})")
+    images_NCHW = np.empty((len(files), *spec.image_shape), dtype=np.uint8)
+    for row, (file, _) in enumerate(files):
+        images_NCHW[row] = _read_image(file, spec)
+    return ImageSet(images_NCHW, np.array([number for _, number in files], dtype=np.int64))
+
+
+def _class_numbers(folder: Path, names: list[str], num_classes: int) -> dict[str, int]:
+    """Return the class number of each subfolder."""
+    if not names:
+        raise DataError(f"{folder}: has no subfolders; put the images of each class into its own")
+    listed = folder / CLASSES_FILE
+    if listed.exists():
+        known = _read_classes(listed, num_classes)
+        for name in names:
+            if name not in known:
+                raise DataError(f"{folder / name}: {CLASSES_FILE} names no class '{name}'; add it")
+        return known
+    if all(name.isascii() and name.isdigit() for name in names):
+        for name in names:
+            if int(name) >= num_classes:
+                raise DataError(
+                    f"{folder / name}: no such class, they are 0 to {num_classes - 1}; rename it"
+                )
+        return {name: int(name) for name in names}
+    if len(names) != num_classes:
+        raise DataError(
+            f"{folder}: {len(names)} subfolders for {num_classes} classes; name all classes in "
+            f"{CLASSES_FILE}, a line each, or call subfolders by the numbers of their classes"
+        )
+    return {name: number for number, name in enumerate(names)}
+
+
+def _read_classes(listed: Path, num_classes: int) -> dict[str, int]:
+    try:
+        lines = listed.read_text(encoding="utf-8-sig").rstrip().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{listed}: cannot be read ({_first_line(error)})") from error
+    numbers = {line.strip(): number for number, line in enumerate(lines)}
+    if len(lines) != num_classes or len(numbers) != num_classes:
+        raise DataError(
+            f"{listed}: {len(lines)} lines, {len(numbers)} of them different; name each of the "
+            f"{num_classes} classes in a line of its own"
+        )
+    return numbers
+
+
+def _read_image(file: Path, spec: DatasetSpec) -> npt.NDArray[np.uint8]:
+    """Return an image as (C, H, W)."""
+    # Takes a while, and most clients have no images of their own.
+    from PIL import Image, ImageOps
+
+    size = (spec.side, spec.side)
+    try:
+        with Image.open(file) as opened:
+            upright = ImageOps.exif_transpose(opened)
+            deep = upright.mode == "F" or upright.mode.startswith("I")
+            shown = upright.convert("L" if spec.channels == 1 else "RGB")
+            image: Image.Image = (
+                shown if shown.size == size else shown.resize(size, Image.Resampling.BILINEAR)
+            )
+            pixels = np.asarray(image, dtype=np.uint8)
+    except Exception as error:  # Pillow's plug-ins raise whatever their formats suggest
+        raise DataError(
+            f"{file}: not a readable image ({_first_line(error)}); mend or remove it"
+        ) from error
+    if deep:
+        # Pillow would clip, not scale, more than 8 bits.
+        raise DataError(f"{file}: more than 8 bits a channel; save it with 8")
+    return pixels[None] if spec.channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def _load_npz(file: Path, spec: DatasetSpec) -> ImageSet:
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            missing = [name for name in ("images", "labels") if name not in arrays]
+            if missing:
+                raise DataError(f"{file}: lacks {' and '.join(missing)}; it has {list(arrays)}")
+            images, labels_N = arrays["images"], arrays["labels"]
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        raise DataError(f"{file}: not a readable .npz ({_first_line(error)}); save it anew") from (
+            error
+        )
+    if images.dtype != np.uint8:
+        raise DataError(f"{file}: 'images' is {images.dtype}; save uint8, 0 black to 255")
+    if labels_N.dtype.kind not in "iu" or labels_N.ndim != 1:
+        raise DataError(
+            f"{file}: 'labels' is {labels_N.dtype} of shape {labels_N.shape}; save integers (N,)"
+        )
+    images_NCHW = _channels_first(file, images, spec)
+    if len(images_NCHW) != len(labels_N):
+        raise DataError(
+            f"{file}: {len(images_NCHW)} images but {len(labels_N)} labels; save as many of each"
+        )
+    if len(labels_N) == 0:
+        raise DataError(f"{file}: holds no images; save at least one")
+    low, high = int(labels_N.min()), int(labels_N.max())
+    if low < 0 or high >= spec.num_classes:
+        raise DataError(
+            f"{file}: labels run from {low} to {high}; number the classes 0 to "
+            f"{spec.num_classes - 1}"
+        )
+    return ImageSet(np.ascontiguousarray(images_NCHW), labels_N.astype(np.int64))
+
+
+def _channels_first(
+    file: Path, images: npt.NDArray[np.uint8], spec: DatasetSpec
+) -> npt.NDArray[np.uint8]:
+    channels, height, width = spec.image_shape
+    if images.shape[1:] == (channels, height, width):
+        return images
+    if images.shape[1:] == (height, width, channels):
+        return images.transpose(0, 3, 1, 2)
+    if channels == 1 and images.shape[1:] == (height, width):
+        return images[:, None]
+    raise DataError(
+        f"{file}: 'images' has shape {images.shape}; make it (N, {channels}, {height}, {width}) "
+        f"or (N, {height}, {width}, {channels})"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
