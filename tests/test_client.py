@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,7 +35,6 @@ from fedzge_flwr.protocol import (
 )
 from fedzge_flwr.question import Question, from_levels, to_levels
 from fedzge_flwr.torch_blackbox import TorchBlackBox, cap_memory, torch_black_box
-from tests.fabricate import make_dataset, make_idx
 
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (12, 1, 8, 8)).astype(np.float32)
 LOGITS = np.random.default_rng(1).normal(size=(12, 10)).astype(np.float32)

@@ -226,7 +226,7 @@ def mutations(example: WireMessage) -> dict[str, tuple[str, Any]]:
             }.items():
                 found[f"{name} {label}"] = (name, array(name, value))
             if good.size and good.dtype.kind == "f":
-                for bad in (np.nan, np.inf):
+                for bad in (np.nan, np.inf, *([-2e6] if spec.largest else [])):
                     spoiled = good.copy()
                     spoiled.flat[-1] = bad
                     found[f"{name} {bad}"] = (name, array(name, Array(spoiled)))

@@ -267,6 +267,12 @@ def _decode_array(
     values = np.frombuffer(array.data, dtype=dtype, offset=len(header)).reshape(shape)
     if not np.isfinite(values).all():
         raise ProtocolError(sender, name, "holds values that are not finite")
+    if spec.largest is not None and values.size and np.abs(values).max() > spec.largest:
+        raise ProtocolError(
+            sender,
+            name,
+            f"holds values of magnitude {np.abs(values).max():g}; at most {spec.largest:g}",
+        )
     return values
 
 

@@ -33,11 +33,24 @@ class ScalarSpec:
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """What an array field allows, its dtype and the names of its dimensions; and what it is for."""
+    """What an array field allows, and what it is for.
+
+    Parameters
+    ----------
+    dtype : str
+        Of its values.
+    dims : tuple of str
+        The names of its dimensions.
+    purpose : ArrayPurpose
+        What it is for.
+    largest : float, optional
+        Largest magnitude of its values, which are finite in any case.
+    """
 
     dtype: str
     dims: tuple[str, ...]
     purpose: ArrayPurpose
+    largest: float | None = None
 
 
 def _scalar(
@@ -57,9 +70,14 @@ def _hex(digits: int, *, optional: bool = False, default: Any = MISSING) -> Any:
     return field(metadata={"wire": spec}, default=default, kw_only=default is not MISSING)
 
 
-def _array(purpose: ArrayPurpose, dims: str, dtype: str = "float32") -> Any:
-    return field(metadata={"wire": ArraySpec(dtype, tuple(dims.split()), purpose)})
+def _array(
+    purpose: ArrayPurpose, dims: str, dtype: str = "float32", *, largest: float | None = None
+) -> Any:
+    return field(metadata={"wire": ArraySpec(dtype, tuple(dims.split()), purpose, largest)})
 
+
+LARGEST_LOGIT = 1e6
+"""A classifier that has not diverged stays far below; sums of squares of larger ones overflow."""
 
 _MAX_COUNT = 2**62
 _MAX_LOSS = 1e30
@@ -176,7 +194,7 @@ class LogitsReply(Reply):
     """
 
     query: str = _hex(64)
-    logits: FloatArray = _array("logits", "B K")
+    logits: FloatArray = _array("logits", "B K", largest=LARGEST_LOGIT)
 
 
 @dataclass(frozen=True)
@@ -289,7 +307,7 @@ class RoundReply(Reply):
     distill_loss: float = _scalar(float, low=0.0, high=_MAX_LOSS)
     distill_problem: str = _scalar(str)
     query: str = _hex(64)
-    logits: FloatArray = _array("logits", "B K")
+    logits: FloatArray = _array("logits", "B K", largest=LARGEST_LOGIT)
 
 
 @dataclass(frozen=True)
@@ -327,7 +345,7 @@ class EvaluateReply(Reply):
     num_examples: int = _scalar(int, low=0, high=_MAX_COUNT)
     loss: float = _scalar(float, low=0.0, high=_MAX_LOSS)
     accuracy: float = _scalar(float, low=0.0, high=1.0)
-    logits: FloatArray = _array("logits", "M K")
+    logits: FloatArray = _array("logits", "M K", largest=LARGEST_LOGIT)
 
 
 @dataclass(frozen=True)
