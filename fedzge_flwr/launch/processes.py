@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -81,6 +81,20 @@ class ProcessFamily:
                 self._seen.update((process, *process.children(recursive=True)))
             except psutil.Error:
                 continue
+
+    def has_lost(self, names: Collection[str]) -> bool:
+        """Whether a descendant of one of these names has ended, and nobody has asked how."""
+        for started in self._started:
+            if started.poll() is not None:
+                continue
+            try:
+                children = psutil.Process(started.pid).children(recursive=True)
+                lost = [item for item in children if item.name() in names and not _runs(item)]
+            except psutil.Error:
+                continue
+            if lost:
+                return True
+        return False
 
     def alive(self) -> list[psutil.Process]:
         """Return the processes of the family that still run."""

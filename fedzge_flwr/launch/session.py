@@ -38,6 +38,12 @@ CONNECTION = "fedzge"
 _POLL_S = 0.3
 _SHORT_COMMAND_S = 120.0
 
+_SERVERS = ("flwr-simulation", "flwr-serverapp")
+"""Flower's names of the process that runs the ServerApp."""
+
+_LAST_WORDS_S = 5.0
+"""How long after that process Flower may still report; a kill it notices after minutes only."""
+
 
 class LaunchError(FedZGEError):
     """The run could not be started, or it failed."""
@@ -137,15 +143,22 @@ class Session:
             If the app is refused, or the run fails.
         """
         flwr = self.start("flower", command)
+        there_until = time.monotonic()
         while flwr.poll() is None:
             self.progress.poll(otherwise)
             self.family.watch()
+            if not self.family.has_lost(_SERVERS):
+                there_until = time.monotonic()
+            elif time.monotonic() - there_until > _LAST_WORDS_S:
+                break
             time.sleep(_POLL_S)
         text = self.log("flower").read_text(encoding="utf-8", errors="replace")
         submitted = re.search(r"Successfully started run (\d+)", text)
         if submitted is None:
             raise LaunchError(f"flwr run refused the app:\n{tail(self.log('flower'))}")
         status = self._status(submitted.group(1))
+        if flwr.poll() is None and not status.startswith("finished"):
+            raise LaunchError("the server's process was killed, or died (out of memory?)")
         if status != "finished:completed":
             reason = _failure(text) or f"the run ended as '{status}':\n{tail(self.log('flower'))}"
             raise LaunchError(reason)

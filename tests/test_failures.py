@@ -1,0 +1,118 @@
+"""Federations in which clients fail at random, and what that costs.
+
+``python -m tests.test_failures`` prints the accuracies of each seed.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Message
+
+from fedzge_flwr.display import percent
+from tests.inprocess import InProcessGrid
+from tests.running import rows_of, run_server
+
+SEEDS = (0, 1, 2, 3, 4)
+SHARE = 0.3
+CONFIG: dict[str, Any] = {
+    "num-clients": 5,
+    "num-server-rounds": 20,
+    "synthetic-batch-size": 500,
+    "candidates": 1,
+    "min-local-steps": 10,
+    "central-distill-steps": 80,
+    "client-distill-steps": 40,
+    "eval-every": 20,
+    "server-threads": 1,
+    "too-few-clients": "skip",
+}
+
+
+def run(seed: int, share: float, folder: Path) -> list[dict[str, Any]]:
+    """Run a federation in which that share of the client-rounds fails; return its rounds' rows.
+
+    Half of them before the client has done anything, half after: then its reply is lost.
+    """
+    import client_app
+
+    config = {
+        **CONFIG,
+        "seed": seed,
+        "output-dir": str(folder),
+        "run-name": f"{seed}-{share}",
+    }
+    draws = np.random.default_rng(seed).random((CONFIG["num-server-rounds"] + 1, 10))
+
+    def luck(message: Message) -> float:
+        """Uniform in [0, 1), of a client and a round."""
+        if message.metadata.message_type != "train.round":
+            return 1.0
+        node = sorted(grid.contexts).index(message.metadata.dst_node_id)
+        return float(draws[message.content["message"]["round"], node])
+
+    grid = InProcessGrid(
+        client_app.app,
+        config,
+        CONFIG["num-clients"],
+        lose=lambda message: luck(message) < share / 2,
+        tamper=lambda request, reply: None if luck(request) < share else reply,
+    )
+    return rows_of(run_server(grid, config))
+
+
+@pytest.mark.faults
+def test_a_third_of_the_client_rounds_fails(tmp_path: Path) -> None:
+    """20 rounds of digits; the same seeds with and without, mean of their differences."""
+    differences, failed = [], 0
+    for seed in SEEDS:
+        whole, holes = (run(seed, share, tmp_path) for share in (0.0, SHARE))
+        assert not any(row["missing"] for row in whole)
+        failed += sum(len(row["missing"]) for row in holes)
+        assert whole[-1]["central_accuracy"] > 0.8
+        differences.append(holes[-1]["central_accuracy"] - whole[-1]["central_accuracy"])
+    client_rounds = len(SEEDS) * CONFIG["num-clients"] * CONFIG["num-server-rounds"]
+    assert 0.25 < failed / client_rounds < 0.35
+    assert np.mean(differences) > -0.015, differences
+
+
+def test_failing_clients_are_named_and_the_others_go_on(tmp_path: Path) -> None:
+    import client_app
+
+    config = {
+        **CONFIG,
+        "num-server-rounds": 3,
+        "num-train-images": 100,
+        "synthetic-batch-size": 20,
+        "central-distill-steps": 2,
+        "client-distill-steps": 2,
+        "output-dir": str(tmp_path),
+        "run-name": "run",
+    }
+    grid = InProcessGrid(client_app.app, config, 5)
+    first = min(grid.contexts)
+    grid.lose = lambda message: (
+        message.metadata.message_type == "train.round"
+        and message.content["message"]["round"] == 2
+        and message.metadata.dst_node_id != first
+    )
+    rows = rows_of(run_server(grid, config))
+    assert [len(row["missing"]) for row in rows] == [0, 4, 0]
+    assert rows[1]["participants"] == [0]
+    assert {item["action"] for item in rows[1]["missing"]} == {"train.round"}
+
+
+def main() -> None:
+    for seed in SEEDS:
+        with tempfile.TemporaryDirectory() as folder:
+            last = [run(seed, share, Path(folder))[-1] for share in (0.0, SHARE)]
+        found = [percent(row["central_accuracy"]) for row in last]
+        print(f"seed {seed}: {found[0]} without failures, {found[1]} with", flush=True)
+
+
+if __name__ == "__main__":
+    main()
