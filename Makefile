@@ -21,7 +21,7 @@ help:
 	@echo "make deploy-demo  install, then the same on a SuperLink and 3 SuperNodes with TLS and authentication"
 	@echo "make test     install, then the test suite"
 	@echo "make test-slow  a Ray cluster, and measurements of costs"
-	@echo "make test-faults  real deployments"
+	@echo "make test-faults  real deployments, killed processes, clients that fail or misbehave"
 	@echo "make check    lint, types, tests"
 	@echo "make install  only the set-up in $(VENV)"
 
@@ -47,14 +47,15 @@ $(STAMP): pyproject.toml
 	@$(BIN)/python -c 'import torch, torchvision' || { echo "error: torch and torchvision in $(VENV) do not match: rm -r $(VENV), then make install with both from one package index"; exit 1; }
 	@touch $(STAMP)
 
+# One worker a core, up to four: the tests of a file stay together.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
 test-faults: $(STAMP)
-	$(BIN)/python -m pytest -m faults
+	$(BIN)/python -m pytest -m faults -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
