@@ -290,6 +290,7 @@ def federation() -> Iterator[Guided]:
         "FEDERATION": str(place / "federation"),
         "PORT": str(port),
         "NODE_PORT": str(node_port),
+        "FEDZGE_STATE_DIR": str(place / "states"),
         "RUN_CONFIG": toml_pairs(
             {k: v for k, v in config.items() if k not in ("num-clients", "num-server-rounds")}
         ),
@@ -419,6 +420,40 @@ def test_a_run_is_stopped_as_the_guide_says(federation: Guided) -> None:
     federation.bash(stop)
     assert federation.status() == "finished:stopped"
     assert len(federation.node_ids()) == 3
+
+
+@pytest.mark.faults
+def test_a_killed_supernode_goes_on_with_its_model(federation: Guided) -> None:
+    """``kill -9`` while it works, then started again by the guide's command."""
+    config = {**SETTINGS, "run-name": "killed", "eval-every": 100, "client-evaluation": "off"}
+    del config["num-clients"], config["num-server-rounds"]
+    federation.environment["RUN_CONFIG"] = toml_pairs(config)
+    federation.submit()
+    folder = federation.place / "federation" / "runs" / "killed"
+    now = folder / "progress.json"
+
+    def asks_in_round_2() -> bool:
+        progress = json.loads(now.read_text()) if now.is_file() else {}
+        return (progress.get("round"), progress.get("phase")) == (2, "ask_clients")
+
+    wait_for(asks_in_round_2)
+    # The SuperLink's terminal is the first, node 1's the third.
+    victim = psutil.Process(federation.terminals[2].pid)
+    for process in (*victim.children(recursive=True), victim):
+        process.kill()
+    federation.terminals[2].wait(60)
+    (block,) = (text for kind, text in blocks_of("One machine") if "keys/node-1" in text and kind)
+    federation.terminal(block)
+    federation.terminals[2] = federation.terminals.pop()
+    wait_for(lambda: federation.status().startswith("finished"))
+    assert federation.status() == "finished:completed"
+    rows = rows_of(folder)
+    assert [row["round"] for row in rows] == [1, 2, 3]
+    assert 1 in rows[0]["participants"]
+    assert 1 in rows[2]["participants"]
+    # Its model of the first round, not an initial one: the server would have said so.
+    assert "no longer has its model" not in federation.bash('flwr log "$RUN_ID" here --show')
+    assert list(federation.place.glob("states/*/client-1/client.safetensors"))
 
 
 # The launcher

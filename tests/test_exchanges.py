@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from flwr.app import ArrayRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Result
 
@@ -15,6 +15,7 @@ from fedzge_flwr.client import register_endpoints
 from fedzge_flwr.config import from_run_config
 from fedzge_flwr.torch_blackbox import TorchBlackBox
 from tests.inprocess import InProcessGrid
+from tests.running import rows_of, run_server
 from tests.test_strategy import make_strategy
 
 ROUNDS = 3
@@ -238,3 +239,53 @@ def test_images_are_kept_until_they_are_distilled_and_no_longer(
     strategy.start(grid, ArrayRecord(central.state_dict()), num_rounds=ROUNDS)
     # The hello, rounds 1 to 3, and the last delivery; distillation begins in round 2.
     assert kept == [False] * 3 + [False] * 3 + [True] * 6 + [False] * 3
+
+
+@pytest.mark.parametrize("exchanges", ["phases", "one"])
+@pytest.mark.parametrize(("of_round", "field"), [(1, "round"), (2, "query")])
+def test_a_reply_to_something_else_is_not_taken_for_this_rounds(
+    make_grid: Any, config: dict[str, Any], exchanges: str, of_round: int, field: str
+) -> None:
+    """An answer of the round before, as it was, or as if it were of this round."""
+    config = {**config, "exchanges": exchanges}
+    action = "train.round" if exchanges == "one" else "query.logits"
+    kept: list[RecordDict] = []
+
+    def swap(request: Message, reply: Message) -> Message:
+        if request.metadata.message_type == action and node(grid, request) == 1:
+            kept.append(reply.content)
+            if reply.content["message"]["round"] == 2:
+                old = ConfigRecord({**kept[0]["message"], "round": of_round})
+                content = RecordDict({"message": old, "arrays": kept[0]["arrays"]})
+                return Message(content, reply_to=request)
+        return reply
+
+    grid = make_grid(config, tamper=swap)
+    folder = run_server(grid, config)
+    missing = [row["missing"] for row in rows_of(folder)]
+    assert [len(items) for items in missing] == [0, 1, 0]
+    assert missing[1][0]["partition"] == 1
+    assert f"field '{field}': " in missing[1][0]["reason"]
+
+
+def test_each_phase_has_its_own_patience(make_grid: Any, config: dict[str, Any]) -> None:
+    config = {**config, "exchanges": "phases", "client-evaluation": "test", "eval-every": 1}
+    config |= {"train-timeout": 5.0, "distill-timeout": 6.0, "exchange-timeout": 9.0}
+    grid = make_grid({**config, "query-timeout": 0.0, "evaluate-timeout": 7.0})
+    waited: dict[str, float] = {}
+    whole = grid.send_and_receive
+
+    def note(messages: Any, *, timeout: float) -> Any:
+        messages = list(messages)
+        waited[messages[0].metadata.message_type] = timeout
+        return whole(messages, timeout=timeout)
+
+    grid.send_and_receive = note
+    run_server(grid, {**config, "query-timeout": 0.0, "evaluate-timeout": 7.0})
+    assert waited == {
+        "query.hello": 9.0,
+        "train.local": 5.0,
+        "query.logits": 9.0,
+        "train.distill": 6.0,
+        "evaluate.local": 7.0,
+    }

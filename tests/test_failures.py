@@ -20,11 +20,11 @@ from tests.running import rows_of, run_server
 SEEDS = (0, 1, 2, 3, 4)
 SHARE = 0.3
 CONFIG: dict[str, Any] = {
-    "num-clients": 5,
+    "num-clients": 10,
     "num-server-rounds": 20,
     "synthetic-batch-size": 500,
     "candidates": 1,
-    "min-local-steps": 10,
+    "min-local-steps": 30,
     "central-distill-steps": 80,
     "client-distill-steps": 40,
     "eval-every": 20,
@@ -46,7 +46,9 @@ def run(seed: int, share: float, folder: Path) -> list[dict[str, Any]]:
         "output-dir": str(folder),
         "run-name": f"{seed}-{share}",
     }
-    draws = np.random.default_rng(seed).random((CONFIG["num-server-rounds"] + 1, 10))
+    draws = np.random.default_rng(seed).random(
+        (CONFIG["num-server-rounds"] + 1, CONFIG["num-clients"])
+    )
 
     def luck(message: Message) -> float:
         """Uniform in [0, 1), of a client and a round."""
@@ -93,7 +95,7 @@ def test_failing_clients_are_named_and_the_others_go_on(tmp_path: Path) -> None:
         "output-dir": str(tmp_path),
         "run-name": "run",
     }
-    grid = InProcessGrid(client_app.app, config, 5)
+    grid = InProcessGrid(client_app.app, config, 10)
     first = min(grid.contexts)
     grid.lose = lambda message: (
         message.metadata.message_type == "train.round"
@@ -101,7 +103,7 @@ def test_failing_clients_are_named_and_the_others_go_on(tmp_path: Path) -> None:
         and message.metadata.dst_node_id != first
     )
     rows = rows_of(run_server(grid, config))
-    assert [len(row["missing"]) for row in rows] == [0, 4, 0]
+    assert [len(row["missing"]) for row in rows] == [0, 9, 0]
     assert rows[1]["participants"] == [0]
     assert {item["action"] for item in rows[1]["missing"]} == {"train.round"}
 
