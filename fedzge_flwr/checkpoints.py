@@ -97,7 +97,7 @@ class CheckpointFolder:
     Parameters
     ----------
     path : Path
-        Made when the first is saved.
+        Made when the first is saved, in a folder that exists.
     """
 
     def __init__(self, path: Path) -> None:
@@ -121,7 +121,8 @@ class CheckpointFolder:
         data = payload.getvalue()
         name = f"round-{checkpoint.round:06d}.checkpoint"
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            # Not its parents: a run folder that is gone is not begun anew without its rows.
+            self.path.mkdir(exist_ok=True)
             with atomic_path(self.path / name) as temporary, temporary.open("wb") as file:
                 file.write(_MAGIC + hashlib.sha256(data).hexdigest().encode() + b"\n")
                 file.write(data)

@@ -8,7 +8,7 @@ starts from the black box's initial one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias, cast
 
@@ -22,6 +22,7 @@ from fedzge_flwr.blackbox import BlackBox, EvaluationSplit, State
 from fedzge_flwr.client_state import StateStore, open_store
 from fedzge_flwr.config.owner import owner_settings
 from fedzge_flwr.directions import Directions
+from fedzge_flwr.display import printable
 from fedzge_flwr.errors import DataError, DivergenceError, ProtocolError, RefusedError
 from fedzge_flwr.guards import Guard
 from fedzge_flwr.protocol import (
@@ -113,6 +114,7 @@ def answer_compact(visit: Visit, request: CompactLogitsRequest) -> LogitsReply:
 
 def distill(visit: Visit, request: DistillRequest) -> DistillReply:
     """Distil the ensemble's logits."""
+    _check_rows(request.images, request.logits, "logits")
     done = _distill(visit.box, request.round, request.images, request.logits, request.temperature)
     return DistillReply(round=request.round, loss=done.loss, problem=done.problem)
 
@@ -135,7 +137,7 @@ def take_part(visit: Visit, request: RoundRequest) -> RoundReply | ImagesNeeded:
     targets = _Targets(
         request.targets_round, request.digest, request.images, request.targets, request.temperature
     )
-    images = _images_of(targets, visit)
+    images = _images_of(targets, visit, "targets")
     if images is None:
         return ImagesNeeded(round=request.round)
     # Before the work, and after what would have the same question asked again.
@@ -203,9 +205,13 @@ def _asked(box: BlackBox, request: CompactLogitsRequest) -> _Asked:
     directions = Directions(request.directions, box.image_shape, request.seed)
     question = Question(from_levels(request.base), directions, request.eps, request.two_sided)
     try:
-        return _Asked(question.images_BCHW, question.digest, question.fingerprint)
+        with np.errstate(over="ignore", invalid="ignore"):
+            images_BCHW = question.images_BCHW
     except ValueError as error:
         raise ProtocolError("server", "directions", str(error)) from None
+    if not np.isfinite(images_BCHW).all():
+        raise ProtocolError("server", "eps", f"{request.eps:g} makes copies that are not finite")
+    return _Asked(images_BCHW, question.digest, question.fingerprint)
 
 
 class _Targets(NamedTuple):
@@ -218,6 +224,11 @@ class _Targets(NamedTuple):
     temperature: float
 
 
+def _check_rows(images: Sized, logits_NK: FloatArray, field: str) -> None:
+    if len(images) != len(logits_NK):
+        raise ProtocolError("server", field, f"{len(logits_NK)} rows, {len(images)} images")
+
+
 class _Distilled(NamedTuple):
     """Loss of a distillation, and what went wrong with it, if anything."""
 
@@ -225,14 +236,18 @@ class _Distilled(NamedTuple):
     problem: str = ""
 
 
-def _images_of(targets: _Targets, visit: Visit) -> ByteArray | None:
+def _images_of(targets: _Targets, visit: Visit, field: str = "logits") -> ByteArray | None:
     """Return the images of targets that are still to be distilled; None if they are not here.
 
     A server that never got the reply to an exchange sends its targets again. Round 0 has none.
+    ``field`` holds the targets in the request.
     """
-    if len(targets.images) or targets.round <= visit.distilled:
+    if targets.round <= visit.distilled:
         return targets.images
-    return visit.asked.get(targets.digest)
+    images = targets.images if len(targets.images) else visit.asked.get(targets.digest)
+    if images is not None:
+        _check_rows(images, targets.logits_NK, field)
+    return images
 
 
 def _distill_once(targets: _Targets, images: ByteArray, visit: Visit) -> _Distilled:
@@ -254,8 +269,6 @@ def _distill(
     temperature: float,
 ) -> _Distilled:
     """Distil; if it goes wrong, the model is as it was, and the round goes on without it."""
-    if len(images_NCHW) != len(logits_NK):
-        raise ProtocolError("server", "logits", f"{len(logits_NK)} rows, {len(images_NCHW)} images")
     # Copies: a black box may hand out the arrays that it then changes.
     before = {name: np.array(value) for name, value in box.state().items()}
     try:
@@ -266,7 +279,8 @@ def _distill(
     except Exception as error:  # noqa: BLE001 - of whatever library the model is
         box.load_state(before)
         lines = str(error).splitlines() or [type(error).__name__]
-        return _Distilled(problem=f"it went wrong and the model is as before: {lines[0]}"[:200])
+        told = printable(lines[0], MAX_STRING - 50)
+        return _Distilled(problem=f"it went wrong and the model is as before: {told}")
     # In float32 a divergence may come out a little below 0.
     return _Distilled(max(loss, 0.0))
 
@@ -319,26 +333,31 @@ def _handler(
 
     def handle(message: Message, context: Context) -> Message:
         box = make_black_box(context)
-        channels, height, width = box.image_shape
-        most = box.max_query_images
-        request = decode(
-            [choice.request_type for choice in choices],
-            message.content,
-            sender="server",
-            dims={"C": channels, "H": height, "W": width, "K": box.num_classes},
-            limits={**dict.fromkeys("BNGQST", most), "P": 4 * channels * height * width},
-        )
-        endpoint = next(choice for choice in choices if choice.request_type is type(request))
-        reply: Reply
         try:
-            reply = _visit(box, endpoint, request, context)
-        except RefusedError as error:
-            reply = Refused(round=request.round, reason=str(error)[:MAX_STRING])
+            request = _decoded(box, choices, message)
+            endpoint = next(choice for choice in choices if choice.request_type is type(request))
+            reply: Reply
+            try:
+                reply = _visit(box, endpoint, request, context)
+            except RefusedError as error:
+                reply = Refused(round=request.round, reason=str(error)[:MAX_STRING])
         finally:
             box.close()
         return Message(encode(reply), reply_to=message)
 
     return handle
+
+
+def _decoded(box: BlackBox, choices: Sequence[_Endpoint], message: Message) -> Request:
+    channels, height, width = box.image_shape
+    most = box.max_query_images
+    return decode(
+        [choice.request_type for choice in choices],
+        message.content,
+        sender="server",
+        dims={"C": channels, "H": height, "W": width, "K": box.num_classes},
+        limits={**dict.fromkeys("BNGQST", most), "P": 4 * channels * height * width},
+    )
 
 
 def _visit(box: BlackBox, endpoint: _Endpoint, request: Request, context: Context) -> Reply:

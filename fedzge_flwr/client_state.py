@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import secrets
@@ -201,7 +202,8 @@ class FolderStore:
         files = self._files()
         number = int(files[-1].name.split("-")[0]) + 1 if files else 1
         path = self._folder / f"{number:08d}-{name}.safetensors"
-        arrays = {key: np.ascontiguousarray(item) for key, item in model.items()}
+        # Not ascontiguousarray, which makes a vector of a scalar.
+        arrays = {key: np.asarray(item, order="C") for key, item in model.items()}
         with self._explained():
             with atomic_path(path) as temporary:
                 save_file(arrays, temporary, metadata={"distilled": str(distilled)})
@@ -252,7 +254,7 @@ class FolderStore:
             if path.exists():
                 # A tally that cannot be read is not taken for none: a budget must not begin anew.
                 try:
-                    tally = Tally(**json.loads(path.read_text(encoding="utf-8")))
+                    tally = _parsed_tally(path.read_text(encoding="utf-8"))
                 except (ValueError, TypeError) as error:
                     raise StateError(
                         f"{path} is not a tally ({error}): it tells how much this client has "
@@ -283,13 +285,27 @@ class FolderStore:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
+        from safetensors import SafetensorError
+
         try:
             yield
-        except OSError as error:
+        except StateError:
+            raise
+        except (OSError, SafetensorError) as error:  # safetensors has an error of its own for both
+            reason = getattr(error, "strerror", None) or error
             raise StateError(
-                f"'state-dir': {self._folder} cannot be written ({error.strerror or error}); free "
-                "space, or name a folder that the node may write to"
+                f"'state-dir': {self._folder} cannot be written ({reason}); free space, or name a "
+                "folder that the node may write to"
             ) from error
+
+
+def _parsed_tally(text: str) -> Tally:
+    tally = Tally(**json.loads(text))
+    if type(tally.images) is not int or tally.images < 0:
+        raise ValueError(f"{tally.images!r} images")
+    if not isinstance(tally.last, (int, float)) or not math.isfinite(tally.last):
+        raise ValueError(f"last at {tally.last!r}")
+    return tally
 
 
 def _name(path: Path) -> str:

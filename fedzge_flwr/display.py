@@ -1,6 +1,14 @@
-"""Figures as people read them."""
+"""Figures, and texts of others', as people read them."""
 
 from __future__ import annotations
+
+
+def printable(text: str, most: int = 300) -> str:
+    """Return a text of others' as one line for a log: control characters escaped, and cut."""
+    shown = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:most]
+    )
+    return shown if len(text) <= most and len(shown) <= most else f"{shown[:most]}…"
 
 
 def percent(fraction: float | None) -> str:

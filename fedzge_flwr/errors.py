@@ -1,5 +1,7 @@
 """The errors that a user can cause; each is one line that names the thing and the fix."""
 
+from fedzge_flwr.display import printable
+
 
 class FedZGEError(Exception):
     """Base of all errors of this package that a user, a node's owner or a peer can mend."""
@@ -27,10 +29,11 @@ class ProtocolError(FedZGEError, ValueError):
     field : str
         The offending field, or ``"message"`` when it is the message as a whole.
     problem : str
-        What is wrong with it.
+        What is wrong with it; made one line of bounded length, since it quotes the sender.
     """
 
     def __init__(self, sender: str, field: str, problem: str) -> None:
+        problem = printable(problem)
         super().__init__(f"{sender}: field '{field}': {problem}")
         self.sender = sender
         self.field = field

@@ -11,6 +11,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedzge_flwr.config import RunSettings
+from fedzge_flwr.display import printable
 from fedzge_flwr.errors import ProtocolError
 from fedzge_flwr.ledger import ByteLedger, Traffic, split
 from fedzge_flwr.protocol import (
@@ -184,4 +185,4 @@ def _reason(message: Message) -> str:
     # Flower wraps the client's exception: "<class …>:<'\nException … occurred. Message: text'>".
     _, found, text = reason.partition("occurred. Message: ")
     lines = (text.removesuffix("'>") if found else reason).strip().splitlines()
-    return lines[0][:500] if lines else f"error code {message.error.code}"
+    return printable(lines[0], 500) if lines else f"error code {message.error.code}"

@@ -66,7 +66,8 @@ class Guard:
             )
         if limits.query_range and num_images:
             largest = float(np.abs(images_BCHW).max())
-            if largest > limits.query_range:
+            # Not '>': a pixel that is no number compares with nothing.
+            if not largest <= limits.query_range:
                 raise RefusedError(
                     f"a pixel of magnitude {largest:.3g}; this node answers up to "
                     f"{limits.query_range:g} ('query-range')"
@@ -96,4 +97,7 @@ class Guard:
             # From the system's entropy: who can replay the noise can take it off.
             drawn = np.random.default_rng().normal(scale=noise, size=logits_NK.shape)
             logits_NK = (logits_NK + drawn).astype(np.float32)
-        return logits_NK if decimals < 0 else np.round(logits_NK, decimals)
+        if decimals < 0:
+            return logits_NK
+        # In float64, where a large logit times 10^8 does not overflow.
+        return np.round(logits_NK.astype(np.float64), decimals).astype(np.float32)

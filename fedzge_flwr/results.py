@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import tomli_w
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from fedzge_flwr import __version__
@@ -100,12 +101,18 @@ class RunFolder:
     def on_end(self, server: ServerState, error: BaseException | None) -> None:
         """Write models and pictures, also of a run that an error ended."""
         status = "finished" if error is None else f"failed: {type(error).__name__}: {error}"
-        with self._explained():
-            self._save_model("central", server.central)
-            self._save_model("generator", server.generator)
-            self._draw()
-            (self.path / "progress.json").unlink(missing_ok=True)
-        self._write_config(status=status)
+        try:
+            with self._explained():
+                self._save_model("central", server.central)
+                self._save_model("generator", server.generator)
+                self._draw()
+                (self.path / "progress.json").unlink(missing_ok=True)
+        except RunFolderError as failure:
+            if error is None:
+                status = f"failed: {type(failure).__name__}: {failure}"
+            raise
+        finally:
+            self._write_config(status=status)
 
     def _go_on_after(self, round_: int) -> None:
         """Drop the rows of later rounds, which will be done again."""
@@ -175,10 +182,13 @@ class RunFolder:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
+        except RunFolderError:
+            raise
+        except (OSError, SafetensorError) as error:  # safetensors has one of its own
+            reason = getattr(error, "strerror", None) or error
             raise RunFolderError(
-                f"run folder {self.path} cannot be written ({error.strerror or error}); free space "
-                "or set 'output-dir' to a folder that you may write to"
+                f"run folder {self.path} cannot be written ({reason}); free space or set "
+                "'output-dir' to a folder that you may write to"
             ) from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, ValidationError, model_validator
@@ -52,6 +53,16 @@ class OwnerSettings(Section):
                 f"'query-budget' = {self.query_budget} needs a 'state-dir' (or {STATE_DIR_VARIABLE}"
                 "): a restart would forget how much has been spent"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _a_path(self) -> OwnerSettings:
+        try:
+            Path(self.state_dir).expanduser()
+        except RuntimeError:
+            raise ValueError(f"'state-dir' = {self.state_dir!r}: no such user") from None
+        if "\0" in self.state_dir:
+            raise ValueError(f"'state-dir' = {self.state_dir!r} has a null character")
         return self
 
 

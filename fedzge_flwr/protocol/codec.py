@@ -186,8 +186,8 @@ def _scalars(content: RecordDict, sender: str) -> ConfigRecord:
         raise ProtocolError(
             sender,
             _VERSION_KEY,
-            f"{config.get(_VERSION_KEY)!r}, expected {WIRE_VERSION}; install the same "
-            "fedzge-flwr on both sides",
+            f"{_shorten(repr(config.get(_VERSION_KEY)))}, expected {WIRE_VERSION}; install the "
+            "same fedzge-flwr on both sides",
         )
     return config
 
@@ -211,6 +211,9 @@ def _check_scalar(sender: str, name: str, spec: ScalarSpec, value: object) -> ob
     if isinstance(value, str):
         if len(value) > MAX_STRING:
             raise ProtocolError(sender, name, f"{len(value)} characters; at most {MAX_STRING}")
+        if not value.isprintable():
+            # It goes into logs and terminals.
+            raise ProtocolError(sender, name, f"{_shorten(value)!r} has control characters")
         if spec.choices is not None and value not in spec.choices:
             raise ProtocolError(
                 sender, name, f"{_shorten(value)!r}, expected one of {', '.join(spec.choices)}"
