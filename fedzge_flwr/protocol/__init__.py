@@ -10,6 +10,7 @@ from fedzge_flwr.protocol.codec import (
     to_array,
 )
 from fedzge_flwr.protocol.messages import (
+    LARGEST_LOGIT,
     NO_EXPERIMENT,
     CompactDistillRequest,
     CompactLogitsRequest,
@@ -34,6 +35,7 @@ from fedzge_flwr.protocol.messages import (
 from fedzge_flwr.protocol.size import encoded_bytes, payload_bytes
 
 __all__ = [
+    "LARGEST_LOGIT",
     "MAX_STRING",
     "NO_EXPERIMENT",
     "WIRE_VERSION",
