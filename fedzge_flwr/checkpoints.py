@@ -21,7 +21,7 @@ import torch
 
 from fedzge_flwr.config import Settings
 from fedzge_flwr.errors import CheckpointError
-from fedzge_flwr.files import atomic_path
+from fedzge_flwr.files import atomic_path, remove_remains
 
 LOGGER = logging.getLogger("flwr.fedzge")
 
@@ -126,6 +126,7 @@ class CheckpointFolder:
             with atomic_path(self.path / name) as temporary, temporary.open("wb") as file:
                 file.write(_MAGIC + hashlib.sha256(data).hexdigest().encode() + b"\n")
                 file.write(data)
+            remove_remains(self.path)
             files = self._files()
             # Those of later rounds are of a run that this one has taken the place of.
             kept = [number for number in sorted(files) if number <= checkpoint.round][-_KEPT:]

@@ -29,7 +29,7 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from fedzge_flwr.arrays import ByteArray
 from fedzge_flwr.blackbox import State
 from fedzge_flwr.errors import RefusedError, StateError
-from fedzge_flwr.files import atomic_path, atomic_write_text
+from fedzge_flwr.files import atomic_path, atomic_write_text, remove_remains
 from fedzge_flwr.protocol import from_array, to_array
 
 LOGGER = logging.getLogger("flwr.fedzge")
@@ -221,6 +221,7 @@ class FolderStore:
         at = next((number for number, path in enumerate(files) if _name(path) == name), 0)
         for path in files[:at]:
             path.unlink(missing_ok=True)
+        remove_remains(self._folder)
 
     def load_asked(self) -> dict[str, ByteArray]:
         """Return the images last asked about."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_ABANDONED_S = 3600.0
 
 
 @contextmanager
@@ -35,6 +38,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_remains(folder: Path) -> None:
+    """Remove what writers that were killed an hour ago or more have left of `atomic_path`."""
+    for path in folder.glob(".*"):
+        with suppress(OSError):
+            if path.is_file() and time.time() - path.stat().st_mtime > _ABANDONED_S:
+                path.unlink()
 
 
 def atomic_write_text(path: Path, text: str) -> None:

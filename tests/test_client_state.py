@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -430,3 +431,13 @@ def test_a_node_whose_partition_is_a_path_answers_nothing(
             assert files(tmp_path) == []
     (folder,) = (tmp_path / "states").glob("*/*")
     assert folder.name == "client-0"
+
+
+def test_what_killed_writers_left_is_removed_in_time(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    old, new = tmp_path / ".00000001-a.safetensors", tmp_path / ".00000002-b.safetensors"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    store.forget_before("")
+    assert (old.exists(), new.exists()) == (False, True)

@@ -25,7 +25,9 @@ def folder(make_grid: Any, tiny_config: dict[str, Any]) -> Path:
 
 def test_contents(folder: Path, tiny_config: dict[str, Any]) -> None:
     assert {path.name for path in folder.iterdir()} == {
+        "checkpoints",
         "config.json",
+        "resume.toml",
         "rounds.jsonl",
         "central.safetensors",
         "generator.safetensors",
