@@ -88,7 +88,8 @@ def test_failing_clients_are_named_and_the_others_go_on(tmp_path: Path) -> None:
     config = {
         **CONFIG,
         "num-server-rounds": 3,
-        "num-train-images": 100,
+        "num-train-images": 200,
+        "min-partition-size": 2,
         "synthetic-batch-size": 20,
         "central-distill-steps": 2,
         "client-distill-steps": 2,

@@ -210,7 +210,9 @@ def test_nodes_that_cannot_say_hello(
 ) -> None:
     wrong = {"partition-id": 1, "num-partitions": 3, "model": "vgg"}
     rows = rows_of(run_server(make_grid(tiny_config, node_configs={1: wrong}), tiny_config))
-    assert "does not take part: no model named 'vgg'; known: cnn" in log.text
+    assert (
+        "does not take part: node config: 'model' = 'vgg': no model named 'vgg'; known:" in log.text
+    )
     assert rows[0]["participants"] == [0, 2]
     assert rows[0]["missing"][0]["reason"] == "not connected"
 

@@ -84,6 +84,7 @@ def compact_round(settings: Settings, code: str) -> list[WireMessage]:
         train_loss=1.0,
         distill_loss=1.0,
         distill_problem="",
+        query="0" * 64,
         logits=_floats(rng, question.num_images, spec.num_classes),
     )
     return [request, answer]
@@ -99,7 +100,7 @@ def dense_round(settings: Settings) -> list[WireMessage]:
         TrainRequest(round=2),
         TrainReply(round=2, num_examples=100, loss=1.0),
         LogitsRequest(round=2, images=images),
-        LogitsReply(round=2, logits=_floats(rng, num * copies, spec.num_classes)),
+        LogitsReply(round=2, query="0" * 64, logits=_floats(rng, num * copies, spec.num_classes)),
         DistillRequest(
             round=2,
             temperature=server.temperature,

@@ -84,7 +84,7 @@ class Progress:
         otherwise : str
             What is going on when the folder does not say.
         """
-        if self._taken_up() == self._before:
+        if self._before and self._taken_up() == self._before:
             self.now(otherwise)
             return
         rows = self._folder / "rounds.jsonl"
