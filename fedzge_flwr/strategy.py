@@ -173,6 +173,8 @@ class FedZGE(Strategy):
             num_test_images=self._test_set.num_images if self._test_set is not None else 0,
         )
         self.summary()
+        # Of this start alone: a strategy may be started again.
+        self._warned, self._skipped, self._kept_states = set(), 0, {}
         clients = GridClients(grid, self._settings, timeout, secrets.token_hex(16))
         result = Result()
         try:

@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
 from fedzge_flwr.config import from_run_config
+from fedzge_flwr.errors import TooFewClientsError
 from fedzge_flwr.server.build import build_central, build_generator
 from fedzge_flwr.strategy import FedZGE
 
@@ -129,3 +130,23 @@ def test_the_papers_images_are_rounded_for_the_compact_wire(
 def _type_of(message: Message, containing: str) -> str:
     name = str(message.content["message"]["type"])
     return name if containing in name else ""
+
+
+def test_a_strategy_that_is_started_again_begins_its_count_anew(
+    make_grid: Any, tiny_config: dict[str, Any]
+) -> None:
+    """Two rounds skipped in a first start are not two of the second's."""
+    config = {**tiny_config, "min-clients": 3, "too-few-clients": "skip"}
+    strategy, central = make_strategy(config)
+    deaf = make_grid(config, lose=lambda message: message.metadata.message_type == "train.local")
+    initial = ArrayRecord(central.state_dict())
+    with pytest.raises(TooFewClientsError, match="all 2 rounds were skipped"):
+        strategy.start(deaf, initial, num_rounds=2)
+
+    def lost(message: Message) -> bool:
+        training = message.metadata.message_type == "train.local"
+        return training and message.content["message"]["round"] > 1
+
+    strategy.start(make_grid(config, lose=lost), initial, num_rounds=3)
+    with pytest.raises(TooFewClientsError, match="all 2 rounds were skipped"):
+        strategy.start(make_grid(config, lose=deaf.lose), initial, num_rounds=2)

@@ -1,4 +1,8 @@
-"""What the owner of a node decides about its endpoints, in the node's own config."""
+"""What the owner of a node decides about its endpoints, in the node's own config.
+
+These keys hold for every black box, and the endpoints read them; those of
+`fedzge_flwr.config.node` say what the PyTorch one is made of.
+"""
 
 from __future__ import annotations
 
