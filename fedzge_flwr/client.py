@@ -18,7 +18,7 @@ from flwr.clientapp import ClientApp
 
 from fedzge_flwr import __version__
 from fedzge_flwr.arrays import ByteArray, FloatArray
-from fedzge_flwr.blackbox import BlackBox, EvaluationSplit, State
+from fedzge_flwr.blackbox import BlackBox, EvaluationSplit, FitReport, State
 from fedzge_flwr.client_state import StateStore, open_store
 from fedzge_flwr.config.owner import owner_settings
 from fedzge_flwr.directions import Directions
@@ -67,12 +67,15 @@ class Visit:
         The images last asked about, as levels, by digest; only if they may be distilled.
     distilled : int
         The newest round whose targets the model has distilled; 0: none.
+    in_step : bool
+        Whether the model is in the state that the server goes on from.
     """
 
     box: BlackBox
     guard: Guard
     asked: dict[str, ByteArray]
     distilled: int
+    in_step: bool
 
 
 def hello(visit: Visit, request: HelloRequest) -> HelloReply:
@@ -91,7 +94,7 @@ def hello(visit: Visit, request: HelloRequest) -> HelloReply:
 
 def train(visit: Visit, request: TrainRequest) -> TrainReply:
     """Train on the client's own data."""
-    report = visit.box.fit(request.round)
+    report = _fit(visit, request)
     return TrainReply(round=request.round, num_examples=report.num_examples, loss=report.loss)
 
 
@@ -143,7 +146,7 @@ def take_part(visit: Visit, request: RoundRequest) -> RoundReply | ImagesNeeded:
     # Before the work, and after what would have the same question asked again.
     visit.guard.admit(asked.images_BCHW)
     done = _distill_once(targets, images, visit)
-    report = visit.box.fit(request.round)
+    report = _fit(visit, request)
     logits_BK = _logits(visit, asked.images_BCHW)
     if request.to_distill:
         visit.asked = {asked.digest: request.base}
@@ -175,6 +178,18 @@ def evaluate(visit: Visit, request: EvaluateRequest) -> EvaluateReply:
         accuracy=outcome.accuracy,
         logits=visit.guard.perturbed(outcome.logits_NK[:num_logits]),
     )
+
+
+def _fit(visit: Visit, request: TrainRequest | RoundRequest) -> FitReport:
+    """Train for this round, and before it for those that are owed.
+
+    A model in another state than the server knows has trained since, in an exchange whose reply
+    was lost.
+    """
+    owed = request.owed if visit.in_step else 0
+    for round_ in range(max(request.round - owed, 1), request.round):
+        visit.box.fit(round_)
+    return visit.box.fit(request.round)
 
 
 def _logits(visit: Visit, images_BCHW: FloatArray) -> FloatArray:
@@ -369,7 +384,8 @@ def _visit(box: BlackBox, endpoint: _Endpoint, request: Request, context: Contex
     if before.model is not None:
         box.load_state(before.model)
     asked = store.load_asked()
-    visit = Visit(box, Guard(owner, store), asked, before.distilled)
+    in_step = before.name == request.state
+    visit = Visit(box, Guard(owner, store), asked, before.distilled, in_step)
     reply = endpoint.act(visit, request)
     state = before.name
     if endpoint.changes_model and not isinstance(reply, ImagesNeeded):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from fedzge_flwr.grid_exchange import GridExchange, Standing
 from fedzge_flwr.ledger import Traffic, total
 from fedzge_flwr.observers import MissingReply
 from fedzge_flwr.protocol import (
+    MOST_OWED,
     NO_EXPERIMENT,
     CompactDistillRequest,
     CompactLogitsRequest,
@@ -122,6 +123,7 @@ class GridClients:
         self._strayed: set[int] = set()
         self._missing: list[MissingReply] = []
         self._untrained: set[int] = set()
+        self._owed: dict[int, int] = {}
         self._pending: dict[int, _Targets] = {}
         self._total = Traffic()
 
@@ -157,6 +159,7 @@ class GridClients:
         return {
             "experiment": self._experiment,
             "states": dict(self._states),
+            "owed": dict(self._owed),
             "pending": {number: item.round for number, item in self._pending.items()},
             "targets": {item.round: vars(item) for item in self._pending.values()},
             "total": {"down": self._total.down, "up": self._total.up},
@@ -167,6 +170,7 @@ class GridClients:
         """Take up what `snapshot` returned."""
         self._experiment = snapshot["experiment"]
         self._states = dict(snapshot["states"])
+        self._owed = dict(snapshot["owed"])
         targets = {number: _Targets(**fields) for number, fields in snapshot["targets"].items()}
         self._pending = {number: targets[round_] for number, round_ in snapshot["pending"].items()}
         self._total = Traffic(**snapshot["total"])
@@ -182,6 +186,7 @@ class GridClients:
         if self._settings.run.exchanges == "one":
             return self._ask_at_once(round_, partitions, question, to_distill=to_distill)
         trained = self.exchange(TrainRequest(round=round_), TrainReply, partitions)
+        self._note_training(partitions, trained)
         request: Request
         if self._settings.run.wire == "compact":
             request = CompactLogitsRequest(round=round_, **_compact(question, to_distill))
@@ -229,6 +234,7 @@ class GridClients:
             dims={"B": question.num_images},
             expect={"query": question.fingerprint},
         )
+        self._note_training(partitions, replies)
         answers: dict[int, ClientAnswer] = {}
         for number, reply in replies.items():
             self._pending.pop(number, None)
@@ -277,6 +283,15 @@ class GridClients:
         if problem:
             self._note_missing(round_, partition, DistillRequest.ACTION, problem)
         return loss or None
+
+    def _note_training(self, partitions: Sequence[int], replies: Container[int]) -> None:
+        """Note who owes how many rounds of training."""
+        for number in partitions:
+            if number in replies:
+                self._owed.pop(number, None)
+            elif self._settings.run.catch_up_rounds:
+                owed = self._owed.get(number, 0) + 1
+                self._owed[number] = min(owed, self._settings.run.catch_up_rounds, MOST_OWED)
 
     def _train_loss(self, partition: int, num_examples: int, loss: float) -> float | None:
         """Return the loss, or None and, the first time, a warning if nothing was trained on."""
@@ -430,6 +445,7 @@ class GridClients:
             self._experiment,
             self._states.get(partition, ""),
             self._durable.get(partition, ""),
+            self._owed.get(partition, 0),
         )
 
     def _take_state(self, round_: int, partition: int, reply: Reply) -> None:

@@ -38,11 +38,15 @@ R = TypeVar("R", bound=Reply)
 
 @dataclass(frozen=True)
 class Standing:
-    """Where an experiment stands for a client: see `fedzge_flwr.protocol.Request`."""
+    """Where an experiment stands for a client: see `fedzge_flwr.protocol.Request`.
+
+    ``owed`` is for requests to train.
+    """
 
     experiment: str = NO_EXPERIMENT
     state: str = ""
     durable: str = ""
+    owed: int = 0
 
 
 class GridExchange:
@@ -150,6 +154,8 @@ class GridExchange:
 
 
 def _standing_at(request: Request, standing: Standing) -> Request:
+    if isinstance(request, (TrainRequest, RoundRequest)):
+        request = replace(request, owed=standing.owed)
     return replace(
         request,
         experiment=standing.experiment,

@@ -6,11 +6,11 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Result
 
-from fedzge_flwr.blackbox import State
+from fedzge_flwr.blackbox import FitReport, State
 from fedzge_flwr.client import register_endpoints
 from fedzge_flwr.config import from_run_config
 from fedzge_flwr.torch_blackbox import TorchBlackBox
@@ -132,6 +132,77 @@ def test_a_reply_lost_after_the_work_was_done(make_grid: Any, config: dict[str, 
         ]
         assert again == ([] if exchanges == "phases" else [0, 1, 1])
     assert outcomes[0] == outcomes[1]
+
+
+class Recording(TorchBlackBox):
+    """Notes the rounds that it trains for."""
+
+    fitted: dict[int, list[int]]
+
+    def fit(self, round_: int) -> FitReport:
+        self.fitted.setdefault(self._partition, []).append(round_)
+        return super().fit(round_)
+
+
+def rounds_trained_for(
+    make_grid: Any, config: dict[str, Any], **losses: Any
+) -> dict[int, list[int]]:
+    """Run with requests or replies lost; return the rounds that each client has trained for."""
+    app, fitted = ClientApp(), {}
+
+    def make(context: Context) -> Recording:
+        box = Recording(from_run_config(config), int(context.node_config["partition-id"]), 3)
+        box.fitted = fitted
+        return box
+
+    register_endpoints(app, make)
+    grid = make_grid(config, app=app)
+    for name, loss in losses.items():
+        setattr(grid, name, loss(grid))
+    run_server(grid, config)
+    return fitted
+
+
+def lose_of_second(*rounds: int) -> Any:
+    """Lose the requests of those rounds to the second node."""
+    return lambda grid: (
+        lambda message: (
+            any(in_round(message, number) for number in rounds) and node(grid, message) == 1
+        )
+    )
+
+
+@pytest.mark.parametrize("exchanges", ["phases", "one"])
+@pytest.mark.parametrize(
+    ("most", "trained"), [(0, [1, 4]), (1, [1, 3, 4]), (2, [1, 2, 3, 4]), (500, [1, 2, 3, 4])]
+)
+def test_missed_training_is_made_up_for(
+    make_grid: Any, config: dict[str, Any], exchanges: str, most: int, trained: list[int]
+) -> None:
+    """Two rounds missed; once made up for, they are no longer owed."""
+    config = {**config, "exchanges": exchanges, "catch-up-rounds": most, "num-server-rounds": 5}
+    fitted = rounds_trained_for(make_grid, config, lose=lose_of_second(2, 3))
+    assert fitted == {0: [1, 2, 3, 4, 5], 1: [*trained, 5], 2: [1, 2, 3, 4, 5]}
+
+
+@pytest.mark.parametrize("exchanges", ["phases", "one"])
+def test_training_whose_reply_was_lost_is_not_done_twice(
+    make_grid: Any, config: dict[str, Any], exchanges: str
+) -> None:
+    """Without a state-dir the client has gone on, to a state that the server does not know."""
+    config = {**config, "exchanges": exchanges}
+
+    def drop(grid: InProcessGrid) -> Any:
+        lost = lose_of_second(2)(grid)
+        return lambda request, reply: None if lost(request) else reply
+
+    assert rounds_trained_for(make_grid, config, tamper=drop)[1] == [1, 2, 3]
+
+
+def test_who_missed_the_first_round_makes_up_for_it_and_no_more(
+    make_grid: Any, config: dict[str, Any]
+) -> None:
+    assert rounds_trained_for(make_grid, config, lose=lose_of_second(1))[1] == [1, 2, 3]
 
 
 def test_a_client_that_lost_the_images_gets_them_again(

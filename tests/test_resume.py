@@ -199,6 +199,33 @@ def test_a_reply_lost_after_the_work_is_undone(
     assert outcomes[0] == outcomes[1]
 
 
+def test_what_a_client_owes_lives_through_a_restart(
+    make_grid: Any, config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two clients of three miss the second round, and the server dies in the third."""
+    config = {**config, "fraction-train": 1.0, "num-server-rounds": 4}
+
+    def missed(message: Message) -> bool:
+        return (
+            message.metadata.message_type == "train.round"
+            and message.content["message"]["round"] == 2
+            and message.metadata.dst_node_id % 2 == 0
+        )
+
+    monkeypatch.setenv("FEDZGE_STATE_DIR", str(tmp_path / "unbroken"))
+    run_server(make_grid(config, lose=missed), config)
+    wanted = results(config)
+    assert len(rows_of(folder_of(config))[1]["missing"]) == 2
+    stopped = {**config, "run-name": "stopped"}
+    monkeypatch.setenv("FEDZGE_STATE_DIR", str(tmp_path / "stopped"))
+    with monkeypatch.context() as patched:
+        stop_at(patched, 3, "ask_clients")
+        with pytest.raises(Stop):
+            run_server(make_grid(stopped, lose=missed), stopped)
+    resume(make_grid, stopped)
+    assert results(stopped) == wanted
+
+
 def test_clients_keep_the_states_that_a_checkpoint_may_need_and_no_more(
     make_grid: Any, config: dict[str, Any], state_dir: Path
 ) -> None:

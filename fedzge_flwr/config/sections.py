@@ -116,6 +116,11 @@ class RunSettings(Section):
         description="messages to a client in a round: one that holds the targets of an earlier "
         "round and the query, or one for each of training, query and distillation",
     )
+    catch_up_rounds: CountOrNone = Field(
+        2,
+        description="most missed rounds of local training that a client makes up for when it is "
+        "next asked; 0 where clients miss rounds because they are slow",
+    )
     exchange_timeout: Positive = Field(3600.0, description="seconds to wait for replies")
     train_timeout: NonNegative = Field(
         0.0, description="the same for local training and for whole rounds; 0: exchange-timeout"

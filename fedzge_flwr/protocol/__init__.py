@@ -11,6 +11,7 @@ from fedzge_flwr.protocol.codec import (
 )
 from fedzge_flwr.protocol.messages import (
     LARGEST_LOGIT,
+    MOST_OWED,
     NO_EXPERIMENT,
     CompactDistillRequest,
     CompactLogitsRequest,
@@ -37,6 +38,7 @@ from fedzge_flwr.protocol.size import encoded_bytes, payload_bytes
 __all__ = [
     "LARGEST_LOGIT",
     "MAX_STRING",
+    "MOST_OWED",
     "NO_EXPERIMENT",
     "WIRE_VERSION",
     "CompactDistillRequest",

@@ -21,7 +21,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from fedzge_flwr.errors import ProtocolError
 from fedzge_flwr.protocol.messages import ArraySpec, ScalarSpec, WireMessage
 
-WIRE_VERSION = 4
+WIRE_VERSION = 5
 
 _SCALARS = "message"
 _ARRAYS = "arrays"

@@ -59,8 +59,11 @@ def _scalar(
     low: float | None = None,
     high: float | None = None,
     choices: tuple[str, ...] | None = None,
+    default: Any = MISSING,
 ) -> Any:
-    return field(metadata={"wire": ScalarSpec(kind, low, high, choices)})
+    """Declare a number or a string; by keyword if it has a default."""
+    spec = ScalarSpec(kind, low, high, choices)
+    return field(metadata={"wire": spec}, default=default, kw_only=default is not MISSING)
 
 
 def _hex(digits: int, *, optional: bool = False, default: Any = MISSING) -> Any:
@@ -82,6 +85,9 @@ LARGEST_LOGIT = 1e6
 _MAX_COUNT = 2**62
 _MAX_LOSS = 1e30
 """Of any number of losses up to it the sum is finite, so that none can spoil a report."""
+
+MOST_OWED = 100
+"""Most rounds of training that a request may ask for beside its own."""
 
 NO_EXPERIMENT = "0" * 32
 """The experiment of a request that stands alone."""
@@ -177,9 +183,18 @@ class TrainReply(Reply):
 
 @dataclass(frozen=True)
 class TrainRequest(Request):
-    """Train on your own data, as your own settings say."""
+    """Train on your own data, as your own settings say.
+
+    Parameters
+    ----------
+    owed : int
+        Rounds of training that the client was asked for since ``state`` and has not been heard of;
+        made up for before this round's, unless it goes on from another state.
+    """
 
     ACTION = "train.local"
+
+    owed: int = _scalar(int, low=0, high=MOST_OWED, default=0)
 
 
 @dataclass(frozen=True)
@@ -327,6 +342,8 @@ class RoundRequest(CompactLogitsRequest):
         The images, if they are sent again; else none.
     targets : ndarray of float32
         The ensemble's logits on them.
+    owed : int
+        As in `TrainRequest`.
     """
 
     ACTION = "train.round"
@@ -336,6 +353,7 @@ class RoundRequest(CompactLogitsRequest):
     digest: str = _scalar(str)
     images: ByteArray = _array("targets", "S C H W", "uint8")
     targets: FloatArray = _array("targets", "T K")
+    owed: int = _scalar(int, low=0, high=MOST_OWED, default=0)
 
 
 @dataclass(frozen=True)
