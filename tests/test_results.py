@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from fedzge_flwr.config import from_run_config
 from fedzge_flwr.errors import RosterError, RunFolderError
 from fedzge_flwr.files import atomic_path, atomic_write_text
+from fedzge_flwr.plots import draw_synthetic
 from fedzge_flwr.results import RunFolder
 from fedzge_flwr.server.build import build_central, build_generator
 from tests.running import folder_of, rows_of, run_server
@@ -49,6 +51,20 @@ def test_contents(folder: Path, tiny_config: dict[str, Any]) -> None:
         with Image.open(folder / name) as picture:
             assert picture.format == "PNG"
             assert len(picture.convert("L").getcolors()) > 3
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_generated_images_are_drawn_by_class(tmp_path: Path, channels: int) -> None:
+    """A dark image of class 7 below two light ones of class 2, which lie side by side."""
+    images = np.full((3, channels, 8, 8), 200, dtype=np.uint8)
+    images[1] = 30
+    draw_synthetic(images, np.array([2, 7, 2]), tmp_path / "synthetic.png")
+    with Image.open(tmp_path / "synthetic.png") as picture:
+        grey = np.array(picture.convert("L"))
+    dark, light = (np.argwhere(grey == level) for level in (30, 200))
+    assert 1.8 < len(light) / len(dark) < 2.2
+    assert np.percentile(light[:, 0], 99) < np.percentile(dark[:, 0], 1)
+    assert np.ptp(light[:, 1]) > 1.8 * np.ptp(dark[:, 1])
 
 
 def test_accuracy_table(folder: Path) -> None:
