@@ -55,7 +55,7 @@ test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
 test-faults: $(STAMP)
-	$(BIN)/python -m pytest -m faults -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -m faults -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -8,8 +8,9 @@ import torch
 
 from tests.inprocess import InProcessGrid
 from tests.launching import start
+from tests.small_models import models
 
-__all__ = ["start"]
+__all__ = ["models", "start"]
 
 
 @pytest.fixture(autouse=True)

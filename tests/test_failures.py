@@ -1,10 +1,12 @@
 """Federations in which clients fail at random, and what that costs.
 
-``python -m tests.test_failures`` prints the accuracies of each seed.
+``python -m tests.test_failures`` prints the accuracies of each seed; with ``--model cnn`` those of
+the convolutional model.
 """
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,10 @@ import pytest
 from flwr.app import Message
 
 from fedzge_flwr.display import percent
+from fedzge_flwr.models import MODELS
 from tests.inprocess import InProcessGrid
 from tests.running import rows_of, run_server
+from tests.small_models import mlp
 
 SEEDS = (0, 1, 2, 3, 4)
 SHARE = 0.3
@@ -24,6 +28,8 @@ CONFIG: dict[str, Any] = {
     "num-server-rounds": 20,
     "synthetic-batch-size": 500,
     "candidates": 1,
+    "local-models": "mlp",
+    "central-model": "mlp",
     "min-local-steps": 30,
     "central-distill-steps": 80,
     "client-distill-steps": 40,
@@ -33,7 +39,7 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def run(seed: int, share: float, folder: Path) -> list[dict[str, Any]]:
+def run(seed: int, share: float, folder: Path, **more: Any) -> list[dict[str, Any]]:
     """Run a federation in which that share of the client-rounds fails; return its rounds' rows.
 
     Half of them before the client has done anything, half after: then its reply is lost.
@@ -45,6 +51,7 @@ def run(seed: int, share: float, folder: Path) -> list[dict[str, Any]]:
         "seed": seed,
         "output-dir": str(folder),
         "run-name": f"{seed}-{share}",
+        **more,
     }
     draws = np.random.default_rng(seed).random(
         (CONFIG["num-server-rounds"] + 1, CONFIG["num-clients"])
@@ -68,6 +75,7 @@ def run(seed: int, share: float, folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.faults
+@pytest.mark.usefixtures("models")
 def test_a_third_of_the_client_rounds_fails(tmp_path: Path) -> None:
     """20 rounds of digits; the same seeds with and without, mean of their differences."""
     differences, failed = [], 0
@@ -82,6 +90,7 @@ def test_a_third_of_the_client_rounds_fails(tmp_path: Path) -> None:
     assert np.mean(differences) > -0.015, differences
 
 
+@pytest.mark.usefixtures("models")
 def test_failing_clients_are_named_and_the_others_go_on(tmp_path: Path) -> None:
     import client_app
 
@@ -110,9 +119,15 @@ def test_failing_clients_are_named_and_the_others_go_on(tmp_path: Path) -> None:
 
 
 def main() -> None:
-    for seed in SEEDS:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="mlp")
+    parser.add_argument("--seed", type=int, nargs="+", default=SEEDS)
+    given = parser.parse_args()
+    MODELS["mlp"] = mlp
+    more = {"local-models": given.model, "central-model": given.model}
+    for seed in given.seed:
         with tempfile.TemporaryDirectory() as folder:
-            last = [run(seed, share, Path(folder))[-1] for share in (0.0, SHARE)]
+            last = [run(seed, share, Path(folder), **more)[-1] for share in (0.0, SHARE)]
         found = [percent(row["central_accuracy"]) for row in last]
         print(f"seed {seed}: {found[0]} without failures, {found[1]} with", flush=True)
 

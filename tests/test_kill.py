@@ -16,7 +16,19 @@ from tests.launching import ROOT, toml_pairs
 from tests.running import rows_of, run_server
 from tests.test_resume import PHASES
 
-pytestmark = pytest.mark.faults
+# A launch takes 20 CPU-seconds and more: one death a phase, alternately of the two, and both where
+# clients are at work; the rest of the plans, a death of each in every phase, is slow.
+WHOM = ("serverapp", "everything")
+ALTERNATING = sorted(
+    [(phase, WHOM[number % 2]) for number, phase in enumerate(PHASES)]
+    + [("ask_clients", "everything")],
+    key=lambda death: PHASES.index(death[0]),
+)
+PLANS = {
+    "first half": ALTERNATING[:7],
+    "second half": ALTERNATING[7:],
+    **{f"every phase, {whom}": [(phase, whom) for phase in PHASES] for whom in WHOM},
+}
 
 # The app itself, whose run folder, which hears of every phase, kills as the plan says.
 DEADLY = """
@@ -65,11 +77,16 @@ def make_deadly_app(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("whom", ["serverapp", "everything"])
-def test_killed_in_every_phase_and_resumed(
-    tmp_path: Path, efficient_config: dict[str, Any], whom: str
-) -> None:
-    """The server's process, or the SuperLink with all that it started."""
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if "every" in name else pytest.mark.faults)
+        for name in PLANS
+    ],
+)
+def test_killed_and_resumed(tmp_path: Path, efficient_config: dict[str, Any], name: str) -> None:
+    """The server's process, or the SuperLink with all that it started, in the second round."""
+    deaths_due = PLANS[name]
     config = {
         **efficient_config,
         "num-server-rounds": 3,
@@ -78,12 +95,14 @@ def test_killed_in_every_phase_and_resumed(
     }
     app = make_deadly_app(tmp_path / "app")
     plan = tmp_path / "plan"
-    plan.write_text("\n".join(f"2 {phase} {whom}" for phase in PHASES))
+    plan.write_text("\n".join(f"2 {phase} {whom}" for phase, whom in deaths_due))
     environment = {**os.environ, "PLAN_OF_DEATHS": str(plan)}
     environment.pop("FEDZGE_STATE_DIR", None)
     folder = Path(config["output-dir"]) / "run"
     command = [sys.executable, "-m", "fedzge_flwr.launch", "--app", str(app)]
-    options = ["--run-config", toml_pairs(config)]
+    # One worker for all clients: another costs its start, and these clients have little to do.
+    workers = ["--client-cpus", str(os.cpu_count())]
+    options = ["--run-config", toml_pairs(config), *workers]
     deaths = 0
     while True:
         run = subprocess.run(
@@ -98,10 +117,10 @@ def test_killed_in_every_phase_and_resumed(
         if run.returncode == 0:
             break
         deaths += 1
-        assert deaths <= len(PHASES), run.stdout + run.stderr
+        assert deaths <= len(deaths_due), run.stdout + run.stderr
         assert f"make run RESUME='{folder}'" in run.stdout, run.stdout + run.stderr
-        options = ["--resume", str(folder)]
-    assert deaths == len(PHASES)
+        options = ["--resume", str(folder), *workers]
+    assert deaths == len(deaths_due)
     assert plan.read_text() == ""
     assert "3/3" in run.stdout
 

@@ -23,10 +23,12 @@ from fedzge_flwr.blackbox import ClientEvaluation, ClientProfile, EvaluationSpli
 from fedzge_flwr.client import register_endpoints
 from fedzge_flwr.display import percent
 from fedzge_flwr.errors import FedZGEError
+from fedzge_flwr.models import MODELS
 from fedzge_flwr.protocol import LARGEST_LOGIT
 from fedzge_flwr.torch_blackbox import TorchBlackBox, torch_black_box
 from tests.inprocess import InProcessGrid
 from tests.running import rows_of, run_server
+from tests.small_models import mlp
 
 CULPRIT = 7
 CLAIM = 10**9
@@ -36,6 +38,8 @@ LARGEST_LOSS = 1e30
 CONFIG: dict[str, Any] = {
     "num-clients": 10,
     "num-server-rounds": 6,
+    "local-models": "mlp",
+    "central-model": "mlp",
     "synthetic-batch-size": 2000,
     "generator-share": 0.05,
     "central-distill-steps": 300,
@@ -135,19 +139,21 @@ def mean_accuracy(ensemble: str, kind: str | None, folder: Path) -> float:
 
 
 @pytest.fixture(scope="module")
-def clean_accuracy(tmp_path_factory: pytest.TempPathFactory) -> float:
+def clean_accuracy(models: list[str], tmp_path_factory: pytest.TempPathFactory) -> float:
     accuracy = mean_accuracy("trimmed-mean", None, tmp_path_factory.mktemp("clean"))
     assert accuracy > 0.8
     return accuracy
 
 
 @pytest.mark.faults
+@pytest.mark.xdist_group("liars")
 @pytest.mark.parametrize("kind", GARBAGE)
 def test_the_trimmed_mean_bears_a_liar(kind: str, clean_accuracy: float, tmp_path: Path) -> None:
     """Within two points of the clean runs, in the mean over the same seeds."""
     assert mean_accuracy("trimmed-mean", kind, tmp_path) > clean_accuracy - 0.02
 
 
+@pytest.mark.usefixtures("models")
 @pytest.mark.parametrize("kind", GARBAGE)
 def test_a_run_with_a_liar_ends_well(
     kind: str, efficient_config: dict[str, Any], tmp_path: Path
@@ -175,14 +181,18 @@ def main() -> None:
     parser.add_argument("--ensemble", nargs="+", default=["trimmed-mean"])
     parser.add_argument("--kind", nargs="+", default=["none", *GARBAGE])
     parser.add_argument("--seed", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--model", default="mlp")
     given = parser.parse_args()
+    MODELS["mlp"] = mlp
+    more = {"local-models": given.model, "central-model": given.model}
     with tempfile.TemporaryDirectory() as folder:
         for ensemble in given.ensemble:
             for seed in given.seed:
                 for kind in given.kind:
                     print(f"{ensemble}, seed {seed}, {kind}:", end=" ", flush=True)
                     try:
-                        rows = run(ensemble, None if kind == "none" else kind, seed, Path(folder))
+                        liar = None if kind == "none" else kind
+                        rows = run(ensemble, liar, seed, Path(folder), **more)
                     except FedZGEError as error:
                         print(error, flush=True)
                     else:
