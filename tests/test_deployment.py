@@ -53,11 +53,6 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def with_the_federation(test: Any) -> Any:
-    """Mark a test that needs the one federation, which is then started by one worker only."""
-    return pytest.mark.faults(pytest.mark.xdist_group("federation")(test))
-
-
 def run_script(name: str, *arguments: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(DEPLOY / name), *map(str, arguments)],
@@ -353,7 +348,7 @@ def outcome_of(folder: Path, command: list[str | Path]) -> tuple[int, str]:
     return code, log.read_text()
 
 
-@with_the_federation
+@pytest.mark.faults
 def test_an_unregistered_key_is_refused(federation: Guided, tmp_path: Path) -> None:
     before = federation.node_ids()
     assert len(before) == 3
@@ -368,7 +363,7 @@ def test_an_unregistered_key_is_refused(federation: Guided, tmp_path: Path) -> N
     assert federation.node_ids() == before
 
 
-@with_the_federation
+@pytest.mark.faults
 @pytest.mark.parametrize("encrypted", [True, False])
 def test_a_node_without_a_key_is_refused(
     federation: Guided, tmp_path: Path, encrypted: bool
@@ -385,7 +380,7 @@ def test_a_node_without_a_key_is_refused(
     assert federation.node_ids() == before
 
 
-@with_the_federation
+@pytest.mark.faults
 def test_submitting_over_plain_http_is_refused(federation: Guided, tmp_path: Path) -> None:
     superlink, _ = federation.superlink()
     config = f'[superlink.plain]\naddress = "{superlink}"\ninsecure = true\n'
@@ -397,7 +392,7 @@ def test_submitting_over_plain_http_is_refused(federation: Guided, tmp_path: Pat
     assert federation.bash("flwr list here --format json").count('"run-id"') == before > 0
 
 
-@with_the_federation
+@pytest.mark.faults
 def test_the_guides_run_completes_and_is_bit_identical_to_one_in_process(
     federation: Guided, tmp_path: Path
 ) -> None:
@@ -420,7 +415,7 @@ def test_the_guides_run_completes_and_is_bit_identical_to_one_in_process(
     assert there.read_bytes() == (here / "central.safetensors").read_bytes()
 
 
-@with_the_federation
+@pytest.mark.faults
 def test_a_run_is_stopped_as_the_guide_says(federation: Guided) -> None:
     federation.environment["RUN_CONFIG"] = 'run-name="stopped" num-train-images=120'
     federation.submit()
@@ -432,13 +427,13 @@ def test_a_run_is_stopped_as_the_guide_says(federation: Guided) -> None:
     assert len(federation.node_ids()) == 3
 
 
-@with_the_federation
+@pytest.mark.faults
 def test_a_killed_supernode_goes_on_with_its_model(federation: Guided) -> None:
     """``kill -9`` while it works, then started again by the guide's command."""
     config = {**SETTINGS, "run-name": "killed", "eval-every": 100, "client-evaluation": "off"}
     del config["num-clients"], config["num-server-rounds"]
     federation.environment["RUN_CONFIG"] = toml_pairs(config)
-    federation.submit(num_rounds=8)
+    federation.submit(num_rounds=6)
     folder = federation.place / "federation" / "runs" / "killed"
     now = folder / "progress.json"
 
@@ -460,7 +455,7 @@ def test_a_killed_supernode_goes_on_with_its_model(federation: Guided) -> None:
     wait_for(lambda: federation.status().startswith("finished"))
     assert federation.status() == "finished:completed"
     rows = rows_of(folder)
-    assert [row["round"] for row in rows] == list(range(1, 9))
+    assert [row["round"] for row in rows] == list(range(1, 7))
     assert [1 in row["participants"] for row in rows[:2]] == [True, False]
     assert 1 in rows[-1]["participants"]
     # Its model of the first round, not an initial one: the server would have said so.

@@ -146,7 +146,6 @@ def clean_accuracy(models: list[str], tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.mark.faults
-@pytest.mark.xdist_group("liars")
 @pytest.mark.parametrize("kind", GARBAGE)
 def test_the_trimmed_mean_bears_a_liar(kind: str, clean_accuracy: float, tmp_path: Path) -> None:
     """Within two points of the clean runs, in the mean over the same seeds."""
