@@ -30,7 +30,7 @@ def main(grid: Grid, context: Context) -> None:
         if settings.run.server_evaluation == "test":
             evaluation = TestSetEvaluation(settings)
         check_partition(settings)
-        central = build_central(settings)
+        central, generator = build_central(settings), build_generator(settings)
         checkpoint = None
         if settings.run.resume:
             checkpoint = CheckpointFolder(run_to_resume(settings) / "checkpoints").newest()
@@ -40,7 +40,7 @@ def main(grid: Grid, context: Context) -> None:
         strategy = FedZGE(
             settings,
             central,
-            build_generator(settings),
+            generator,
             test_set=evaluation,
             observers=[folder],
             checkpoints=CheckpointFolder(folder.path / "checkpoints"),

@@ -16,28 +16,25 @@ class DatasetSpec:
     ----------
     num_classes : int
         Number of classes K; labels are 0 … K-1.
-    channels : int
-        1 for grey, 3 for RGB.
-    side : int
-        Height and width in pixels.
+    image_shape : tuple of int
+        (C, H, W): 1 channel for grey or 3 for RGB, height and width in pixels.
     """
 
     num_classes: int
-    channels: int
-    side: int
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Shape (C, H, W) of an image."""
-        return (self.channels, self.side, self.side)
+    image_shape: tuple[int, int, int]
 
 
 DATASETS: dict[str, DatasetSpec] = {
-    "digits": DatasetSpec(10, 1, 8),
-    "mnist": DatasetSpec(10, 1, 28),
-    "fashionmnist": DatasetSpec(10, 1, 28),
-    "emnist": DatasetSpec(26, 1, 28),
-    "cifar10": DatasetSpec(10, 3, 32),
-    "cifar100": DatasetSpec(100, 3, 32),
-    "svhn": DatasetSpec(10, 3, 32),
+    "digits": DatasetSpec(10, (1, 8, 8)),
+    "mnist": DatasetSpec(10, (1, 28, 28)),
+    "fashionmnist": DatasetSpec(10, (1, 28, 28)),
+    "emnist": DatasetSpec(26, (1, 28, 28)),
+    "cifar10": DatasetSpec(10, (3, 32, 32)),
+    "cifar100": DatasetSpec(100, (3, 32, 32)),
+    "svhn": DatasetSpec(10, (3, 32, 32)),
+    "food101": DatasetSpec(101, (3, 64, 64)),
+    "tinyimagenet": DatasetSpec(200, (3, 64, 64)),
 }
+
+OWN = "own"
+"""The data set of a federation whose clients all bring their own images, of a declared shape."""

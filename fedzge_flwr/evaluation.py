@@ -16,6 +16,7 @@ from flwr.app import ArrayRecord, MetricRecord
 from fedzge_flwr.arrays import FloatArray
 from fedzge_flwr.config import Settings
 from fedzge_flwr.data import load_split, partition_indices
+from fedzge_flwr.datasets_spec import OWN
 from fedzge_flwr.errors import MissingDataError
 from fedzge_flwr.models import rebuild_model
 from fedzge_flwr.training import evaluate_logits, predict, select_device
@@ -88,7 +89,14 @@ def check_partition(settings: Settings) -> None:
     DataError
         If there are too few images for so many clients, or files are malformed.
     """
+    if settings.data.dataset == OWN:
+        return
     try:
-        partition_indices(settings.data, settings.run.num_clients, settings.run.seed)
+        parts = partition_indices(settings.data, settings.run.num_clients, settings.run.seed)
     except MissingDataError as error:
         LOGGER.info("training images are not checked here, but by the clients (%s)", error)
+        return
+    labels = load_split(settings.data, "train").labels_N
+    absent = set(range(settings.data.spec.num_classes)) - set(labels[np.concatenate(parts)])
+    if absent:
+        LOGGER.warning("no client has images of class %s", ", ".join(map(str, sorted(absent))))

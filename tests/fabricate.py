@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import pickle
 import struct
 from pathlib import Path
@@ -69,6 +70,43 @@ def make_svhn(folder: Path) -> None:
         savemat(folder / f"{split}_32x32.mat", {"X": images, "y": classes})
 
 
+def write_images(files: list[Path], images: npt.NDArray[np.uint8]) -> None:
+    from PIL import Image
+
+    for file, image in zip(files, images, strict=True):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # Lossless, whatever the name says: what is read can be compared.
+        Image.fromarray(image.transpose(1, 2, 0)).save(file, format="png")
+
+
+def make_food101(folder: Path, classes: int) -> None:
+    base = folder / "food-101"
+    (base / "meta").mkdir(parents=True)
+    for split, count in (("train", 202), ("test", 101)):
+        labels = labels_for(count, classes)
+        # Names in the order of the classes, listed in another one.
+        names = [f"dish-{label:03}/{split}-{at:04}" for at, label in enumerate(labels)]
+        files = [base / "images" / f"{name}.jpg" for name in names]
+        write_images(files, images_for(labels, (3, 64, 64)))
+        listed = {f"dish-{n:03}": names[n::classes] for n in reversed(range(classes))}
+        (base / "meta" / f"{split}.json").write_text(json.dumps(listed))
+
+
+def make_tiny_imagenet(folder: Path, classes: int) -> None:
+    base = folder / "tiny-imagenet-200"
+    titles = [f"n{10 * number:08}" for number in range(classes)]
+    labels = labels_for(2 * classes, classes)
+    write_images(
+        [base / "train" / titles[n] / "images" / f"{at:04}.JPEG" for at, n in enumerate(labels)],
+        images_for(labels, (3, 64, 64)),
+    )
+    labels = labels_for(classes, classes)
+    names = [f"val_{at}.JPEG" for at in range(classes)]
+    write_images([base / "val" / "images" / n for n in names], images_for(labels, (3, 64, 64)))
+    rows = [f"{name}\t{titles[n]}\t0\t0\t9\t9\n" for name, n in zip(names, labels, strict=True)]
+    (base / "val" / "val_annotations.txt").write_text("".join(rows))
+
+
 def make_dataset(name: str, folder: Path) -> None:
     """Write a tiny copy of a data set, in the layout that torchvision downloads to."""
     classes = DATASETS[name].num_classes
@@ -82,3 +120,7 @@ def make_dataset(name: str, folder: Path) -> None:
         make_cifar(folder, classes)
     elif name == "svhn":
         make_svhn(folder)
+    elif name == "food101":
+        make_food101(folder, classes)
+    elif name == "tinyimagenet":
+        make_tiny_imagenet(folder, classes)

@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedzge_flwr.config import DataSettings
+from fedzge_flwr.config import DataSettings, from_run_config
 from fedzge_flwr.data import client_data, load_split, partition_indices
+from fedzge_flwr.data.decode import CACHE_FOLDER
 from fedzge_flwr.data.idx import read_idx
-from fedzge_flwr.datasets_spec import DATASETS
+from fedzge_flwr.data.loading import LOADERS
+from fedzge_flwr.datasets_spec import DATASETS, DatasetSpec
 from fedzge_flwr.errors import DataError
+from fedzge_flwr.evaluation import check_partition
 from tests.fabricate import images_for, labels_for, make_dataset, make_idx, write_idx
 
 FILE_SETS = [name for name in DATASETS if name != "digits"]
@@ -35,12 +38,14 @@ def test_own_format(name: str, split: Any, tmp_path: Path) -> None:
     # their order fit together only if channels and axes were read aright.
     if name != "cifar10" or split == "test":  # cifar10's training set is five files
         labels = labels_for(len(images), spec.num_classes)
-        assert (images.labels_N == labels).all()
+        by_class = name == "food101" or (name == "tinyimagenet" and split == "train")
+        order = np.argsort(labels if by_class else np.arange(len(labels)), kind="stable")
+        assert (images.labels_N == labels[order]).all()
         shape = (3072,) if name.startswith("cifar") else spec.image_shape
         if shape[0] == 1:
             shape = shape[1:]
         wanted = images_for(labels, shape).reshape(images.images_NCHW.shape)
-        assert (images.images_NCHW == wanted).all()
+        assert (images.images_NCHW == wanted[order]).all()
     assert set(images.labels_N) == set(range(spec.num_classes)) or len(images) < spec.num_classes
 
 
@@ -48,6 +53,55 @@ def test_own_format(name: str, split: Any, tmp_path: Path) -> None:
 def test_idx_files_straight_in_the_folder(gz: str, tmp_path: Path) -> None:
     make_idx(tmp_path, ("train", "t10k"), 10, 0, gz)
     assert len(load_split(settings("fashionmnist", data_dir=str(tmp_path)), "train")) == 60
+
+
+@pytest.mark.parametrize("name", ["food101", "tinyimagenet"])
+def test_image_files_are_decoded_once(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process maps what the first has kept; a list of other files is decoded anew."""
+    load = LOADERS[name]
+    make_dataset(name, tmp_path)
+    first = load(tmp_path, False, "test")
+    (kept,) = (tmp_path / CACHE_FOLDER).iterdir()
+    for file in tmp_path.rglob("*.jpg" if name == "food101" else "*.JPEG"):
+        file.write_bytes(b"no image")
+    again = load(tmp_path, False, "test")
+    assert isinstance(again.images_NCHW, np.memmap)
+    assert (again.images_NCHW == first.images_NCHW).all()
+    assert not isinstance(again.take(np.arange(3)).images_NCHW, np.memmap)
+    with pytest.raises(DataError, match="not a readable image"):
+        load(tmp_path, False, "train")
+    assert list((tmp_path / CACHE_FOLDER).iterdir()) == [kept]
+
+
+def test_image_files_below_a_folder_that_cannot_be_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_dataset("food101", tmp_path)
+    (tmp_path / CACHE_FOLDER).write_text("in the way")
+    logging.getLogger("flwr").propagate = True
+    images = LOADERS["food101"](tmp_path, False, "test")
+    assert len(images) == 101
+    assert "food101-test cannot be kept in" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "text"),
+    [
+        ("food101", "food-101/meta/test.json", "[1]"),
+        ("food101", "food-101/meta/test.json", '{"a": 3}'),
+        ("food101", "food-101/meta/test.json", "not json"),
+        ("tinyimagenet", "tiny-imagenet-200/val/val_annotations.txt", "a.JPEG\tn9\n"),
+        ("tinyimagenet", "tiny-imagenet-200/val/val_annotations.txt", "a.JPEG\n"),
+    ],
+)
+def test_malformed_lists_of_image_files(name: str, file: str, text: str, tmp_path: Path) -> None:
+    make_dataset(name, tmp_path)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(DataError, match=f"{Path(file).name}: .*fetch") as caught:
+        LOADERS[name](tmp_path, False, "test")
+    assert "\n" not in str(caught.value)
 
 
 def test_digits_are_embedded_split_and_balanced() -> None:
@@ -174,6 +228,39 @@ def test_more_clients_than_the_data_allow() -> None:
         partition_indices(settings(), 200, 0)
     with pytest.raises(DataError, match="'num-clients' = 1438 is too many"):
         partition_indices(settings(partition="iid"), 1438, 0)
+
+
+@pytest.mark.parametrize("each", [1, 2, 5])
+def test_a_pathological_partition_has_so_many_classes_each(each: int) -> None:
+    images = load_split(settings(), "train")
+    some = settings(partition="pathological", classes_per_client=each)
+    parts = partition_indices(some, 12, 0)
+    assert [len(set(images.labels_N[part])) for part in parts] == [each] * 12
+    whole = np.concatenate(parts).tolist()
+    assert sorted(whole) == list(range(1437))
+    again = partition_indices(settings(**{**some.model_dump(), "data_dir": "/else"}), 12, 0)
+    assert all((a == b).all() for a, b in zip(parts, again, strict=True))
+
+
+def test_pathological_partitions_that_cannot_be() -> None:
+    with pytest.raises(DataError, match="'classes-per-client' = 11 of 10 classes cannot be given"):
+        partition_indices(settings(partition="pathological", classes_per_client=11), 5, 0)
+    with pytest.raises(DataError, match="to each of 'num-clients' = 1400 with 1437 images"):
+        partition_indices(settings(partition="pathological", classes_per_client=9), 1400, 0)
+
+
+def test_classes_that_no_client_has_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    config = {"partition": "pathological", "classes-per-client": 1, "num-clients": 7}
+    logging.getLogger("flwr").propagate = True
+    check_partition(from_run_config(config))
+    assert "no client has images of class 7, 8, 9" in caplog.text
+
+
+def test_own_images_are_nowhere_in_common() -> None:
+    own = settings("own", image_shape="3,48,64", num_classes=7)
+    assert own.spec == DatasetSpec(7, (3, 48, 64))
+    with pytest.raises(DataError, match=r"'dataset' = 'own' has no images in common: .*data-path"):
+        load_split(own, "test")
 
 
 def test_hold_out_takes_its_share_from_training() -> None:

@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from fedzge_flwr.config import from_run_config
 from fedzge_flwr.errors import ConfigError
-from fedzge_flwr.generators import ConditionalGenerator
+from fedzge_flwr.generators import GENERATORS, ConditionalGenerator, UnconditionalGenerator
 from fedzge_flwr.models import MODELS, build_model, rebuild_model
 from fedzge_flwr.pixels import PIXEL_RANGE
+from fedzge_flwr.server.build import build_generator
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
@@ -63,9 +65,35 @@ def test_generator_depends_on_the_label() -> None:
     assert not torch.equal(generator(z, torch.tensor([0])), generator(z, torch.tensor([1])))
 
 
-def test_generator_refuses_odd_sides() -> None:
-    with pytest.raises(ConfigError, match="multiples of 4, not 30×30"):
-        ConditionalGenerator((1, 30, 30), 10)
+def test_an_unconditional_generator_depends_on_the_noise_alone() -> None:
+    generator = UnconditionalGenerator((1, 8, 8), 10, latent_dim=6, width=4).eval()
+    z = torch.randn(2, 6)
+    images = generator(z, torch.tensor([0, 0]))
+    assert torch.equal(images, generator(z, torch.tensor([7, 3])))
+    assert not torch.equal(images[0], images[1])
+
+
+@pytest.mark.parametrize("name", sorted(GENERATORS))
+@pytest.mark.parametrize("shape", [(1, 30, 30), (3, 5, 7), (3, 9, 4)])
+def test_any_sides(name: str, shape: tuple[int, int, int]) -> None:
+    generator = GENERATORS[name](shape, 10, latent_dim=6, width=4)
+    images = generator(torch.randn(3, 6), torch.arange(3))
+    assert images.shape == (3, *shape)
+
+
+def test_an_unknown_generator_lists_the_known() -> None:
+    settings = from_run_config({"generator": "gan"})
+    with pytest.raises(ConfigError, match="no generator named 'gan'; known: conditional, uncond"):
+        build_generator(settings)
+
+
+def test_an_image_of_other_sides_is_the_middle_of_a_larger_one() -> None:
+    small, large = (
+        ConditionalGenerator((1, side, side), 10, latent_dim=6, width=4).eval() for side in (6, 8)
+    )
+    small.load_state_dict(large.state_dict())
+    z, y = torch.randn(2, 6), torch.tensor([1, 2])
+    assert torch.equal(small(z, y), large(z, y)[:, :, 1:7, 1:7])
 
 
 def test_pixel_range_round_trip() -> None:

@@ -33,7 +33,7 @@ from fedzge_flwr.protocol import (
 )
 from tests.running import run_server
 
-GREY, RGB = DatasetSpec(3, 1, 8), DatasetSpec(3, 3, 8)
+GREY, RGB = DatasetSpec(3, (1, 8, 8)), DatasetSpec(3, (3, 8, 8))
 
 
 def some_images(spec: DatasetSpec, num: int = 7) -> ImageSet:

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from fedzge_flwr.datasets_spec import DATASETS, DatasetSpec
+from fedzge_flwr.datasets_spec import DATASETS, OWN, DatasetSpec
 from fedzge_flwr.models import MODELS
 from fedzge_flwr.question import num_copies
 from fedzge_flwr.registry import lookup
@@ -37,7 +37,8 @@ def _known_model(name: str) -> str:
 
 
 def _known_dataset(name: str) -> str:
-    lookup(DATASETS, name, "data set")
+    if name != OWN:
+        lookup(DATASETS, name, "data set")
     return name
 
 
@@ -158,8 +159,13 @@ class DataSettings(Section):
     """The data set and how it is divided among the clients."""
 
     dataset: Annotated[str, AfterValidator(_known_dataset)] = Field(
-        "digits", description=f"one of {', '.join(DATASETS)}"
+        "digits",
+        description=f"one of {', '.join(DATASETS)}; {OWN}: each client has images of its own",
     )
+    image_shape: Annotated[str, Field(pattern=r"^((1|3),[1-9]\d{0,3},[1-9]\d{0,3})?$")] = Field(
+        "", description=f"channels, height and width of the images of '{OWN}', e.g. 3,48,64"
+    )
+    num_classes: CountOrNone = Field(0, description=f"classes of '{OWN}'")
     data_dir: Annotated[str, Field(min_length=1)] = Field(
         "~/fedzge-data", description="folder of the data set's files (digits needs none)"
     )
@@ -170,9 +176,12 @@ class DataSettings(Section):
     num_test_images: Annotated[int, Field(ge=0)] = Field(
         0, description="test images to use; 0: all"
     )
-    partition: Literal["dirichlet", "iid"] = Field(
-        "dirichlet", description="how the training images are divided"
+    partition: Literal["dirichlet", "iid", "pathological"] = Field(
+        "dirichlet",
+        description="how the training images are divided; pathological: each client has "
+        "classes-per-client classes",
     )
+    classes_per_client: Count = Field(2, description="classes of a client's pathological partition")
     alpha: Positive = Field(1.0, description="concentration of the Dirichlet partition")
     min_partition_size: Annotated[int, Field(ge=0)] = Field(
         10,
@@ -182,10 +191,28 @@ class DataSettings(Section):
         0.1, description="part of a client's own images kept for client-evaluation = 'held-out'"
     )
 
+    @model_validator(mode="after")
+    def _own_images_are_declared(self) -> DataSettings:
+        declared = bool(self.image_shape), self.num_classes > 1
+        if self.dataset == OWN and not all(declared):
+            raise ValueError(
+                f"'dataset' = '{OWN}' needs 'image-shape', e.g. \"3,48,64\", and 'num-classes', at "
+                "least 2"
+            )
+        if self.dataset != OWN and (self.image_shape or self.num_classes):
+            raise ValueError(
+                f"'image-shape' and 'num-classes' are those of {self.dataset}; leave them out, or "
+                f"set 'dataset' = '{OWN}'"
+            )
+        return self
+
     @property
     def spec(self) -> DatasetSpec:
         """Classes and image shape of the data set."""
-        return DATASETS[self.dataset]
+        if self.dataset != OWN:
+            return DATASETS[self.dataset]
+        channels, height, width = map(int, self.image_shape.split(","))
+        return DatasetSpec(self.num_classes, (channels, height, width))
 
 
 class OptimizerSettings(Section):
@@ -287,6 +314,10 @@ class ServerSettings(Section):
         1e-3, description="learning rate of central distillation"
     )
     generator_lr: Positive = Field(1e-3, description="learning rate of the generator")
+    generator: str = Field(
+        "conditional",
+        description="images from noise and a label, or from noise alone ('unconditional')",
+    )
     generator_width: Annotated[Count, Paper(64)] = Field(
         32, description="width ngf of the generator"
     )

@@ -1,61 +1,33 @@
-"""Data sets as arrays: uint8 images (N, C, H, W) and int64 labels (N,)."""
+"""Data sets by name.
+
+A registry entry is called as ``(data_dir, download, split)`` and returns an `ImageSet`. Add a data
+set with ``DATASETS["name"] = DatasetSpec(…)`` and ``LOADERS["name"] = load``.
+"""
 
 from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fedzge_flwr.config import DataSettings
+from fedzge_flwr.data.folders import load_food101, load_tiny_imagenet
 from fedzge_flwr.data.idx import find_idx, read_idx
-from fedzge_flwr.datasets_spec import DATASETS
+from fedzge_flwr.data.image_set import ImageSet, Loader, Split
+from fedzge_flwr.datasets_spec import DATASETS, OWN
 from fedzge_flwr.errors import DataError, MissingDataError
 from fedzge_flwr.randomness import Purpose, numpy_stream
 from fedzge_flwr.registry import lookup
 
 LOGGER = logging.getLogger("flwr.fedzge")
 
-Split: TypeAlias = Literal["train", "test"]
-
 _UNREADABLE = (OSError, RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError)
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """Labelled images, read-only.
-
-    Parameters
-    ----------
-    images_NCHW : ndarray of uint8
-        Images, 0 black and 255 saturated.
-    labels_N : ndarray of int64
-        Classes 0 … K-1.
-    """
-
-    images_NCHW: npt.NDArray[np.uint8]
-    labels_N: npt.NDArray[np.int64]
-
-    def __post_init__(self) -> None:
-        self.images_NCHW.setflags(write=False)
-        self.labels_N.setflags(write=False)
-
-    def __len__(self) -> int:
-        return len(self.labels_N)
-
-    def take(self, indices: npt.NDArray[np.int64]) -> ImageSet:
-        """Return the images at ``indices``, in that order."""
-        return ImageSet(self.images_NCHW[indices], self.labels_N[indices])
-
-
-Loader: TypeAlias = Callable[[Path, bool, Split], "ImageSet"]
-"""``(data_dir, download, split) -> images``."""
 
 
 def load_split(settings: DataSettings, split: Split) -> ImageSet:
@@ -92,6 +64,12 @@ def load_split(settings: DataSettings, split: Split) -> ImageSet:
 @lru_cache(maxsize=4)
 def _load_all(dataset: str, data_dir: str, download: bool, split: Split) -> ImageSet:
     folder = Path(data_dir).expanduser().absolute()
+    if dataset == OWN:
+        raise DataError(
+            "'dataset' = 'own' has no images in common: name those of each node with 'data-path' "
+            "in its node config, and set 'server-evaluation' = 'off' and 'client-evaluation' = "
+            "'held-out' or 'off'"
+        )
     images = lookup(LOADERS, dataset, "data set")(folder, download, split)
     spec = DATASETS[dataset]
     if len(images) == 0:
@@ -249,4 +227,6 @@ LOADERS: dict[str, Loader] = {
     "cifar10": _load_cifar10,
     "cifar100": _load_cifar100,
     "svhn": _load_svhn,
+    "food101": load_food101,
+    "tinyimagenet": load_tiny_imagenet,
 }

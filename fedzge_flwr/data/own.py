@@ -5,19 +5,16 @@ from __future__ import annotations
 import zipfile
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from fedzge_flwr.config import DataSettings
-from fedzge_flwr.data.loading import ImageSet
+from fedzge_flwr.data.decode import first_line, read_image
+from fedzge_flwr.data.image_set import ImageSet
 from fedzge_flwr.data.partition import ClientData, hold_out_some
 from fedzge_flwr.datasets_spec import DatasetSpec
 from fedzge_flwr.errors import DataError
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 CLASSES_FILE = "classes.txt"
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -104,7 +101,7 @@ def _load_folder(folder: Path, spec: DatasetSpec) -> ImageSet:
         raise DataError(f"{folder}: no images in its subfolders ({', '.join(IMAGE_SUFFIXES)})")
     images_NCHW = np.empty((len(files), *spec.image_shape), dtype=np.uint8)
     for row, (file, _) in enumerate(files):
-        images_NCHW[row] = _read_image(file, spec)
+        images_NCHW[row] = read_image(file, spec.image_shape)
     return ImageSet(images_NCHW, np.array([number for _, number in files], dtype=np.int64))
 
 
@@ -138,7 +135,7 @@ def _read_classes(listed: Path, num_classes: int) -> dict[str, int]:
     try:
         lines = listed.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{listed}: cannot be read ({_first_line(error)})") from error
+        raise DataError(f"{listed}: cannot be read ({first_line(error)})") from error
     numbers = {line.strip(): number for number, line in enumerate(lines)}
     if len(lines) != num_classes or len(numbers) != num_classes:
         raise DataError(
@@ -146,31 +143,6 @@ def _read_classes(listed: Path, num_classes: int) -> dict[str, int]:
             f"{num_classes} classes in a line of its own"
         )
     return numbers
-
-
-def _read_image(file: Path, spec: DatasetSpec) -> npt.NDArray[np.uint8]:
-    """Return an image as (C, H, W)."""
-    # Takes a while, and most clients have no images of their own.
-    from PIL import Image, ImageOps
-
-    size = (spec.side, spec.side)
-    try:
-        with Image.open(file) as opened:
-            upright = ImageOps.exif_transpose(opened)
-            deep = upright.mode == "F" or upright.mode.startswith("I")
-            shown = upright.convert("L" if spec.channels == 1 else "RGB")
-            image: Image.Image = (
-                shown if shown.size == size else shown.resize(size, Image.Resampling.BILINEAR)
-            )
-            pixels = np.asarray(image, dtype=np.uint8)
-    except Exception as error:  # Pillow's plug-ins raise whatever their formats suggest
-        raise DataError(
-            f"{file}: not a readable image ({_first_line(error)}); mend or remove it"
-        ) from error
-    if deep:
-        # Pillow would clip, not scale, more than 8 bits.
-        raise DataError(f"{file}: more than 8 bits a channel; save it with 8")
-    return pixels[None] if spec.channels == 1 else pixels.transpose(2, 0, 1)
 
 
 def _load_npz(file: Path, spec: DatasetSpec) -> ImageSet:
@@ -181,7 +153,7 @@ def _load_npz(file: Path, spec: DatasetSpec) -> ImageSet:
                 raise DataError(f"{file}: lacks {' and '.join(missing)}; it has {list(arrays)}")
             images, labels_N = arrays["images"], arrays["labels"]
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise DataError(f"{file}: not a readable .npz ({_first_line(error)}); save it anew") from (
+        raise DataError(f"{file}: not a readable .npz ({first_line(error)}); save it anew") from (
             error
         )
     if images.dtype != np.uint8:
@@ -220,7 +192,3 @@ def _channels_first(
         f"{file}: 'images' has shape {images.shape}; make it (N, {channels}, {height}, {width}) "
         f"or (N, {height}, {width}, {channels})"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

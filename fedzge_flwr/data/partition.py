@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedzge_flwr.config import DataSettings
-from fedzge_flwr.data.loading import ImageSet, load_split
+from fedzge_flwr.data.image_set import ImageSet
+from fedzge_flwr.data.loading import load_split
 from fedzge_flwr.errors import DataError
 from fedzge_flwr.randomness import Purpose, derive_seed, numpy_stream
 
@@ -72,12 +73,24 @@ def _partition_indices(
         )
     # Importing flwr-datasets takes seconds and is needed nowhere else.
     import datasets
-    from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner
+    from flwr_datasets.partitioner import (
+        DirichletPartitioner,
+        IidPartitioner,
+        PathologicalPartitioner,
+    )
 
     order = numpy_stream(seed, Purpose.PARTITION).permutation(len(labels))
     table = datasets.Dataset.from_dict({"label": labels[order], "index": order})
     if settings.partition == "iid":
         partitioner = IidPartitioner(num_partitions=num_clients)
+    elif settings.partition == "pathological":
+        partitioner = PathologicalPartitioner(
+            num_partitions=num_clients,
+            partition_by="label",
+            num_classes_per_partition=settings.classes_per_client,
+            class_assignment_mode="first-deterministic",
+            seed=derive_seed(seed, Purpose.PARTITION),
+        )
     else:
         partitioner = DirichletPartitioner(
             num_partitions=num_clients,
@@ -94,6 +107,12 @@ def _partition_indices(
             warnings.simplefilter("ignore", UserWarning)
             parts = [partitioner.load_partition(number) for number in range(num_clients)]
     except ValueError as error:
+        if settings.partition == "pathological":
+            raise DataError(
+                f"'classes-per-client' = {settings.classes_per_client} of "
+                f"{settings.spec.num_classes} classes cannot be given to each of 'num-clients' = "
+                f"{num_clients} with {len(labels)} images: lower one of the two"
+            ) from error
         raise DataError(
             f"no Dirichlet partition with 'alpha' = {settings.alpha} gave each of "
             f"'num-clients' = {num_clients} at least 'min-partition-size' = "

@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from fedzge_flwr.config import Settings
-from fedzge_flwr.generators import ConditionalGenerator
+from fedzge_flwr.generators import GENERATORS
 from fedzge_flwr.models import build_model
 from fedzge_flwr.randomness import Purpose, seeded_initialisation
+from fedzge_flwr.registry import lookup
 
 
 def build_central(settings: Settings) -> nn.Module:
@@ -17,11 +18,11 @@ def build_central(settings: Settings) -> nn.Module:
         return build_model(settings.server.central_model, spec.image_shape, spec.num_classes)
 
 
-def build_generator(settings: Settings) -> ConditionalGenerator:
+def build_generator(settings: Settings) -> nn.Module:
     """Build the generator."""
     spec, server = settings.data.spec, settings.server
     with seeded_initialisation(settings.run.seed, Purpose.INIT_GENERATOR):
-        return ConditionalGenerator(
+        return lookup(GENERATORS, server.generator, "generator")(
             spec.image_shape,
             spec.num_classes,
             latent_dim=server.latent_dim,

@@ -1,0 +1,91 @@
+"""Data sets that come as folders of image files, at 64×64 pixels: Food-101 and Tiny ImageNet."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from fedzge_flwr.data.decode import decode_files
+from fedzge_flwr.data.image_set import ImageSet, Split
+from fedzge_flwr.datasets_spec import DATASETS
+from fedzge_flwr.errors import DataError, MissingDataError
+
+_TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+_TINY_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
+
+
+def load_food101(folder: Path, download: bool, split: Split) -> ImageSet:
+    """Load Food-101 in its own layout, ``food-101/images`` and ``food-101/meta``.
+
+    Classes are numbered in the order of their names (Bossard et al., ECCV 2014).
+    """
+    base = folder / "food-101"
+    listed = base / "meta" / f"{split}.json"
+    if download and not listed.exists():
+        import torchvision.datasets as tv
+
+        try:
+            tv.Food101(str(folder), download=True)
+        except (RuntimeError, OSError) as error:
+            raise DataError(f"food101: download to {folder} failed ({error})") from error
+    try:
+        names: dict[str, list[str]] = json.loads(listed.read_text(encoding="utf-8"))
+        classes = sorted(names)
+        files = [base / "images" / f"{name}.jpg" for title in classes for name in names[title]]
+    except OSError as error:
+        raise _missing("food101", base, "food-101/meta and food-101/images") from error
+    except (ValueError, AttributeError, TypeError, IndexError) as error:
+        raise DataError(f"{listed}: not Food-101's list of images; fetch it again") from error
+    labels = [number for number, title in enumerate(classes) for _ in names[title]]
+    return _image_set("food101", folder, split, files, labels)
+
+
+def load_tiny_imagenet(folder: Path, download: bool, split: Split) -> ImageSet:
+    """Load Tiny ImageNet in its own layout; its labelled validation folder is the test set.
+
+    Classes are numbered in the order of their WordNet ids.
+    """
+    base = folder / "tiny-imagenet-200"
+    listed = base / "val" / "val_annotations.txt"
+    if download and not listed.exists():
+        from torchvision.datasets.utils import download_and_extract_archive
+
+        try:
+            download_and_extract_archive(_TINY_URL, str(folder), md5=_TINY_MD5)
+        except (RuntimeError, OSError) as error:
+            raise DataError(f"tinyimagenet: download to {folder} failed ({error})") from error
+    titles = sorted(path.name for path in (base / "train").glob("n*") if path.is_dir())
+    numbers = {title: number for number, title in enumerate(titles)}
+    if split == "train":
+        files = sorted(
+            file for title in titles for file in (base / "train" / title).rglob("*.JPEG")
+        )
+        labels = [numbers[file.relative_to(base / "train").parts[0]] for file in files]
+    else:
+        try:
+            rows = [line.split("\t") for line in listed.read_text(encoding="utf-8").splitlines()]
+            files = [base / "val" / "images" / row[0] for row in rows]
+            labels = [numbers[row[1]] for row in rows]
+        except OSError as error:
+            raise _missing("tinyimagenet", base, "tiny-imagenet-200") from error
+        except (KeyError, IndexError) as error:
+            raise DataError(f"{listed}: names no class of {base / 'train'}; fetch both") from error
+    if not files:
+        raise _missing("tinyimagenet", base, "tiny-imagenet-200")
+    return _image_set("tinyimagenet", folder, split, files, labels)
+
+
+def _image_set(
+    name: str, folder: Path, split: Split, files: list[Path], labels: list[int]
+) -> ImageSet:
+    images = decode_files(files, DATASETS[name].image_shape, f"{name}-{split}", folder)
+    return ImageSet(images, np.asarray(labels, dtype=np.int64))
+
+
+def _missing(name: str, base: Path, what: str) -> MissingDataError:
+    return MissingDataError(
+        f"{name}: no {what} in {base.parent}; put it there, name its folder with 'data-dir', or "
+        "set 'download' = true"
+    )
