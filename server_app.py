@@ -12,7 +12,7 @@ from fedzge_flwr.errors import FedZGEError
 from fedzge_flwr.evaluation import TestSetEvaluation, check_partition
 from fedzge_flwr.naming import run_to_resume
 from fedzge_flwr.results import RunFolder
-from fedzge_flwr.server.build import build_central, build_generator
+from fedzge_flwr.server.build import build_central, check_names
 from fedzge_flwr.strategy import FedZGE
 
 LOGGER = logging.getLogger("flwr.fedzge")
@@ -30,7 +30,8 @@ def main(grid: Grid, context: Context) -> None:
         if settings.run.server_evaluation == "test":
             evaluation = TestSetEvaluation(settings)
         check_partition(settings)
-        central, generator = build_central(settings), build_generator(settings)
+        check_names(settings)
+        central = build_central(settings)
         checkpoint = None
         if settings.run.resume:
             checkpoint = CheckpointFolder(run_to_resume(settings) / "checkpoints").newest()
@@ -40,7 +41,6 @@ def main(grid: Grid, context: Context) -> None:
         strategy = FedZGE(
             settings,
             central,
-            generator,
             test_set=evaluation,
             observers=[folder],
             checkpoints=CheckpointFolder(folder.path / "checkpoints"),

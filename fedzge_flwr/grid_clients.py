@@ -300,8 +300,8 @@ class GridClients:
         if partition not in self._untrained:
             self._untrained.add(partition)
             LOGGER.warning(
-                "client %d has too few images to train on (%d): it answers with the model "
-                "that it began with",
+                "client %d has not trained (it has %d images): it answers with the model that it "
+                "began with",
                 partition,
                 self.num_examples[partition],
             )

@@ -20,7 +20,7 @@ from fedzge_flwr.config import Settings
 from fedzge_flwr.errors import CheckpointError, TooFewClientsError
 from fedzge_flwr.grid_clients import GridClients
 from fedzge_flwr.observers import Observer, RoundRow
-from fedzge_flwr.registry import lookup
+from fedzge_flwr.server.build import build_generator, check_names
 from fedzge_flwr.server.recipes import RECIPES
 from fedzge_flwr.server.round import is_evaluation_round, run_round
 from fedzge_flwr.server.state import RoundState, ServerState
@@ -56,8 +56,9 @@ class FedZGE(Strategy):
         The run's settings (`fedzge_flwr.config.from_run_config`).
     central_model : nn.Module
         Student: maps images (N, C, H, W) in the shared pixel range to logits (N, K).
-    generator : nn.Module
-        Maps noise (N, nz) and labels (N,) to images in the shared pixel range.
+    generator : nn.Module, optional
+        Maps noise (N, nz) and labels (N,) to images in the shared pixel range; without it, the one
+        that the settings name.
     test_set : CommonTestSet, optional
         Scores the clients' ensemble, from the logits that clients return on the common test set
         (``client-evaluation = "test"``). Without it no such logits are asked for.
@@ -78,7 +79,7 @@ class FedZGE(Strategy):
         self,
         settings: Settings,
         central_model: nn.Module,
-        generator: nn.Module,
+        generator: nn.Module | None = None,
         *,
         test_set: CommonTestSet | None = None,
         observers: Sequence[Observer] = (),
@@ -87,7 +88,8 @@ class FedZGE(Strategy):
     ) -> None:
         self._settings = settings
         self._central = central_model
-        self._generator = generator
+        check_names(settings)
+        self._generator = build_generator(settings) if generator is None else generator
         self._test_set = test_set
         self._observers = tuple(observers)
         self._checkpoints = checkpoints
@@ -95,7 +97,7 @@ class FedZGE(Strategy):
         self._warned: set[int] = set()
         self._skipped = 0
         self._kept_states: dict[int, dict[int, str]] = {}
-        self._phases = lookup(RECIPES, settings.run.recipe, "recipe")
+        self._phases = RECIPES[settings.run.recipe]
 
     def summary(self) -> None:
         """Log what will be done."""

@@ -104,7 +104,6 @@ def test_settings_are_frozen() -> None:
             {"generator-share": 0.0, "search-share": 0.0, "procedural-share": 0.0},
             "one of 'generator-share', 'search-share' and 'procedural-share'",
         ),
-        ({"estimator": "exact"}, "'estimator' = 'exact': .*'batch-difference'"),
         ({"client-device": "tpu"}, "'client-device' = 'tpu'"),
         ({"min-clients": 5, "fraction-train": 0.4}, "'min-clients' = 5, .* is 4 a round"),
         ({"run-name": "../up"}, "'run-name' = '../up'"),

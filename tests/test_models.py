@@ -9,7 +9,7 @@ from fedzge_flwr.errors import ConfigError
 from fedzge_flwr.generators import GENERATORS, ConditionalGenerator, UnconditionalGenerator
 from fedzge_flwr.models import MODELS, build_model, rebuild_model
 from fedzge_flwr.pixels import PIXEL_RANGE
-from fedzge_flwr.server.build import build_generator
+from fedzge_flwr.server.build import check_names
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
@@ -82,9 +82,10 @@ def test_any_sides(name: str, shape: tuple[int, int, int]) -> None:
 
 
 def test_an_unknown_generator_lists_the_known() -> None:
-    settings = from_run_config({"generator": "gan"})
     with pytest.raises(ConfigError, match="no generator named 'gan'; known: conditional, uncond"):
-        build_generator(settings)
+        check_names(from_run_config({"generator": "gan"}))
+    with pytest.raises(ConfigError, match="no estimator named 'adjoint'; known: batch-difference"):
+        check_names(from_run_config({"estimator": "adjoint"}))
 
 
 def test_an_image_of_other_sides_is_the_middle_of_a_larger_one() -> None:

@@ -389,7 +389,7 @@ def test_a_federation_with_tiny_partitions(
     config = {**tiny_config, "num-clients": 12, "alpha": 0.02, "min-partition-size": 0}
     rows = rows_of(run_server(make_grid(config), config))
     assert rows[-1]["missing"] == []
-    assert "has too few images to train on (0)" in log.text
+    assert "has not trained (it has 0 images)" in log.text
 
 
 def test_training_images_need_not_be_on_the_server(

@@ -15,6 +15,7 @@ from fedzge_flwr.config.parsing import (
     SECTIONS,
     default_run_config,
     from_run_config,
+    make_settings,
     paper_defaults,
 )
 from fedzge_flwr.config.sections import (
@@ -41,5 +42,6 @@ __all__ = [
     "default_run_config",
     "from_node_config",
     "from_run_config",
+    "make_settings",
     "paper_defaults",
 ]

@@ -20,6 +20,7 @@ from fedzge_flwr.config.sections import (
     TransferSettings,
     kebab,
 )
+from fedzge_flwr.datasets_spec import OWN
 from fedzge_flwr.errors import ConfigError
 
 AUTO = "auto"
@@ -88,6 +89,41 @@ def from_run_config(run_config: Mapping[str, object]) -> Settings:
         )
     except ValidationError as error:
         raise ConfigError(f"run config: {one_line(error)}") from None
+
+
+def make_settings(
+    *,
+    image_shape: tuple[int, int, int] | None = None,
+    num_classes: int = 0,
+    **given: object,
+) -> Settings:
+    """Return settings for a project with models and data of its own.
+
+    Parameters
+    ----------
+    image_shape : tuple of int, optional
+        (C, H, W) of the images. With it the data set is ``"own"``, and evaluation on a common test
+        set is off: give the strategy an ``evaluate_fn`` instead.
+    num_classes : int
+        Number of classes K, with ``image_shape``.
+    **given
+        Other settings, with underscores: ``num_clients=5, alpha=0.1``.
+
+    Raises
+    ------
+    ConfigError
+        As in `from_run_config`.
+    """
+    config: dict[str, object] = {}
+    if image_shape is not None:
+        config = {
+            "dataset": OWN,
+            "image-shape": ",".join(map(str, image_shape)),
+            "num-classes": num_classes,
+            "client-evaluation": "off",
+            "server-evaluation": "off",
+        }
+    return from_run_config(config | {kebab(name): value for name, value in given.items()})
 
 
 def one_line(error: ValidationError) -> str:

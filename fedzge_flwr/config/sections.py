@@ -59,7 +59,6 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 CountOrNone = Annotated[int, Field(ge=0)]
 EnsembleName = Annotated[str, AfterValidator(_known_ensemble)]
-EstimatorName = Literal["batch-difference", "per-image", "guided", "surrogate"]
 ModelName = Annotated[str, AfterValidator(_known_model)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 
@@ -329,7 +328,7 @@ class ServerSettings(Section):
     beta1: NonNegative = Field(1.0, description="weight of the adversarial term")
     beta2: NonNegative = Field(1.0, description="weight of the diversity term")
     beta3: NonNegative = Field(1.0, description="weight of the information term")
-    estimator: Annotated[EstimatorName, Paper("batch-difference")] = Field(
+    estimator: Annotated[str, Paper("batch-difference")] = Field(
         "guided", description="zeroth-order estimator"
     )
     directions: Annotated[Literal["sphere", "rademacher"], Paper("sphere")] = Field(

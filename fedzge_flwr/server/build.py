@@ -9,6 +9,24 @@ from fedzge_flwr.generators import GENERATORS
 from fedzge_flwr.models import build_model
 from fedzge_flwr.randomness import Purpose, seeded_initialisation
 from fedzge_flwr.registry import lookup
+from fedzge_flwr.server.ensemble import ENSEMBLES
+from fedzge_flwr.server.recipes import RECIPES
+from fedzge_flwr.zeroth_order import ESTIMATORS
+
+
+def check_names(settings: Settings) -> None:
+    """Check that there are the parts of the server that the settings name.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such recipe, estimator, generator or way to combine answers; the line lists
+        the known ones.
+    """
+    lookup(RECIPES, settings.run.recipe, "recipe")
+    lookup(ESTIMATORS, settings.server.estimator, "estimator")
+    lookup(GENERATORS, settings.server.generator, "generator")
+    lookup(ENSEMBLES, settings.server.ensemble, "ensemble")
 
 
 def build_central(settings: Settings) -> nn.Module:

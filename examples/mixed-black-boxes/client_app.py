@@ -1,0 +1,53 @@
+"""Four clients with four kinds of models, each behind the same endpoints."""
+
+from pathlib import Path
+
+import torch
+from flwr.app import Context
+from flwr.clientapp import ClientApp
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+from task import IMAGE_SHAPE, NUM_CLASSES, all_images, client_images, train
+
+from fedzge_flwr import (
+    MODELS,
+    BlackBox,
+    ModuleBlackBox,
+    OnnxBlackBox,
+    SklearnBlackBox,
+    register_endpoints,
+)
+
+app = ClientApp()
+
+
+def black_box(context: Context) -> BlackBox:
+    """Return the model of the node that the context belongs to."""
+    partition = int(context.node_config["partition-id"])
+    images = client_images(partition, float(context.run_config["alpha"]))
+    evaluation = {"test": all_images()[1]}
+    if partition == 0:
+        torch.manual_seed(0)
+        return ModuleBlackBox(
+            context,
+            MODELS["resnet18"](IMAGE_SHAPE, NUM_CLASSES),
+            lambda model: train(model, images, epochs=2),
+            IMAGE_SHAPE,
+            NUM_CLASSES,
+            len(images),
+            evaluation=evaluation,
+        )
+    if partition == 3:
+        # Made by make_onnx.py, once: it answers and never changes.
+        file = Path(str(context.run_config["onnx-file"])).expanduser()
+        return OnnxBlackBox(
+            context, file, IMAGE_SHAPE, NUM_CLASSES, len(images), evaluation=evaluation
+        )
+    classifier = (
+        RandomForestClassifier(200, random_state=0, n_jobs=1)
+        if partition == 1
+        else HistGradientBoostingClassifier(max_iter=60, random_state=0)
+    )
+    return SklearnBlackBox(context, classifier, images, NUM_CLASSES, evaluation=evaluation)
+
+
+register_endpoints(app, black_box)

@@ -1,0 +1,23 @@
+"""A client with images from flwr-datasets."""
+
+from functools import partial
+
+from flwr.app import Context
+from flwr.clientapp import ClientApp
+from task import SHAPE, client_images, test_images, train
+
+from fedzge_flwr import MODELS, ModuleBlackBox, register_endpoints
+
+app = ClientApp()
+
+
+def black_box(context: Context) -> ModuleBlackBox:
+    """Return the node's model on the node's images."""
+    images, classes = client_images(context), int(context.run_config["num-classes"])
+    fit = partial(train, images=images, epochs=int(context.run_config["local-epochs"]))
+    evaluation = {"test": test_images(context)}
+    model = MODELS["cnn"](SHAPE, classes)
+    return ModuleBlackBox(context, model, fit, SHAPE, classes, len(images), evaluation=evaluation)
+
+
+register_endpoints(app, black_box)

@@ -1,0 +1,38 @@
+"""One central model from clients with images from flwr-datasets."""
+
+import torch
+from flwr.app import ArrayRecord, Context, MetricRecord
+from flwr.serverapp import Grid, ServerApp
+from task import SHAPE, test_images
+
+from fedzge_flwr import MODELS, FedZGE, make_settings
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run FedZGE and print accuracies."""
+    run = context.run_config
+    classes, rounds = int(run["num-classes"]), int(run["num-server-rounds"])
+    central = MODELS["cnn"](SHAPE, classes)
+    test = test_images(context)
+
+    @torch.inference_mode()
+    def evaluate(round_: int, arrays: ArrayRecord) -> MetricRecord:
+        model = MODELS["cnn"](SHAPE, classes)
+        model.load_state_dict(arrays.to_torch_state_dict())
+        found = model.eval()(torch.from_numpy(test.inputs_NCHW)).argmax(dim=1)
+        accuracy = (found == torch.from_numpy(test.labels_N)).double().mean().item()
+        print(f"round {round_}: central model {accuracy:.1%}", flush=True)
+        return MetricRecord({"accuracy": accuracy})
+
+    settings = make_settings(
+        image_shape=SHAPE,
+        num_classes=classes,
+        num_clients=int(run["num-clients"]),
+        synthetic_batch_size=int(run["images-a-round"]),
+        client_evaluation="test",
+    )
+    strategy = FedZGE(settings, central)
+    strategy.start(grid, ArrayRecord(central.state_dict()), rounds, evaluate_fn=evaluate)

@@ -1,0 +1,62 @@
+"""Images from the Hugging Face Hub, or a folder of the same form, divided among the clients."""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from flwr.app import Context
+from flwr_datasets import FederatedDataset
+from flwr_datasets.partitioner import DirichletPartitioner
+from PIL import Image
+from torch import nn
+
+from fedzge_flwr import LabelledImages
+
+SIDE = 28
+SHAPE = (1, SIDE, SIDE)
+
+
+@lru_cache(maxsize=1)
+def federated(name: str, num_clients: int) -> FederatedDataset:
+    """Open the data set once in a process."""
+    split = DirichletPartitioner(num_clients, "label", alpha=1.0, min_partition_size=10, seed=0)
+    return FederatedDataset(dataset=name, partitioners={"train": split})
+
+
+def as_images(rows) -> LabelledImages:
+    """Turn rows with columns "image" and "label" into grey images of one size."""
+    pictures = [row["image"].convert("L").resize((SIDE, SIDE), Image.BILINEAR) for row in rows]
+    return LabelledImages(
+        np.stack([np.asarray(picture, dtype=np.uint8) for picture in pictures])[:, None],
+        np.asarray([row["label"] for row in rows], dtype=np.int64),
+    )
+
+
+def client_images(context: Context) -> LabelledImages:
+    """Return the training images of a node."""
+    node, name = context.node_config, str(context.run_config["dataset"])
+    data = federated(name, int(node["num-partitions"]))
+    return as_images(data.load_partition(int(node["partition-id"])))
+
+
+def test_images(context: Context) -> LabelledImages:
+    """Return the test images, the same for everyone."""
+    name = str(context.run_config["dataset"])
+    return as_images(federated(name, int(context.run_config["num-clients"])).load_split("test"))
+
+
+def train(model: nn.Module, images: LabelledImages, epochs: int) -> float:
+    """Train a model on a client's images."""
+    inputs, labels = torch.from_numpy(images.inputs_NCHW), torch.from_numpy(images.labels_N)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    loss = torch.zeros(())
+    model.train()
+    for _ in range(epochs):
+        for batch in torch.randperm(len(labels)).split(32):
+            if len(batch) > 1:  # batch norm needs two
+                optimizer.zero_grad()
+                loss = F.cross_entropy(model(inputs[batch]), labels[batch])
+                loss.backward()
+                optimizer.step()
+    return loss.item()

@@ -1,0 +1,232 @@
+"""What black boxes of other models have in common. Plain NumPy."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from fedzge_flwr.arrays import ByteArray, FloatArray
+from fedzge_flwr.blackbox import (
+    ClientEvaluation,
+    ClientProfile,
+    EvaluationSplit,
+    FitReport,
+    State,
+)
+from fedzge_flwr.errors import ConfigError, DataError
+from fedzge_flwr.question import from_levels
+
+if TYPE_CHECKING:
+    from flwr.app import Context
+
+SMALLEST_PROBABILITY = 1e-4
+"""What a probability of 0 counts as: the logarithm must be finite."""
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images and labels of a client's.
+
+    Parameters
+    ----------
+    images_NCHW : ndarray of uint8
+        (N, C, H, W), 0 black and 255 saturated.
+    labels_N : ndarray of int
+        Classes 0 … K-1.
+
+    Raises
+    ------
+    DataError
+        If they do not fit one another.
+    """
+
+    images_NCHW: ByteArray
+    labels_N: npt.NDArray[np.integer]
+
+    def __post_init__(self) -> None:
+        images, labels = self.images_NCHW, self.labels_N
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise DataError(
+                f"images are {images.dtype} of shape {images.shape}; give uint8 (N, C, H, W)"
+            )
+        if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+            raise DataError(
+                f"labels are {labels.dtype} of shape {labels.shape} for {len(images)} images; give "
+                "integers (N,)"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+    @property
+    def inputs_NCHW(self) -> FloatArray:
+        """The images as queries have them: float32 in the shared pixel range."""
+        return from_levels(self.images_NCHW)
+
+
+class ClassifierBlackBox(ABC):
+    """A `fedzge_flwr.blackbox.BlackBox` of which a subclass gives `logits`, and what else it can.
+
+    As it is, it is inference-only: it answers, but neither trains nor distils, and keeps nothing.
+
+    Parameters
+    ----------
+    context : Context
+        The node's, of which ``partition-id`` and ``num-partitions`` are read.
+    image_shape : tuple of int
+        (C, H, W) of the images that it takes, in the shared pixel range [−1, 1].
+    num_classes : int
+        Number of logits K.
+    num_examples : int
+        Images that the model was or will be trained on: its weight in some ensembles.
+    evaluation : Mapping[{"test", "held-out"}, LabelledImages], optional
+        What it is evaluated on. Without, ``client-evaluation`` reports nothing of this client.
+    max_query_images : int
+        Most images that it answers in one message, perturbed copies included.
+
+    Raises
+    ------
+    ConfigError
+        If the node config lacks ``partition-id`` or ``num-partitions``.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        num_examples: int,
+        *,
+        evaluation: Mapping[EvaluationSplit, LabelledImages] | None = None,
+        max_query_images: int = 200_000,
+    ) -> None:
+        self._partition = _number(context, "partition-id")
+        self._num_partitions = _number(context, "num-partitions")
+        self._image_shape = image_shape
+        self._num_classes = num_classes
+        self._num_examples = num_examples
+        self._evaluation = evaluation or {}
+        self._max_query_images = max_query_images
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images that it takes."""
+        return self._image_shape
+
+    @property
+    def num_classes(self) -> int:
+        """Number of logits K."""
+        return self._num_classes
+
+    @property
+    def max_query_images(self) -> int:
+        """Most images that it answers in one message."""
+        return self._max_query_images
+
+    def profile(self) -> ClientProfile:
+        """Say partition and training examples."""
+        return ClientProfile(
+            self._partition, self._num_partitions, self._num_examples, self.device, 0.0
+        )
+
+    @property
+    def device(self) -> str:
+        """Where it computes."""
+        return "cpu"
+
+    @abstractmethod
+    def logits(self, images_NCHW: FloatArray) -> FloatArray:
+        """Answer a query.
+
+        Parameters
+        ----------
+        images_NCHW : ndarray of float32
+            Images in the shared pixel range; perturbed ones are a little beyond.
+
+        Returns
+        -------
+        ndarray of float32
+            (N, K); each image's as if it had been asked about alone.
+        """
+
+    def fit(self, round_: int) -> FitReport:
+        """Train on one's own data for a round. This one does not."""
+        return FitReport(num_examples=0, loss=0.0)
+
+    def distill(
+        self,
+        round_: int,
+        images_NCHW: FloatArray,
+        teacher_logits_NK: FloatArray,
+        temperature: float,
+    ) -> float:
+        """Learn from the ensemble's logits; 0: nothing was learned. This one does not."""
+        return 0.0
+
+    def evaluate(self, split: EvaluationSplit) -> ClientEvaluation:
+        """Evaluate the answers on the images given for a split."""
+        given = self._evaluation.get(split)
+        if given is None or len(given) == 0:
+            nothing = np.zeros((0, self._num_classes), dtype=np.float32)
+            return ClientEvaluation(0, 0.0, 0.0, nothing)
+        logits_NK = self.logits(given.inputs_NCHW)
+        own = logits_NK[np.arange(len(given)), given.labels_N]
+        top = logits_NK.max(axis=1)
+        log_sum = top + np.log(np.exp(logits_NK - top[:, None]).sum(axis=1))
+        return ClientEvaluation(
+            num_examples=len(given),
+            loss=float(np.mean(log_sum - own)),
+            accuracy=float(np.mean(logits_NK.argmax(axis=1) == given.labels_N)),
+            # Those on images of one's own are nobody's business.
+            logits_NK=logits_NK if split == "test" else logits_NK[:0],
+        )
+
+    def state(self) -> State:
+        """Return what is to be kept between messages. This one keeps nothing."""
+        return {}
+
+    def load_state(self, state: State) -> None:  # noqa: B027 - there is nothing to do
+        """Take up what `state` returned."""
+
+    def close(self) -> None:  # noqa: B027
+        """Give back what is held."""
+
+
+def log_probabilities(
+    probabilities_NC: npt.NDArray[np.floating], classes_C: npt.NDArray[np.integer], num_classes: int
+) -> FloatArray:
+    """Return logits for the probabilities of some of the classes.
+
+    Parameters
+    ----------
+    probabilities_NC : ndarray
+        Of C ≤ K classes.
+    classes_C : ndarray of int
+        Which classes: a client has not always images of all.
+    num_classes : int
+        K.
+
+    Returns
+    -------
+    ndarray of float32
+        (N, K): logarithms, with `SMALLEST_PROBABILITY` for what is less, unknown classes included.
+    """
+    whole_NK = np.zeros((len(probabilities_NC), num_classes))
+    whole_NK[:, classes_C] = probabilities_NC
+    found: FloatArray = np.log(np.maximum(whole_NK, SMALLEST_PROBABILITY)).astype(np.float32)
+    return found
+
+
+def _number(context: Context, key: str) -> int:
+    value = context.node_config.get(key)
+    if type(value) is not int or value < 0:
+        raise ConfigError(
+            f"node config: '{key}' = {value!r}: give this node a number from 0 (flower-supernode "
+            '--node-config "partition-id=0 num-partitions=2")'
+        )
+    return value

@@ -1,0 +1,154 @@
+"""A PyTorch model with training code of one's own as a black box."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedzge_flwr.arrays import FloatArray
+from fedzge_flwr.black_boxes.base import ClassifierBlackBox
+from fedzge_flwr.blackbox import ClientEvaluation, EvaluationSplit, FitReport, State
+from fedzge_flwr.config import ClientSettings, OptimizerSettings
+from fedzge_flwr.distillation import distil
+from fedzge_flwr.randomness import Purpose, torch_stream
+from fedzge_flwr.training import predict
+
+if TYPE_CHECKING:
+    from flwr.app import Context
+
+
+class ModuleBlackBox(ClassifierBlackBox):
+    """A PyTorch classifier that one's own function trains.
+
+    Parameters
+    ----------
+    context : Context
+        The node's.
+    model : nn.Module
+        Maps images (N, C, H, W) in the shared pixel range [−1, 1] to logits (N, K); on the device
+        that it shall be used on. One that wants another normalisation goes behind a first layer
+        that makes it.
+    train : Callable[[nn.Module], float | None]
+        Trains the model in place for a round and returns its loss, if it has one.
+    image_shape, num_classes, num_examples
+        As for `ClassifierBlackBox`.
+    test : Callable[[nn.Module], tuple[float, float]], optional
+        Returns loss and accuracy on ``num_test_examples`` images of the client's own
+        (``client-evaluation = "held-out"``).
+    num_test_examples : int
+        How many these are.
+    client : ClientSettings, optional
+        Its ``client_distill_steps``, ``distill_batch_size``, ``client_distill_lr`` and
+        ``class_balance`` say how the ensemble's answers are distilled.
+    optimizer : OptimizerSettings, optional
+        With which optimiser.
+    seed : int
+        Of distillation's draws.
+    **options
+        As for `ClassifierBlackBox`.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        model: nn.Module,
+        train: Callable[[nn.Module], float | None],
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        num_examples: int,
+        *,
+        test: Callable[[nn.Module], tuple[float, float]] | None = None,
+        num_test_examples: int = 0,
+        client: ClientSettings | None = None,
+        optimizer: OptimizerSettings | None = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__(context, image_shape, num_classes, num_examples, **options)
+        self._model = model
+        self._train = train
+        self._test = test
+        self._num_test_examples = num_test_examples
+        self._client = client or ClientSettings()
+        self._optimizer = optimizer or OptimizerSettings()
+        self._seed = seed
+
+    @property
+    def device(self) -> str:
+        """Where the model is."""
+        return str(next(self._model.parameters()).device)
+
+    def fit(self, round_: int) -> FitReport:
+        """Train with one's own function."""
+        loss = self._train(self._model)
+        self._model.eval()
+        return FitReport(num_examples=self._num_examples, loss=max(float(loss or 0.0), 0.0))
+
+    def logits(self, images_NCHW: FloatArray) -> FloatArray:
+        """Answer in evaluation mode, float32, a batch at a time."""
+        images = torch.from_numpy(np.array(images_NCHW))
+        found: FloatArray = predict(self._model, images, self._client.query_batch_size).numpy()
+        return found
+
+    def distill(
+        self,
+        round_: int,
+        images_NCHW: FloatArray,
+        teacher_logits_NK: FloatArray,
+        temperature: float,
+    ) -> float:
+        """Take ``client_distill_steps`` steps with a fresh optimiser."""
+        device, client = self.device, self._client
+        return distil(
+            self._model,
+            torch.from_numpy(np.array(images_NCHW)).to(device),
+            torch.from_numpy(np.array(teacher_logits_NK)).to(device),
+            steps=client.client_distill_steps,
+            batch_size=client.distill_batch_size,
+            temperature=temperature,
+            lr=client.client_distill_lr,
+            settings=self._optimizer,
+            stream=torch_stream(
+                self._seed, Purpose.CLIENT_DISTILLATION, round_=round_, partition=self._partition
+            ),
+            class_balance=client.class_balance,
+        )
+
+    def evaluate(self, split: EvaluationSplit) -> ClientEvaluation:
+        """Evaluate with one's own function, or on the images given."""
+        if split == "test" or self._test is None:
+            return super().evaluate(split)
+        loss, accuracy = self._test(self._model.eval())
+        nothing = np.zeros((0, self.num_classes), dtype=np.float32)
+        return ClientEvaluation(self._num_test_examples, float(loss), float(accuracy), nothing)
+
+    def state(self) -> State:
+        """Return the model's parameters and buffers."""
+        return {
+            name: tensor.detach().clone(memory_format=torch.contiguous_format).cpu().numpy()
+            for name, tensor in self._model.state_dict().items()
+        }
+
+    def load_state(self, state: State) -> None:
+        """Load parameters and buffers.
+
+        Raises
+        ------
+        ValueError
+            If names or shapes are not this model's.
+        """
+        tensors = {name: torch.from_numpy(np.array(array)) for name, array in state.items()}
+        try:
+            self._model.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise ValueError(f"not a state of this model: {error}") from error
+
+    def close(self) -> None:
+        """Leave nothing on a GPU that other clients share."""
+        if torch.cuda.is_available():
+            self._model.cpu()
+            torch.cuda.empty_cache()

@@ -1,0 +1,130 @@
+"""scikit-learn classifiers as black boxes."""
+
+from __future__ import annotations
+
+import pickle
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+from fedzge_flwr.arrays import FloatArray
+from fedzge_flwr.black_boxes.base import ClassifierBlackBox, LabelledImages, log_probabilities
+from fedzge_flwr.blackbox import FitReport, State
+from fedzge_flwr.randomness import Purpose, numpy_stream
+
+if TYPE_CHECKING:
+    from flwr.app import Context
+
+Distillation: TypeAlias = Literal["sampled-labels", "none"]
+
+
+class SklearnBlackBox(ClassifierBlackBox):
+    """A scikit-learn classifier on its own images, pixels flattened.
+
+    It answers with the logarithms of ``predict_proba``. A classifier that answers in steps (trees,
+    neighbours) does not move at a small ε: the server sees that, names the client, and leaves it
+    out of the gradient estimate but not out of the ensemble.
+
+    It cannot take steps of distillation. With ``"sampled-labels"`` it is *refitted* instead: on its
+    own images and on those of the newest distillation, each with labels drawn from the ensemble's
+    softened probabilities. With ``"none"`` it ignores what the others know.
+
+    Parameters
+    ----------
+    context : Context
+        The node's.
+    classifier : sklearn.base.ClassifierMixin
+        Unfitted, with ``fit`` and ``predict_proba``; give it a ``random_state``.
+    train : LabelledImages
+        The client's own images.
+    num_classes : int
+        Number of classes K; the client need not have images of all.
+    distillation : {"sampled-labels", "none"}
+        What becomes of the ensemble's answers.
+    labels_per_image : int
+        Labels that are drawn for an image.
+    seed : int
+        Of these draws.
+    **options
+        As for `ClassifierBlackBox`.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        classifier: Any,
+        train: LabelledImages,
+        num_classes: int,
+        *,
+        distillation: Distillation = "sampled-labels",
+        labels_per_image: int = 1,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__(context, train.images_NCHW.shape[1:], num_classes, len(train), **options)
+        self._classifier = classifier
+        self._train = train
+        self._distillation = distillation
+        self._labels_per_image = labels_per_image
+        self._seed = seed
+        self._fitted = False
+
+    def fit(self, round_: int) -> FitReport:
+        """Fit the classifier the first time; its data stay the same until it distils."""
+        inputs, labels = _flat(self._train.inputs_NCHW), self._train.labels_N
+        if not self._fitted:
+            self._classifier.fit(inputs, labels)
+            self._fitted = True
+        return FitReport(num_examples=len(self._train), loss=self._loss())
+
+    def logits(self, images_NCHW: FloatArray) -> FloatArray:
+        """Return clamped log-probabilities; of an unfitted classifier, all alike."""
+        if not self._fitted:
+            return np.full((len(images_NCHW), self.num_classes), -np.log(self.num_classes), "f4")
+        found = self._classifier.predict_proba(_flat(images_NCHW))
+        return log_probabilities(found, self._classifier.classes_, self.num_classes)
+
+    def distill(
+        self,
+        round_: int,
+        images_NCHW: FloatArray,
+        teacher_logits_NK: FloatArray,
+        temperature: float,
+    ) -> float:
+        """Refit with labels drawn from the teacher's softened probabilities."""
+        if self._distillation == "none":
+            return 0.0
+        stream = numpy_stream(
+            self._seed, Purpose.CLIENT_DISTILLATION, round_=round_, partition=self._partition
+        )
+        # Gumbel's trick: the largest of log p + Gumbel noise is a draw from p.
+        images = np.repeat(_flat(images_NCHW), self._labels_per_image, axis=0)
+        scaled = np.repeat(teacher_logits_NK / temperature, self._labels_per_image, axis=0)
+        labels = (scaled + stream.gumbel(size=scaled.shape)).argmax(axis=1)
+        self._classifier.fit(
+            np.concatenate([_flat(self._train.inputs_NCHW), images]),
+            np.concatenate([self._train.labels_N, labels]),
+        )
+        self._fitted = True
+        return self._loss()
+
+    def _loss(self) -> float:
+        """Mean cross-entropy on its own images."""
+        logits_NK = self.logits(self._train.inputs_NCHW)
+        return float(-logits_NK[np.arange(len(self._train)), self._train.labels_N].mean())
+
+    def state(self) -> State:
+        """Return the fitted classifier, pickled: it stays with its owner."""
+        if not self._fitted:
+            return {}
+        return {"pickle": np.frombuffer(pickle.dumps(self._classifier), dtype=np.uint8)}
+
+    def load_state(self, state: State) -> None:
+        """Unpickle what `state` returned. Nothing of a message gets here."""
+        if "pickle" in state:
+            self._classifier = pickle.loads(state["pickle"].tobytes())
+            self._fitted = True
+
+
+def _flat(images_NCHW: FloatArray) -> FloatArray:
+    return images_NCHW.reshape(len(images_NCHW), -1)

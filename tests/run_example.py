@@ -1,0 +1,30 @@
+"""Run an example in this process: python -m tests.run_example DIR CLIENTS 'key=value …'."""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+from pathlib import Path
+
+import torch
+from flwr.app import Context, RecordDict
+
+
+def main(folder: str, num_nodes: str, overrides: str = "") -> None:
+    place = Path(folder).absolute()
+    whole = tomllib.loads((place / "pyproject.toml").read_text())
+    config = whole["tool"]["flwr"]["app"]["config"] | tomllib.loads(overrides)
+    # Before this repository's own apps, which have the same names.
+    sys.path.insert(0, str(place))
+    import client_app
+    import server_app
+    from tests.inprocess import InProcessGrid
+
+    assert Path(client_app.__file__ or "").parent == place
+    torch.set_num_threads(1)
+    context = Context(7, 0, {}, RecordDict(), config)
+    server_app.app(InProcessGrid(client_app.app, config, int(num_nodes)), context)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

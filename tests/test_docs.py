@@ -1,0 +1,163 @@
+"""The documentation: its snippets run, its tables are the code's, its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ArrayRecord
+
+from fedzge_flwr import DATASETS, ESTIMATORS, GENERATORS, LOADERS, MODELS, FedZGE, make_settings
+from fedzge_flwr.config import SECTIONS
+from fedzge_flwr.config.node import NodeSettings
+from fedzge_flwr.config.owner import OwnerSettings
+from fedzge_flwr.config.reference import app_config, reference
+from fedzge_flwr.config.sections import kebab
+from tests.inprocess import InProcessGrid
+from tests.running import rows_of, run_server
+from tests.small_models import mlp
+from tests.test_imports import ROOT
+
+DOCS = ROOT / "docs"
+EXTENDING = (DOCS / "extending.md").read_text()
+SNIPPETS = dict(re.findall(r"^```python (\w+)\n(.*?)^```", EXTENDING, re.MULTILINE | re.DOTALL))
+PAGES = [
+    path
+    for path in (*ROOT.glob("*.md"), *DOCS.glob("*.md"), *ROOT.glob("*/README.md"))
+    if not path.is_relative_to(ROOT / ".venv")
+]
+
+
+@pytest.fixture(autouse=True)
+def registries() -> Iterator[None]:
+    """As they were, afterwards."""
+    whole = [DATASETS, ESTIMATORS, GENERATORS, LOADERS, MODELS]
+    before = [dict(registry) for registry in whole]  # type: ignore[call-overload]
+    yield
+    for registry, entries in zip(whole, before, strict=True):
+        registry.clear()
+        registry.update(entries)
+
+
+def run_snippet(name: str) -> dict[str, Any]:
+    names: dict[str, Any] = {}
+    exec(compile(SNIPPETS[name], f"extending.md: {name}", "exec"), names)
+    return names
+
+
+def test_every_snippet_is_short_and_tested() -> None:
+    assert set(SNIPPETS) == {
+        *("model", "dataset", "generator", "estimator", "defence", "blackbox", "observer")
+    }
+    for name, text in SNIPPETS.items():
+        assert len([line for line in text.splitlines() if line.strip()]) < 20, name
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("model", {"local-models": "linear", "central-model": "linear"}),
+        ("generator", {"generator": "flat"}),
+        ("estimator", {"estimator": "normalised"}),
+    ],
+)
+def test_what_is_registered_takes_part(
+    name: str, settings: dict[str, Any], make_grid: Any, efficient_config: dict[str, Any]
+) -> None:
+    run_snippet(name)
+    config = {**efficient_config, **settings}
+    rows = rows_of(run_server(make_grid(config), config))
+    assert [row["missing"] for row in rows] == [[], []]
+
+
+def test_the_estimators_gradients_have_one_length() -> None:
+    from fedzge_flwr.zeroth_order import Estimate
+
+    estimator = run_snippet("estimator")["Normalised"](None, 1, 0.1, "forward")
+    gradients = torch.randn(3, 1, 2, 2, dtype=torch.float64)
+
+    class Inner:
+        def tell(self, *_: object) -> Estimate:
+            return Estimate(gradients, None)  # type: ignore[arg-type]
+
+    estimator.inner = Inner()
+    found = estimator.tell(None, None, None).gradient_NCHW
+    assert torch.allclose(found.flatten(1).norm(dim=1), torch.ones(3, dtype=torch.float64))
+
+
+def test_the_data_set_is_used(
+    tmp_path: Path, make_grid: Any, efficient_config: dict[str, Any]
+) -> None:
+    run_snippet("dataset")
+    for split in ("train", "test"):
+        labels = np.arange(60) % 3
+        images = np.random.default_rng(0).integers(0, 256, (60, 1, 8, 8)).astype(np.uint8)
+        np.savez(tmp_path / f"{split}.npz", images=images, labels=labels)
+    config = {**efficient_config, "dataset": "blobs", "data-dir": str(tmp_path)}
+    config |= {"num-train-images": 0, "num-test-images": 0}
+    rows = rows_of(run_server(make_grid(config), config))
+    assert [row["missing"] for row in rows] == [[], []]
+
+
+def test_the_defence_hides_all_but_three(make_grid: Any, efficient_config: dict[str, Any]) -> None:
+    names = run_snippet("defence")
+
+    class Box:
+        num_classes = 5
+
+        def logits(self, images: Any) -> Any:
+            return np.array([[5.0, 1.0, 4.0, 2.0, 3.0]])
+
+    defended = names["OnlyTopThree"](Box())
+    assert defended.num_classes == 5
+    assert defended.logits(None).tolist() == [[5.0, 3.0, 4.0, 3.0, 3.0]]
+    grid = make_grid(efficient_config, app=names["app"])
+    assert [row["missing"] for row in rows_of(run_server(grid, efficient_config))] == [[], []]
+
+
+def test_a_black_box_with_one_method(capsys: pytest.CaptureFixture[str]) -> None:
+    app = run_snippet("blackbox")["app"]
+    settings = make_settings(
+        image_shape=(1, 8, 8),
+        num_classes=10,
+        num_clients=2,
+        synthetic_batch_size=20,
+        central_distill_steps=2,
+        server_threads=1,
+    )
+    central = mlp((1, 8, 8), 10)
+    strategy = FedZGE(settings, central, observers=[run_snippet("observer")["Printer"]()])
+    strategy.start(InProcessGrid(app, {}, 2), ArrayRecord(central.state_dict()), num_rounds=2)
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [
+        ["1", "None"],
+        ["2", "None"],
+    ]
+
+
+def test_the_reference_is_the_codes() -> None:
+    text = (DOCS / "configuration.md").read_text()
+    assert text == reference(), "run: python -m fedzge_flwr.config.reference --write"
+    for section in (*SECTIONS.values(), NodeSettings, OwnerSettings):
+        for name, field in section.model_fields.items():
+            assert f"| `{kebab(name)}` |" in text
+            assert field.description
+    assert app_config() in (ROOT / "pyproject.toml").read_text()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", prose):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+def test_the_index_names_every_page() -> None:
+    index = (DOCS / "README.md").read_text()
+    for path in DOCS.glob("*.md"):
+        assert path.name == "README.md" or f"({path.name})" in index, path.name

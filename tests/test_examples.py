@@ -1,0 +1,117 @@
+"""The examples run, and say what they are."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.test_imports import ROOT
+
+EXAMPLES = ROOT / "examples"
+QUICKSTART, MIXED, YOURS = (
+    EXAMPLES / name for name in ("quickstart-strategy", "mixed-black-boxes", "your-data")
+)
+
+
+def run(folder: Path, num_nodes: int, overrides: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.run_example", str(folder), str(num_nodes), overrides],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def changed_lines(name: str) -> tuple[list[str], str]:
+    """The lines that are new or changed, and the whole difference."""
+    before, after = (
+        (QUICKSTART / part / name).read_text().splitlines(keepends=True) for part in ("before", ".")
+    )
+    diff = list(difflib.unified_diff(before, after, f"before/{name}", name, n=1))
+    return [line for line in diff[2:] if line[0] == "+" and line.strip() != "+"], "".join(diff)
+
+
+@pytest.mark.parametrize("name", ["client_app.py", "server_app.py"])
+def test_the_strategy_is_adopted_in_a_few_lines(name: str) -> None:
+    """At most 15 on either side, and the README shows them as they are."""
+    added, diff = changed_lines(name)
+    assert 0 < len(added) <= 15
+    assert diff in (QUICKSTART / "README.md").read_text()
+
+
+def test_quickstart(tmp_path: Path) -> None:
+    out = run(QUICKSTART, 3, f'num-server-rounds=2\nnum-clients=3\noutput="{tmp_path}/central.pt"')
+    found = [float(value) for value in re.findall(r"global model ([\d.]+)%", out)]
+    assert len(found) == 3
+    assert found[-1] > 60 > 30 > found[0]
+    assert (tmp_path / "central.pt").stat().st_size > 100_000
+
+
+def test_the_quickstart_was_a_working_app_before(tmp_path: Path) -> None:
+    """Its own endpoints are still there beside those of the strategy."""
+    before = (QUICKSTART / "before" / "server_app.py").read_text()
+    for file in QUICKSTART.glob("*.*"):
+        (tmp_path / file.name).write_text(file.read_text())
+    (tmp_path / "server_app.py").write_text(before)
+    out = run(tmp_path, 3, f'num-server-rounds=2\nnum-clients=3\noutput="{tmp_path}/c.pt"')
+    assert float(re.findall(r"round 2: global model ([\d.]+)%", out)[0]) > 50
+
+
+@pytest.mark.slow
+def test_mixed_black_boxes(tmp_path: Path) -> None:
+    file = tmp_path / "digits.onnx"
+    made = subprocess.run(
+        [sys.executable, "make_onnx.py", str(file)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=MIXED,
+    )
+    assert made.returncode == 0, made.stderr
+    out = run(MIXED, 4, f'num-server-rounds=2\nimages-a-round=300\nonnx-file="{file}"')
+    kinds = ("ResNet-18", "random forest", "gradient boosting", "ONNX, inference-only")
+    for kind in (*kinds, "mean client", "central CNN"):
+        assert re.search(rf"^{kind} +[\d.]+%$", out, re.MULTILINE), out
+
+
+@pytest.mark.slow
+def test_your_data(tmp_path: Path) -> None:
+    """A local folder, as the Hub's "imagefolder" has it."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 40), ("test", 10)):
+        for label in range(3):
+            folder = tmp_path / "data" / split / f"kind-{label}"
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = random.integers(0, 60, (20, 24)).astype(np.uint8)
+                pixels[6 * label : 6 * label + 6] += 150
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    out = run(
+        YOURS,
+        2,
+        f'dataset="{tmp_path / "data"}"\nnum-classes=3\nnum-clients=2\nnum-server-rounds=2\n'
+        "images-a-round=200",
+        HF_HOME=str(tmp_path / "hub"),
+        HF_HUB_OFFLINE="1",
+    )
+    found = [float(value) for value in re.findall(r"central model ([\d.]+)%", out)]
+    assert found[-1] > 60
+
+
+@pytest.mark.parametrize("folder", [QUICKSTART, MIXED, YOURS], ids=lambda path: path.name)
+def test_every_example_says_how_to_run_it(folder: Path) -> None:
+    text = (folder / "README.md").read_text()
+    assert "flwr run ." in text
+    assert "pip install" in text

@@ -1,0 +1,135 @@
+"""What the library offers, and that it costs nothing until it is used."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import fedzge_flwr
+from fedzge_flwr import DatasetSpec, FedZGE, FedZGEError, make_settings
+from fedzge_flwr.export import export_onnx, load_central, main
+from fedzge_flwr.models import build_model
+from tests.test_imports import ROOT, modules_after
+
+# fmt: off
+PUBLIC = {
+    "BlackBox", "ClassifierBlackBox", "ClientEvaluation", "ClientProfile", "DATASETS",
+    "DatasetSpec", "ESTIMATORS", "Estimate", "Estimator", "FedZGE", "FedZGEError", "FitReport",
+    "FunctionBlackBox", "GENERATORS", "ImageSet", "LOADERS", "LabelledImages", "MODELS",
+    "ModuleBlackBox", "Objective", "Observer", "OnnxBlackBox", "Queries", "RoundRow",
+    "RunFolder", "Settings", "SklearnBlackBox", "TorchBlackBox", "__version__", "export_onnx",
+    "from_run_config", "generator_objective", "make_settings", "register_endpoints",
+    "torch_black_box",
+}
+# fmt: on
+
+
+def test_the_public_names_are_these() -> None:
+    assert sorted(fedzge_flwr.__all__) == sorted(PUBLIC)
+    assert sorted(dir(fedzge_flwr)) == sorted(PUBLIC)
+    for name in PUBLIC:
+        assert getattr(fedzge_flwr, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'Strategy'"):
+        _ = fedzge_flwr.Strategy
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    tree = ast.parse((ROOT / "fedzge_flwr" / "__init__.py").read_text())
+    (guarded,) = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {
+        (item.module, alias.name)
+        for item in guarded.body
+        if isinstance(item, ast.ImportFrom)
+        for alias in item.names
+    }
+    homes = {
+        (f"fedzge_flwr.{home}", name)
+        for home, names in fedzge_flwr._HOMES.items()
+        for name in names
+    }
+    assert seen == homes
+    assert {name for _, name in seen} | {"__version__"} == PUBLIC
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC - {"__version__"}))
+def test_public_classes_and_functions_are_documented(name: str) -> None:
+    thing = getattr(fedzge_flwr, name)
+    if inspect.isclass(thing) and issubclass(thing, Exception):
+        assert thing.__doc__
+    elif inspect.isclass(thing) or inspect.isfunction(thing):
+        text = inspect.getdoc(thing)
+        assert text
+        for parameter in inspect.signature(thing).parameters.values():
+            if parameter.name in ("args", "kwargs") or getattr(thing, "_is_protocol", False):
+                continue
+            assert parameter.name in text or not thing.__doc__.count("Parameters"), parameter.name
+
+
+def test_importing_the_library_loads_nothing_heavy() -> None:
+    heavy = {"torch", "flwr", "ray", "torchvision", "matplotlib", "pandas", "sklearn", "pydantic"}
+    assert not modules_after("import fedzge_flwr") & heavy
+    boxes = modules_after("from fedzge_flwr import SklearnBlackBox, OnnxBlackBox")
+    assert not boxes & {"torch", "sklearn", "onnxruntime", "torchvision", "matplotlib"}
+    strategy = modules_after("from fedzge_flwr import FedZGE")
+    assert not strategy & {"torchvision", "matplotlib", "sklearn", "datasets"}
+
+
+def test_settings_of_a_project_of_its_own() -> None:
+    settings = make_settings(image_shape=(3, 30, 40), num_classes=7, num_clients=4, alpha=0.5)
+    assert settings.data.spec == DatasetSpec(7, (3, 30, 40))
+    assert settings.run.client_evaluation == settings.run.server_evaluation == "off"
+    assert (settings.run.num_clients, settings.data.alpha) == (4, 0.5)
+    held_out = make_settings(image_shape=(1, 8, 8), num_classes=2, client_evaluation="held-out")
+    assert held_out.run.client_evaluation == "held-out"
+    with pytest.raises(FedZGEError, match="unknown key 'num-client': did you mean 'num-clients'"):
+        make_settings(num_client=4)
+
+
+def test_the_generator_is_the_settings_own_if_none_is_given() -> None:
+    settings = make_settings(image_shape=(3, 30, 30), num_classes=7, generator="unconditional")
+    strategy = FedZGE(settings, build_model("cnn", (3, 30, 30), 7))
+    images = strategy._generator(torch.randn(2, settings.server.latent_dim), torch.zeros(2))
+    assert images.shape == (2, 3, 30, 30)
+
+
+def test_a_model_leaves_as_onnx(tmp_path: Path) -> None:
+    import onnxruntime
+
+    model = build_model("cnn", (1, 8, 8), 5).train()
+    export_onnx(model, tmp_path / "central.onnx", (1, 8, 8))
+    assert model.training
+    assert [path.name for path in tmp_path.iterdir()] == ["central.onnx"]
+    session = onnxruntime.InferenceSession(tmp_path / "central.onnx")
+    images = np.random.default_rng(0).normal(size=(3, 1, 8, 8)).astype(np.float32)
+    with torch.inference_mode():
+        wanted = model.eval()(torch.from_numpy(images)).numpy()
+    for count in (1, 3):
+        (found,) = session.run(["logits"], {"images": images[:count]})
+        np.testing.assert_allclose(found, wanted[:count], atol=1e-5)
+
+
+def test_export_of_what_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"error: .* is not the folder of a finished run"):
+        main([str(tmp_path), str(tmp_path / "x.onnx")])
+    with pytest.raises(FedZGEError):
+        load_central(tmp_path)
+
+
+def test_docstring_examples() -> None:
+    code = """
+import doctest, importlib, pkgutil, sys, fedzge_flwr
+failed = 0
+for module in pkgutil.walk_packages(fedzge_flwr.__path__, "fedzge_flwr."):
+    if not module.name.endswith("__main__"):
+        failed += doctest.testmod(importlib.import_module(module.name)).failed
+sys.exit(failed)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
