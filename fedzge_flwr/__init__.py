@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from fedzge_flwr.black_boxes.base import ClassifierBlackBox, LabelledImages
+    from fedzge_flwr.black_boxes.base import ClassifierBlackBox
     from fedzge_flwr.black_boxes.function import FunctionBlackBox
     from fedzge_flwr.black_boxes.module import ModuleBlackBox
     from fedzge_flwr.black_boxes.onnx import OnnxBlackBox
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from fedzge_flwr.blackbox import BlackBox, ClientEvaluation, ClientProfile, FitReport
     from fedzge_flwr.client import register_endpoints
     from fedzge_flwr.config import Settings, from_run_config, make_settings
-    from fedzge_flwr.data.image_set import ImageSet
     from fedzge_flwr.data.loading import LOADERS
     from fedzge_flwr.datasets_spec import DATASETS, DatasetSpec
     from fedzge_flwr.errors import FedZGEError
     from fedzge_flwr.export import export_onnx
     from fedzge_flwr.generators import GENERATORS
+    from fedzge_flwr.images import ImageSet
     from fedzge_flwr.losses import generator_objective
     from fedzge_flwr.models import MODELS
     from fedzge_flwr.observers import Observer, RoundRow
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from fedzge_flwr.zeroth_order import ESTIMATORS, Estimate, Estimator, Objective, Queries
 
 _HOMES = {
-    "black_boxes.base": ("ClassifierBlackBox", "LabelledImages"),
+    "black_boxes.base": ("ClassifierBlackBox",),
     "black_boxes.function": ("FunctionBlackBox",),
     "black_boxes.module": ("ModuleBlackBox",),
     "black_boxes.onnx": ("OnnxBlackBox",),
@@ -43,7 +43,7 @@ _HOMES = {
     "blackbox": ("BlackBox", "ClientEvaluation", "ClientProfile", "FitReport"),
     "client": ("register_endpoints",),
     "config": ("Settings", "from_run_config", "make_settings"),
-    "data.image_set": ("ImageSet",),
+    "images": ("ImageSet",),
     "data.loading": ("LOADERS",),
     "datasets_spec": ("DATASETS", "DatasetSpec"),
     "errors": ("FedZGEError",),
@@ -76,7 +76,6 @@ __all__ = [
     "FitReport",
     "FunctionBlackBox",
     "ImageSet",
-    "LabelledImages",
     "ModuleBlackBox",
     "Objective",
     "Observer",

@@ -22,6 +22,7 @@ import torch
 from fedzge_flwr.config import Settings
 from fedzge_flwr.errors import CheckpointError
 from fedzge_flwr.files import atomic_path, remove_remains
+from fedzge_flwr.tensors import to_tensor
 
 LOGGER = logging.getLogger("flwr.fedzge")
 
@@ -186,8 +187,7 @@ def _read(path: Path) -> Checkpoint:
 def _pack(value: Any) -> Any:
     """Replace NumPy arrays by what may be read back without running code."""
     if isinstance(value, np.ndarray):
-        # A copy: torch wants writable memory.
-        return {_ARRAY: torch.from_numpy(np.array(value))}
+        return {_ARRAY: to_tensor(value)}
     if isinstance(value, Mapping):
         return {key: _pack(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -10,7 +10,6 @@ import logging
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from flwr.app import ArrayRecord, MetricRecord
 
 from fedzge_flwr.arrays import FloatArray
@@ -19,6 +18,7 @@ from fedzge_flwr.data import load_split, partition_indices
 from fedzge_flwr.datasets_spec import OWN
 from fedzge_flwr.errors import MissingDataError
 from fedzge_flwr.models import rebuild_model
+from fedzge_flwr.tensors import to_tensor
 from fedzge_flwr.training import evaluate_logits, predict, select_device
 
 LOGGER = logging.getLogger("flwr.fedzge")
@@ -59,10 +59,10 @@ class TestSetEvaluation:
         images = load_split(self.settings.data, "test")
         logits_NK = predict(
             model,
-            torch.from_numpy(np.array(images.images_NCHW)),
+            to_tensor(images.images_NCHW),
             self.settings.client.query_batch_size,
         )
-        outcome = evaluate_logits(logits_NK, torch.from_numpy(np.array(images.labels_N)))
+        outcome = evaluate_logits(logits_NK, to_tensor(images.labels_N))
         return MetricRecord({"loss": outcome.loss, "accuracy": outcome.accuracy})
 
     @property
@@ -73,9 +73,7 @@ class TestSetEvaluation:
     def accuracy(self, logits_MK: FloatArray) -> float:
         """Return the accuracy of logits (M, K) on the test images, in their order."""
         labels = load_split(self.settings.data, "test").labels_N
-        return evaluate_logits(
-            torch.from_numpy(np.array(logits_MK)), torch.from_numpy(np.array(labels))
-        ).accuracy
+        return evaluate_logits(to_tensor(logits_MK), to_tensor(labels)).accuracy
 
 
 def check_partition(settings: Settings) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import tomli_w
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.numpy import save_file
 
 from fedzge_flwr import __version__
 from fedzge_flwr.config import Settings
@@ -25,6 +25,7 @@ from fedzge_flwr.naming import free_run_folder, run_to_resume
 from fedzge_flwr.observers import RoundRow
 from fedzge_flwr.pixels import PIXEL_RANGE
 from fedzge_flwr.server.state import RoundState, ServerState, SyntheticBatch
+from fedzge_flwr.tensors import state_arrays
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -160,11 +161,8 @@ class RunFolder:
             atomic_write_text(self.path / "config.json", json.dumps(content, indent=2) + "\n")
 
     def _save_model(self, name: str, model: nn.Module) -> None:
-        tensors = {
-            key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()
-        }
         with atomic_path(self.path / f"{name}.safetensors") as temporary:
-            save_file(tensors, temporary)
+            save_file(state_arrays(model), temporary)
 
     def _draw(self) -> None:
         from fedzge_flwr.plots import draw_accuracy, draw_bytes, draw_synthetic

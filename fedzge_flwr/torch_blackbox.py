@@ -26,6 +26,7 @@ from fedzge_flwr.errors import DataError
 from fedzge_flwr.models import MODELS, build_model, rebuild_model
 from fedzge_flwr.randomness import Purpose, seeded_initialisation, torch_stream
 from fedzge_flwr.registry import lookup
+from fedzge_flwr.tensors import state_arrays, to_numpy, to_tensor
 from fedzge_flwr.training import (
     MIN_TRAINING_IMAGES,
     OwnImages,
@@ -160,10 +161,10 @@ class TorchBlackBox:
 
     def logits(self, images_NCHW: FloatArray) -> FloatArray:
         """Answer in evaluation mode, float32, ``query-batch-size`` images at a time."""
-        return _to_numpy(
+        return to_numpy(
             predict(
                 self._model,
-                _to_tensor(images_NCHW),
+                to_tensor(images_NCHW),
                 self._settings.client.query_batch_size,
             )
         )
@@ -179,8 +180,8 @@ class TorchBlackBox:
         client = self._settings.client
         return distil(
             self._model,
-            _to_tensor(images_NCHW, self._device),
-            _to_tensor(teacher_logits_NK, self._device),
+            to_tensor(images_NCHW, self._device),
+            to_tensor(teacher_logits_NK, self._device),
             steps=client.client_distill_steps,
             batch_size=client.distill_batch_size,
             temperature=temperature,
@@ -200,12 +201,12 @@ class TorchBlackBox:
         if len(images) == 0:
             return ClientEvaluation(num_examples=0, loss=0.0, accuracy=0.0, logits_NK=no_logits)
         logits_NK = self._predict(images)
-        outcome = evaluate_logits(logits_NK, _to_tensor(images.labels_N))
+        outcome = evaluate_logits(logits_NK, to_tensor(images.labels_N))
         return ClientEvaluation(
             num_examples=len(images),
             loss=outcome.loss,
             accuracy=outcome.accuracy,
-            logits_NK=_to_numpy(logits_NK) if split == "test" else no_logits,
+            logits_NK=to_numpy(logits_NK) if split == "test" else no_logits,
         )
 
     def _rehearses(self) -> bool:
@@ -213,9 +214,9 @@ class TorchBlackBox:
 
     def _own_images(self, *, adjusted: bool = True, unseen: float = 0.01) -> OwnImages:
         data = self._data().train
-        labels_N = _to_tensor(data.labels_N, self._device)
+        labels_N = to_tensor(data.labels_N, self._device)
         return OwnImages(
-            _to_tensor(data.images_NCHW, self._device),
+            to_tensor(data.images_NCHW, self._device),
             labels_N,
             log_class_prior(labels_N, self.num_classes, unseen) if adjusted else None,
         )
@@ -231,14 +232,11 @@ class TorchBlackBox:
 
     def _predict(self, images: ImageSet) -> torch.Tensor:
         batch_size = self._settings.client.query_batch_size
-        return predict(self._model, _to_tensor(images.images_NCHW), batch_size)
+        return predict(self._model, to_tensor(images.images_NCHW), batch_size)
 
     def state(self) -> State:
         """Return the model's parameters and buffers."""
-        return {
-            name: tensor.detach().clone(memory_format=torch.contiguous_format).cpu().numpy()
-            for name, tensor in self._model.state_dict().items()
-        }
+        return state_arrays(self._model)
 
     def load_state(self, state: State) -> None:
         """Load parameters and buffers.
@@ -248,7 +246,7 @@ class TorchBlackBox:
         ValueError
             If names or shapes are not this model's.
         """
-        tensors = {name: _to_tensor(array) for name, array in state.items()}
+        tensors = {name: to_tensor(array) for name, array in state.items()}
         model = rebuild_model(self._model_name, self.image_shape, self.num_classes, tensors)
         self._built = model.eval().to(self._device)
 
@@ -302,15 +300,3 @@ def gpu_share() -> float:
         resources = ray.get_runtime_context().get_assigned_resources()
         return float(resources.get("GPU", 0.0))
     return 1.0 if torch.cuda.is_available() else 0.0
-
-
-def _to_tensor(
-    array: np.typing.NDArray[np.generic], device: torch.device | str = "cpu"
-) -> torch.Tensor:
-    # torch wants writable memory; the data sets' memos and decoded messages are read-only.
-    return torch.from_numpy(np.array(array)).to(device)
-
-
-def _to_numpy(tensor: torch.Tensor) -> FloatArray:
-    array: FloatArray = tensor.float().cpu().numpy()
-    return array

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,17 @@ from tests.launching import start
 from tests.small_models import models
 
 __all__ = ["models", "start"]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing that an earlier version of the code worked out is read."""
+    place = tmp_path_factory.getbasetemp()
+    with pytest.MonkeyPatch.context() as patch:
+        # The parent is common to the processes of one test run.
+        several = "PYTEST_XDIST_WORKER" in os.environ
+        patch.setenv("XDG_CACHE_HOME", str(place.parent if several else place))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ from fedzge_flwr import (
     ClassifierBlackBox,
     FedZGE,
     FunctionBlackBox,
-    LabelledImages,
+    ImageSet,
     ModuleBlackBox,
     OnnxBlackBox,
     SklearnBlackBox,
@@ -45,10 +45,10 @@ def context_of(partition: int = 0, **node_config: Any) -> Context:
     return Context(run_id=1, node_id=2, node_config=config, state=RecordDict(), run_config={})
 
 
-def digits(split: Any = "train", num: int = 200, classes: int = 10) -> LabelledImages:
+def digits(split: Any = "train", num: int = 200, classes: int = 10) -> ImageSet:
     images = load_split(make_settings().data, split)
     chosen = np.flatnonzero(images.labels_N < classes)[:num]
-    return LabelledImages(images.images_NCHW[chosen], images.labels_N[chosen])
+    return ImageSet(images.images_NCHW[chosen], images.labels_N[chosen])
 
 
 def forest() -> RandomForestClassifier:
@@ -58,7 +58,7 @@ def forest() -> RandomForestClassifier:
 def train_a_little(model: nn.Module) -> float:
     images = digits()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    inputs, labels = torch.from_numpy(images.inputs_NCHW), torch.from_numpy(images.labels_N)
+    inputs, labels = torch.from_numpy(images.inputs_NCHW), torch.tensor(images.labels_N)
     model.train()
     for _ in range(10):
         optimizer.zero_grad()
@@ -199,7 +199,7 @@ def test_evaluation_is_on_what_was_given_for_it(split: Any) -> None:
     box.fit(1)
     outcome = box.evaluate(split)
     logits = torch.from_numpy(box.logits(images.inputs_NCHW))
-    labels = torch.from_numpy(images.labels_N)
+    labels = torch.tensor(images.labels_N)
     assert outcome.num_examples == 60
     assert outcome.accuracy == pytest.approx((logits.argmax(1) == labels).double().mean().item())
     assert outcome.loss == pytest.approx(nn.functional.cross_entropy(logits, labels).item())
@@ -253,7 +253,7 @@ def test_a_node_without_a_number_is_told_how(node_config: dict[str, Any]) -> Non
 )
 def test_images_that_do_not_fit_their_labels(images: Any, labels: Any, message: str) -> None:
     with pytest.raises(DataError) as caught:
-        LabelledImages(images, labels)
+        ImageSet(images, labels)
     assert message in str(caught.value)
 
 
@@ -313,6 +313,16 @@ def test_a_federation_of_every_kind(
     again = mlp(SHAPE, 10)
     again.load_state_dict(result.arrays.to_torch_state_dict())
     assert len(list(tmp_path.glob("*/client-*"))) == (4 if state_dir else 0)
+
+
+def test_an_image_set_is_read_only_and_the_arrays_given_are_not() -> None:
+    pixels, labels = np.zeros((2, 1, 8, 8), np.uint8), np.array([1, 2], np.int32)
+    images = ImageSet(pixels, labels)
+    assert images.labels_N.dtype == np.int64
+    for array in (images.images_NCHW, images.labels_N, images.take(np.array([1])).images_NCHW):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
+    pixels[0], labels[0] = 1, 1
 
 
 def test_labelled_images_are_what_queries_are() -> None:

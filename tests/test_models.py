@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+import torchvision
+from safetensors.numpy import save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from fedzge_flwr.config import from_run_config
@@ -10,6 +15,7 @@ from fedzge_flwr.generators import GENERATORS, ConditionalGenerator, Uncondition
 from fedzge_flwr.models import MODELS, build_model, rebuild_model
 from fedzge_flwr.pixels import PIXEL_RANGE
 from fedzge_flwr.server.build import check_names
+from fedzge_flwr.tensors import state_arrays
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
@@ -30,6 +36,19 @@ def test_resnet_is_torchvisions() -> None:
     """The number of parameters of the published ResNet-18 for 1,000 classes and colour images."""
     model = build_model("resnet18", (3, 224, 224), 1000)
     assert sum(p.numel() for p in model.parameters()) == 11_689_512
+
+
+def test_what_leaves_as_safetensors_is_plain_torchvisions(tmp_path: Path) -> None:
+    """The FAQ's recipe: no code of ours, the same answers."""
+    ours = build_model("resnet18", (3, 32, 32), 10)
+    ours(torch.randn(8, 3, 32, 32))  # running statistics that are not the initial ones
+    save_file(state_arrays(ours), tmp_path / "central.safetensors")
+    plain = torchvision.models.resnet18(num_classes=10)
+    plain.load_state_dict(load_file(tmp_path / "central.safetensors"))
+    images = torch.randn(4, 3, 32, 32)
+    with torch.inference_mode():
+        # Another memory layout adds up in another order.
+        torch.testing.assert_close(plain.eval()(images), ours.eval()(images), atol=1e-4, rtol=1e-4)
 
 
 def test_small_stem_keeps_the_resolution() -> None:

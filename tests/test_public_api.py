@@ -22,7 +22,7 @@ from tests.test_imports import ROOT, modules_after
 PUBLIC = {
     "BlackBox", "ClassifierBlackBox", "ClientEvaluation", "ClientProfile", "DATASETS",
     "DatasetSpec", "ESTIMATORS", "Estimate", "Estimator", "FedZGE", "FedZGEError", "FitReport",
-    "FunctionBlackBox", "GENERATORS", "ImageSet", "LOADERS", "LabelledImages", "MODELS",
+    "FunctionBlackBox", "GENERATORS", "ImageSet", "LOADERS", "MODELS",
     "ModuleBlackBox", "Objective", "Observer", "OnnxBlackBox", "Queries", "RoundRow",
     "RunFolder", "Settings", "SklearnBlackBox", "TorchBlackBox", "__version__", "export_onnx",
     "from_run_config", "generator_objective", "make_settings", "register_endpoints",

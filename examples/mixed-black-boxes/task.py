@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import nn
 
-from fedzge_flwr import LabelledImages
+from fedzge_flwr import ImageSet
 
 NUM_CLIENTS = 4
 IMAGE_SHAPE = (1, 8, 8)
@@ -21,14 +21,14 @@ NUM_CLASSES = 10
 
 
 @lru_cache(maxsize=1)
-def all_images() -> tuple[LabelledImages, LabelledImages]:
+def all_images() -> tuple[ImageSet, ImageSet]:
     """Return training and test images; the test images are the same for everyone."""
     digits = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)[:, None]
     parts = train_test_split(
         images, digits.target, test_size=0.2, random_state=0, stratify=digits.target
     )
-    return LabelledImages(parts[0], parts[2]), LabelledImages(parts[1], parts[3])
+    return ImageSet(parts[0], parts[2]), ImageSet(parts[1], parts[3])
 
 
 @lru_cache(maxsize=1)
@@ -42,11 +42,11 @@ def partitions(alpha: float) -> list[np.ndarray]:
     return [np.array(partitioner.load_partition(n)["at"]) for n in range(NUM_CLIENTS)]
 
 
-def client_images(partition: int, alpha: float) -> LabelledImages:
+def client_images(partition: int, alpha: float) -> ImageSet:
     """Return a client's own training images."""
     train, _ = all_images()
     mine = partitions(alpha)[partition]
-    return LabelledImages(train.images_NCHW[mine], train.labels_N[mine])
+    return ImageSet(train.images_NCHW[mine], train.labels_N[mine])
 
 
 class SmallNet(nn.Module):
@@ -64,9 +64,9 @@ class SmallNet(nn.Module):
         return self.layers(images)
 
 
-def train(model: nn.Module, images: LabelledImages, epochs: int) -> float:
+def train(model: nn.Module, images: ImageSet, epochs: int) -> float:
     """Train a PyTorch model on a client's images; return the last batch's loss."""
-    inputs, labels = torch.from_numpy(images.inputs_NCHW), torch.from_numpy(images.labels_N)
+    inputs, labels = torch.from_numpy(images.inputs_NCHW), torch.tensor(images.labels_N)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     loss = torch.zeros(())
     model.train()
@@ -85,4 +85,4 @@ def accuracy(model: nn.Module) -> float:
     """Return a PyTorch model's accuracy on the test images."""
     _, test = all_images()
     found = model.eval()(torch.from_numpy(test.inputs_NCHW)).argmax(dim=1)
-    return float((found == torch.from_numpy(test.labels_N)).double().mean())
+    return float((found == torch.tensor(test.labels_N)).double().mean())

@@ -23,7 +23,7 @@ def main(grid: Grid, context: Context) -> None:
         model = MODELS["cnn"](SHAPE, classes)
         model.load_state_dict(arrays.to_torch_state_dict())
         found = model.eval()(torch.from_numpy(test.inputs_NCHW)).argmax(dim=1)
-        accuracy = (found == torch.from_numpy(test.labels_N)).double().mean().item()
+        accuracy = (found == torch.tensor(test.labels_N)).double().mean().item()
         print(f"round {round_}: central model {accuracy:.1%}", flush=True)
         return MetricRecord({"accuracy": accuracy})
 

@@ -11,7 +11,7 @@ from flwr_datasets.partitioner import DirichletPartitioner
 from PIL import Image
 from torch import nn
 
-from fedzge_flwr import LabelledImages
+from fedzge_flwr import ImageSet
 
 SIDE = 28
 SHAPE = (1, SIDE, SIDE)
@@ -24,31 +24,31 @@ def federated(name: str, num_clients: int) -> FederatedDataset:
     return FederatedDataset(dataset=name, partitioners={"train": split})
 
 
-def as_images(rows) -> LabelledImages:
+def as_images(rows) -> ImageSet:
     """Turn rows with columns "image" and "label" into grey images of one size."""
     pictures = [row["image"].convert("L").resize((SIDE, SIDE), Image.BILINEAR) for row in rows]
-    return LabelledImages(
+    return ImageSet(
         np.stack([np.asarray(picture, dtype=np.uint8) for picture in pictures])[:, None],
         np.asarray([row["label"] for row in rows], dtype=np.int64),
     )
 
 
-def client_images(context: Context) -> LabelledImages:
+def client_images(context: Context) -> ImageSet:
     """Return the training images of a node."""
     node, name = context.node_config, str(context.run_config["dataset"])
     data = federated(name, int(node["num-partitions"]))
     return as_images(data.load_partition(int(node["partition-id"])))
 
 
-def test_images(context: Context) -> LabelledImages:
+def test_images(context: Context) -> ImageSet:
     """Return the test images, the same for everyone."""
     name = str(context.run_config["dataset"])
     return as_images(federated(name, int(context.run_config["num-clients"])).load_split("test"))
 
 
-def train(model: nn.Module, images: LabelledImages, epochs: int) -> float:
+def train(model: nn.Module, images: ImageSet, epochs: int) -> float:
     """Train a model on a client's images."""
-    inputs, labels = torch.from_numpy(images.inputs_NCHW), torch.from_numpy(images.labels_N)
+    inputs, labels = torch.from_numpy(images.inputs_NCHW), torch.tensor(images.labels_N)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     loss = torch.zeros(())
     model.train()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from fedzge_flwr.arrays import ByteArray, FloatArray
+from fedzge_flwr.arrays import FloatArray
 from fedzge_flwr.blackbox import (
     ClientEvaluation,
     ClientProfile,
@@ -18,55 +17,14 @@ from fedzge_flwr.blackbox import (
     FitReport,
     State,
 )
-from fedzge_flwr.errors import ConfigError, DataError
-from fedzge_flwr.question import from_levels
+from fedzge_flwr.errors import ConfigError
+from fedzge_flwr.images import ImageSet
 
 if TYPE_CHECKING:
     from flwr.app import Context
 
 SMALLEST_PROBABILITY = 1e-4
 """What a probability of 0 counts as: the logarithm must be finite."""
-
-
-@dataclass(frozen=True)
-class LabelledImages:
-    """Images and labels of a client's.
-
-    Parameters
-    ----------
-    images_NCHW : ndarray of uint8
-        (N, C, H, W), 0 black and 255 saturated.
-    labels_N : ndarray of int
-        Classes 0 … K-1.
-
-    Raises
-    ------
-    DataError
-        If they do not fit one another.
-    """
-
-    images_NCHW: ByteArray
-    labels_N: npt.NDArray[np.integer]
-
-    def __post_init__(self) -> None:
-        images, labels = self.images_NCHW, self.labels_N
-        if images.dtype != np.uint8 or images.ndim != 4:
-            raise DataError(
-                f"images are {images.dtype} of shape {images.shape}; give uint8 (N, C, H, W)"
-            )
-        if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
-            raise DataError(
-                f"labels are {labels.dtype} of shape {labels.shape} for {len(images)} images; give "
-                "integers (N,)"
-            )
-
-    def __len__(self) -> int:
-        return len(self.labels_N)
-
-    @property
-    def inputs_NCHW(self) -> FloatArray:
-        """The images as queries have them: float32 in the shared pixel range."""
-        return from_levels(self.images_NCHW)
 
 
 class ClassifierBlackBox(ABC):
@@ -84,7 +42,7 @@ class ClassifierBlackBox(ABC):
         Number of logits K.
     num_examples : int
         Images that the model was or will be trained on: its weight in some ensembles.
-    evaluation : Mapping[{"test", "held-out"}, LabelledImages], optional
+    evaluation : Mapping[{"test", "held-out"}, ImageSet], optional
         What it is evaluated on. Without, ``client-evaluation`` reports nothing of this client.
     max_query_images : int
         Most images that it answers in one message, perturbed copies included.
@@ -102,7 +60,7 @@ class ClassifierBlackBox(ABC):
         num_classes: int,
         num_examples: int,
         *,
-        evaluation: Mapping[EvaluationSplit, LabelledImages] | None = None,
+        evaluation: Mapping[EvaluationSplit, ImageSet] | None = None,
         max_query_images: int = 200_000,
     ) -> None:
         self._partition = _number(context, "partition-id")
@@ -174,13 +132,13 @@ class ClassifierBlackBox(ABC):
         if given is None or len(given) == 0:
             nothing = np.zeros((0, self._num_classes), dtype=np.float32)
             return ClientEvaluation(0, 0.0, 0.0, nothing)
+        from scipy.special import log_softmax
+
         logits_NK = self.logits(given.inputs_NCHW)
-        own = logits_NK[np.arange(len(given)), given.labels_N]
-        top = logits_NK.max(axis=1)
-        log_sum = top + np.log(np.exp(logits_NK - top[:, None]).sum(axis=1))
+        own = log_softmax(logits_NK, axis=1)[np.arange(len(given)), given.labels_N]
         return ClientEvaluation(
             num_examples=len(given),
-            loss=float(np.mean(log_sum - own)),
+            loss=float(-own.mean()),
             accuracy=float(np.mean(logits_NK.argmax(axis=1) == given.labels_N)),
             # Those on images of one's own are nobody's business.
             logits_NK=logits_NK if split == "test" else logits_NK[:0],

@@ -15,6 +15,7 @@ from fedzge_flwr.blackbox import ClientEvaluation, EvaluationSplit, FitReport, S
 from fedzge_flwr.config import ClientSettings, OptimizerSettings
 from fedzge_flwr.distillation import distil
 from fedzge_flwr.randomness import Purpose, torch_stream
+from fedzge_flwr.tensors import state_arrays, to_numpy, to_tensor
 from fedzge_flwr.training import predict
 
 if TYPE_CHECKING:
@@ -90,9 +91,8 @@ class ModuleBlackBox(ClassifierBlackBox):
 
     def logits(self, images_NCHW: FloatArray) -> FloatArray:
         """Answer in evaluation mode, float32, a batch at a time."""
-        images = torch.from_numpy(np.array(images_NCHW))
-        found: FloatArray = predict(self._model, images, self._client.query_batch_size).numpy()
-        return found
+        batch_size = self._client.query_batch_size
+        return to_numpy(predict(self._model, to_tensor(images_NCHW), batch_size))
 
     def distill(
         self,
@@ -105,8 +105,8 @@ class ModuleBlackBox(ClassifierBlackBox):
         device, client = self.device, self._client
         return distil(
             self._model,
-            torch.from_numpy(np.array(images_NCHW)).to(device),
-            torch.from_numpy(np.array(teacher_logits_NK)).to(device),
+            to_tensor(images_NCHW, device),
+            to_tensor(teacher_logits_NK, device),
             steps=client.client_distill_steps,
             batch_size=client.distill_batch_size,
             temperature=temperature,
@@ -128,10 +128,7 @@ class ModuleBlackBox(ClassifierBlackBox):
 
     def state(self) -> State:
         """Return the model's parameters and buffers."""
-        return {
-            name: tensor.detach().clone(memory_format=torch.contiguous_format).cpu().numpy()
-            for name, tensor in self._model.state_dict().items()
-        }
+        return state_arrays(self._model)
 
     def load_state(self, state: State) -> None:
         """Load parameters and buffers.
@@ -141,7 +138,7 @@ class ModuleBlackBox(ClassifierBlackBox):
         ValueError
             If names or shapes are not this model's.
         """
-        tensors = {name: torch.from_numpy(np.array(array)) for name, array in state.items()}
+        tensors = {name: to_tensor(array) for name, array in state.items()}
         try:
             self._model.load_state_dict(tensors)
         except RuntimeError as error:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from fedzge_flwr.arrays import FloatArray
-from fedzge_flwr.black_boxes.base import ClassifierBlackBox, LabelledImages, log_probabilities
+from fedzge_flwr.black_boxes.base import ClassifierBlackBox, log_probabilities
 from fedzge_flwr.blackbox import FitReport, State
+from fedzge_flwr.images import ImageSet
 from fedzge_flwr.randomness import Purpose, numpy_stream
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class SklearnBlackBox(ClassifierBlackBox):
         The node's.
     classifier : sklearn.base.ClassifierMixin
         Unfitted, with ``fit`` and ``predict_proba``; give it a ``random_state``.
-    train : LabelledImages
+    train : ImageSet
         The client's own images.
     num_classes : int
         Number of classes K; the client need not have images of all.
@@ -53,7 +54,7 @@ class SklearnBlackBox(ClassifierBlackBox):
         self,
         context: Context,
         classifier: Any,
-        train: LabelledImages,
+        train: ImageSet,
         num_classes: int,
         *,
         distillation: Distillation = "sampled-labels",

@@ -39,7 +39,7 @@ def literal(value: object) -> str:
 
 def kind_of(field: FieldInfo) -> str:
     """Return type and range of a field in a few words."""
-    annotation, optional = field.annotation, ""
+    annotation = field.annotation
     if get_origin(annotation) is Literal:
         return " \\| ".join(f"`{literal(choice)}`" for choice in get_args(annotation))
     parts = [part for part in get_args(annotation) if part is not type(None)]
@@ -54,7 +54,7 @@ def kind_of(field: FieldInfo) -> str:
         for item in _flat(metadata)
         if getattr(item, name, None) is not None
     ]
-    return ", ".join([names[inner], *bounds]) + optional
+    return ", ".join([names[inner], *bounds])
 
 
 def _flat(metadata: list[Any]) -> list[Any]:

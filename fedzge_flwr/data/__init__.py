@@ -1,9 +1,9 @@
 """Loading data sets and dividing them among clients. No server-side module imports this package."""
 
-from fedzge_flwr.data.image_set import ImageSet
 from fedzge_flwr.data.loading import load_split
 from fedzge_flwr.data.own import load_own, own_data
 from fedzge_flwr.data.partition import ClientData, client_data, partition_indices
+from fedzge_flwr.images import ImageSet
 
 __all__ = [
     "ClientData",

@@ -19,9 +19,10 @@ import numpy.typing as npt
 from fedzge_flwr.config import DataSettings
 from fedzge_flwr.data.folders import load_food101, load_tiny_imagenet
 from fedzge_flwr.data.idx import find_idx, read_idx
-from fedzge_flwr.data.image_set import ImageSet, Loader, Split
+from fedzge_flwr.data.recall import Arrays, recall
 from fedzge_flwr.datasets_spec import DATASETS, OWN
 from fedzge_flwr.errors import DataError, MissingDataError
+from fedzge_flwr.images import ImageSet, Loader, Split
 from fedzge_flwr.randomness import Purpose, numpy_stream
 from fedzge_flwr.registry import lookup
 
@@ -79,11 +80,6 @@ def _load_all(dataset: str, data_dir: str, download: bool, split: Split) -> Imag
             f"{dataset}: images under {folder} have shape {images.images_NCHW.shape[1:]}, "
             f"expected {spec.image_shape}"
         )
-    if images.images_NCHW.shape[0] != len(images):
-        raise DataError(
-            f"{dataset}: {images.images_NCHW.shape[0]} images but {len(images)} labels under "
-            f"{folder}; fetch the files again"
-        )
     low, high = int(images.labels_N.min()), int(images.labels_N.max())
     if low < 0 or high >= spec.num_classes:
         raise DataError(
@@ -101,16 +97,24 @@ def _image_set(images: npt.ArrayLike, labels: npt.ArrayLike, shift: int = 0) -> 
 
 def _load_digits(_folder: Path, _download: bool, split: Split) -> ImageSet:
     """Load scikit-learn's 1,797 digits; a fifth, stratified and fixed, is the test set."""
+    kept = recall("digits", _read_digits, library="scikit-learn")
+    return _image_set(kept[f"{split}_images"], kept[f"{split}_labels"])
+
+
+def _read_digits() -> Arrays:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
-    images = np.round(digits.images * (255.0 / 16.0))[:, None]
+    images = np.round(digits.images * (255.0 / 16.0)).astype(np.uint8)[:, None]
     train, test = train_test_split(
         np.arange(len(images)), test_size=0.2, random_state=0, stratify=digits.target
     )
-    chosen = np.sort(train if split == "train" else test)
-    return _image_set(images[chosen], digits.target[chosen])
+    parts = {"train": np.sort(train), "test": np.sort(test)}
+    return {
+        **{f"{name}_images": images[chosen] for name, chosen in parts.items()},
+        **{f"{name}_labels": digits.target[chosen] for name, chosen in parts.items()},
+    }
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,11 @@ class _IdxSet:
                 "name their folder with 'data-dir', or set 'download' = true"
             )
         images, labels = (read_idx(path) for path in paths)
+        if len(images) != len(labels):
+            raise DataError(
+                f"{paths[0]}: {len(images)} images but {len(labels)} labels in {paths[1].name}; "
+                "fetch the files again"
+            )
         return _image_set(images[:, None], labels, self.label_shift)
 
     def _find(self, folders: list[Path], split: Split) -> tuple[Path, Path] | None:

@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from fedzge_flwr.config import DataSettings
 from fedzge_flwr.data.decode import first_line, read_image
-from fedzge_flwr.data.image_set import ImageSet
 from fedzge_flwr.data.partition import ClientData, hold_out_some
 from fedzge_flwr.datasets_spec import DatasetSpec
 from fedzge_flwr.errors import DataError
+from fedzge_flwr.images import ImageSet
 
 CLASSES_FILE = "classes.txt"
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")

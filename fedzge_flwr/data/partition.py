@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fedzge_flwr.config import DataSettings
-from fedzge_flwr.data.image_set import ImageSet
 from fedzge_flwr.data.loading import load_split
+from fedzge_flwr.data.recall import Arrays, digest_of, recall
 from fedzge_flwr.errors import DataError
+from fedzge_flwr.images import ImageSet
 from fedzge_flwr.randomness import Purpose, derive_seed, numpy_stream
 
 
@@ -71,6 +72,29 @@ def _partition_indices(
             f"'num-clients' = {num_clients} is too many for the {len(labels)} training images of "
             f"{settings.dataset} (at least {smallest} each): at most {len(labels) // smallest}"
         )
+
+    def divide() -> Arrays:
+        parts = _divide(settings, num_clients, seed, labels)
+        return {"indices": np.concatenate(parts), "ends": np.cumsum([len(part) for part in parts])}
+
+    kept = recall(
+        "partition",
+        divide,
+        library="flwr-datasets",
+        labels=digest_of(labels),
+        how=settings.partition,
+        alpha=settings.alpha,
+        classes_per_client=settings.classes_per_client,
+        min_partition_size=settings.min_partition_size,
+        num_clients=num_clients,
+        seed=seed,
+    )
+    return tuple(np.split(kept["indices"], kept["ends"][:-1]))
+
+
+def _divide(
+    settings: DataSettings, num_clients: int, seed: int, labels: npt.NDArray[np.int64]
+) -> list[npt.NDArray[np.int64]]:
     # Importing flwr-datasets takes seconds and is needed nowhere else.
     import datasets
     from flwr_datasets.partitioner import (
@@ -118,7 +142,7 @@ def _partition_indices(
             f"'num-clients' = {num_clients} at least 'min-partition-size' = "
             f"{settings.min_partition_size} of {len(labels)} images; raise alpha, lower the rest"
         ) from error
-    return tuple(np.asarray(part["index"], dtype=np.int64) for part in parts)
+    return [np.asarray(part["index"], dtype=np.int64) for part in parts]
 
 
 def client_data(

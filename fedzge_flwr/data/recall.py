@@ -1,0 +1,81 @@
+"""Small results that take seconds to work out, kept on disk between processes.
+
+In a deployment every message to a node is answered by a new process. What libraries that take long
+to import have worked out once is read back from the user's cache folder (``XDG_CACHE_HOME`` or what
+the platform has for it); without such a folder it is worked out anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import platformdirs
+
+from fedzge_flwr import __version__
+from fedzge_flwr.files import atomic_path, remove_remains
+
+Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
+
+_KEPT = 100
+
+
+def recall(
+    name: str, compute: Callable[[], Arrays], *, library: str, **depends_on: object
+) -> Arrays:
+    """Return named arrays as they were computed before, or compute and keep them.
+
+    Parameters
+    ----------
+    name : str
+        What they are; the file's name begins with it.
+    compute : Callable
+        Makes the arrays; what it raises is raised, and nothing is kept.
+    library : str
+        The distribution whose version they also depend on.
+    **depends_on
+        All that they depend on, as JSON can write it.
+    """
+    folder = Path(platformdirs.user_cache_dir("fedzge-flwr", appauthor=False))
+    key = {**depends_on, "library": version(library), "package": __version__}
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    path = folder / f"{name}-{digest}.npz"
+    found = _read(path)
+    if found is None:
+        found = compute()
+        # Nothing but time is lost.
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            _write(path, found)
+    return found
+
+
+def digest_of(array: npt.NDArray[Any]) -> str:
+    """Return the SHA-256 of an array's values: what may depend on them is kept under."""
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def _read(path: Path) -> Arrays | None:
+    try:
+        # Opened here: NumPy leaves the file of a damaged archive open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile):
+        return None
+
+
+def _write(path: Path, arrays: Mapping[str, Any]) -> None:
+    with atomic_path(path) as temporary:
+        np.savez(temporary, **arrays)
+    remove_remains(path.parent)
+    newest = sorted(path.parent.glob("*.npz"), key=lambda file: file.stat().st_mtime, reverse=True)
+    for old in newest[_KEPT:]:
+        old.unlink(missing_ok=True)
