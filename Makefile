@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-# Settings of `make run`, e.g. make run RUN_CONFIG='seed=1 alpha=0.1' or PRESET=configs/cifar10-homo-a1.toml
+# Settings of `make run`, e.g. make run RUN_CONFIG='seed=1 alpha=0.1' or PRESET=cifar10-homo-a1
 RUN_CONFIG ?=
 PRESET ?=
 OUTPUT_DIR ?= runs
@@ -26,13 +26,13 @@ help:
 	@echo "make install  only the set-up in $(VENV)"
 
 run: $(STAMP)
-	@$(BIN)/python -m fedzge_flwr.launch --app . --output-dir '$(OUTPUT_DIR)' --client-gpus $(CLIENT_GPUS) \
+	@$(BIN)/fedzge run --app . --output-dir '$(OUTPUT_DIR)' --client-gpus $(CLIENT_GPUS) \
 		$(if $(PRESET),--preset '$(PRESET)') $(if $(RUN_CONFIG),--run-config '$(RUN_CONFIG)') \
 		$(if $(RESUME),--resume '$(RESUME)')
 
 # A message to a node takes seconds, so there are few rounds; RUN_CONFIG may say otherwise.
 deploy-demo: $(STAMP)
-	@$(BIN)/python -m fedzge_flwr.launch --deployment --app . --output-dir '$(OUTPUT_DIR)' \
+	@$(BIN)/fedzge run --deployment --app . --output-dir '$(OUTPUT_DIR)' \
 		$(if $(PRESET),--preset '$(PRESET)') --run-config 'num-clients=3 num-server-rounds=3' \
 		$(if $(RUN_CONFIG),--run-config '$(RUN_CONFIG)')
 

@@ -10,4 +10,9 @@ need_flower flwr
 connection=$1
 run_config=$2
 shift 2
-exec flwr run "$(cd "$(dirname "$0")/.." && pwd)" "$connection" --run-config "$run_config" "$@"
+# Flower would look at every file below the checkout, a virtual environment's too.
+staged=$(mktemp -d)
+trap 'rm -rf "$staged"' EXIT
+"$(dirname "$(command -v flwr)")/python" -m fedzge_flwr.launch.staging \
+  "$(cd "$(dirname "$0")/.." && pwd)" "$staged" >/dev/null
+flwr run "$staged" "$connection" --run-config "$run_config" "$@"

@@ -13,13 +13,15 @@ _ABANDONED_S = 3600.0
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; it takes its place when the block succeeds.
 
     Parameters
     ----------
     path : Path
         The file to make or replace; its folder must exist.
+    durable : bool
+        Whether it must be on disk, should the machine lose power, before it takes the place.
 
     Raises
     ------
@@ -33,8 +35,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         # A temporary file is made readable by its owner alone; a result is as readable as others.
         temporary.chmod(0o666 & ~_umask())
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        if durable:
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -48,9 +51,9 @@ def remove_remains(folder: Path) -> None:
                 path.unlink()
 
 
-def atomic_write_text(path: Path, text: str) -> None:
+def atomic_write_text(path: Path, text: str, *, durable: bool = True) -> None:
     """Write a UTF-8 text file through `atomic_path`."""
-    with atomic_path(path) as temporary:
+    with atomic_path(path, durable=durable) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

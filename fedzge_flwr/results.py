@@ -86,7 +86,8 @@ class RunFolder:
         """Replace ``progress.json``."""
         progress = {"round": round_, "phase": phase, "since": time.time()}
         with self._explained():
-            atomic_write_text(self.path / "progress.json", json.dumps(progress))
+            # Of this moment only: not worth waiting for the disk a dozen times a round.
+            atomic_write_text(self.path / "progress.json", json.dumps(progress), durable=False)
 
     def on_round(self, server: ServerState, current: RoundState, row: RoundRow) -> None:
         """Append to ``rounds.jsonl`` and rewrite ``accuracy.csv``."""

@@ -43,7 +43,7 @@ def start() -> Any:
     def begin(config: dict[str, Any], *options: str) -> subprocess.Popen[str]:
         arguments = ["--app", str(ROOT), "--run-config", toml_pairs(config), *options]
         return subprocess.Popen(
-            [sys.executable, "-m", "fedzge_flwr.launch", *arguments],
+            [sys.executable, "-m", "fedzge_flwr.cli", "run", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

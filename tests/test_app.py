@@ -18,7 +18,7 @@ from tests.fabricate import make_dataset
 from tests.running import rows_of, run_server
 
 ROOT = Path(__file__).parent.parent
-PRESETS = sorted((ROOT / "configs").glob("*.toml"))
+PRESETS = sorted((ROOT / "fedzge_flwr" / "presets").glob("*.toml"))
 
 
 def read_preset(path: Path) -> dict[str, Any]:

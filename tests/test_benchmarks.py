@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import time
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from benchmarks.local_clients import LocalClients
 from benchmarks.round_cost import markdown
 from fedzge_flwr.config import from_run_config
 from fedzge_flwr.directions import Directions
+from fedzge_flwr.presets import preset_file, read_settings
 from fedzge_flwr.question import Question, from_levels
 from tests.running import run_server
 
@@ -129,7 +129,7 @@ def test_as_many_rounds_as_the_budget_is_enough_for(row: str) -> None:
 
 
 def test_bytes_of_a_round_are_within_the_goals() -> None:
-    preset = from_run_config(tomllib.loads((ROOT / "configs/cifar10-homo-a1.toml").read_text()))
+    preset = from_run_config(read_settings(preset_file("cifar10-homo-a1")))
     totals = {row["wire"]: row["total"] for row in byte_rows(preset)}
     assert totals["compact, directions from a seed"] <= 1_750_000
     assert totals["compact, guided directions"] <= 3_400_000

@@ -31,6 +31,8 @@ GUIDE = (DEPLOY / "README.md").read_text(encoding="utf-8")
 SCRIPTS = sorted(path for path in DEPLOY.glob("*.sh") if path.name != "common.sh")
 # Of a machine that others use too: a message to three nodes takes 10 to 60 seconds.
 PATIENCE_S = 900.0
+COMMAND_S = 3.0
+"""Between two of Flower's commands, each of which takes 2 CPU-seconds from what it asks about."""
 SETTINGS: dict[str, Any] = {
     "num-clients": 3,
     "num-server-rounds": 3,
@@ -259,18 +261,33 @@ class Guided:
         listing = self.bash('flwr list here --run-id "$RUN_ID" --format json')
         return str(json.loads(listing[listing.index("{") :])["runs"][0]["status"])
 
+    def wait_for_the_end(self, folder: Path) -> None:
+        """Wait until a run has ended; its folder says so first, and costs nothing to ask."""
+        config = folder / "config.json"
+        wait_for(
+            lambda: (
+                config.is_file()
+                and json.loads(config.read_text())["status"] not in ("starting", "running")
+            )
+        )
+        wait_for(lambda: self.status().startswith("finished"), every=COMMAND_S)
+
     def node_ids(self) -> set[str]:
         listing = self.bash("flwr supernode list here --format json")
         nodes = json.loads(listing[listing.index("{") :])["nodes"]
         return {node["node-id"] for node in nodes if node["status"] == "online"}
 
 
-def wait_for(ready: Callable[[], bool], process: subprocess.Popen[bytes] | None = None) -> None:
+def wait_for(
+    ready: Callable[[], bool],
+    process: subprocess.Popen[bytes] | None = None,
+    every: float = 0.2,
+) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not ready():
         assert process is None or process.poll() is None
         assert time.monotonic() < deadline
-        time.sleep(0.2)
+        time.sleep(every)
 
 
 def free_run_of_ports(number: int) -> int:
@@ -398,11 +415,11 @@ def test_the_guides_run_completes_and_is_bit_identical_to_one_in_process(
 ) -> None:
     (follow,) = (text for _, text in blocks_of("One machine") if "flwr log" in text)
     assert "round 3/3" in federation.bash(follow)
-    wait_for(lambda: federation.status().startswith("finished"))
+    folder = federation.place / "federation" / "runs" / "guided"
+    federation.wait_for_the_end(folder)
     assert federation.status() == "finished:completed"
     (verdict,) = (text for _, text in blocks_of("One machine") if "flwr list" in text)
     federation.bash(verdict)
-    folder = federation.place / "federation" / "runs" / "guided"
     assert [row["round"] for row in rows_of(folder)] == [1, 2, 3]
     assert all(row["participants"] == [0, 1, 2] for row in rows_of(folder))
     assert mode_of(folder / "central.safetensors") == 0o600
@@ -448,11 +465,11 @@ def test_a_killed_supernode_goes_on_with_its_model(federation: Guided) -> None:
         process.kill()
     federation.terminals[2].wait(60)
     # The SuperLink takes a node back when it has noticed that it is gone.
-    wait_for(lambda: len(federation.node_ids()) == 2)
+    wait_for(lambda: len(federation.node_ids()) == 2, every=COMMAND_S)
     (block,) = (text for kind, text in blocks_of("One machine") if "keys/node-1" in text and kind)
     federation.terminal(block)
     federation.terminals[2] = federation.terminals.pop()
-    wait_for(lambda: federation.status().startswith("finished"))
+    federation.wait_for_the_end(folder)
     assert federation.status() == "finished:completed"
     rows = rows_of(folder)
     assert [row["round"] for row in rows] == list(range(1, 7))

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fedzge_flwr.launch.session import CONNECTION, executable, session
+from fedzge_flwr.launch.simulate import environment, start_superlink
 from tests.test_imports import ROOT
 
 EXAMPLES = ROOT / "examples"
@@ -67,6 +69,24 @@ def test_the_quickstart_was_a_working_app_before(tmp_path: Path) -> None:
     (tmp_path / "server_app.py").write_text(before)
     out = run(tmp_path, 3, f'num-server-rounds=2\nnum-clients=3\noutput="{tmp_path}/c.pt"')
     assert float(re.findall(r"round 2: global model ([\d.]+)%", out)[0]) > 50
+
+
+@pytest.mark.e2e
+def test_quickstart_on_ray(tmp_path: Path) -> None:
+    """``flwr run`` of the whole app, with its own settings, on a real SuperLink."""
+    overrides = f'num-server-rounds=2 num-clients=3 output="{tmp_path}/central.pt"'
+    with session({}, environment) as launch:
+        start_superlink(launch)
+        launch.follow(
+            [
+                *(executable("flwr"), "run", QUICKSTART, CONNECTION, "--stream"),
+                *("--run-config", overrides, "--federation-config", "num-supernodes=3"),
+            ],
+            "running the quickstart",
+        )
+        out = launch.log("flower").read_text()
+    assert float(re.findall(r"round 2: global model ([\d.]+)%", out)[0]) > 60
+    assert (tmp_path / "central.pt").stat().st_size > 100_000
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -16,17 +17,16 @@ from tests.launching import ROOT, toml_pairs
 from tests.running import rows_of, run_server
 from tests.test_resume import PHASES
 
-# A launch takes 20 CPU-seconds and more: one death a phase, alternately of the two, and both where
-# clients are at work; the rest of the plans, a death of each in every phase, is slow.
+# A launch takes 40 CPU-seconds: both deaths where clients are at work, one of each elsewhere; the
+# rest of the plans, a death of each in every phase, is slow. Below, without Ray, it is quick.
 WHOM = ("serverapp", "everything")
-ALTERNATING = sorted(
-    [(phase, WHOM[number % 2]) for number, phase in enumerate(PHASES)]
-    + [("ask_clients", "everything")],
-    key=lambda death: PHASES.index(death[0]),
-)
 PLANS = {
-    "first half": ALTERNATING[:7],
-    "second half": ALTERNATING[7:],
+    "where it matters": [
+        ("ask_clients", "serverapp"),
+        ("ask_clients", "everything"),
+        ("distil_central_from_memory", "everything"),
+        ("save_checkpoint", "serverapp"),
+    ],
     **{f"every phase, {whom}": [(phase, whom) for phase in PHASES] for whom in WHOM},
 }
 
@@ -77,6 +77,54 @@ def make_deadly_app(folder: Path) -> Path:
     return folder
 
 
+def assert_same_results(folder: Path, wanted: Path) -> None:
+    for name in ("central", "generator"):
+        file = f"{name}.safetensors"
+        assert (folder / file).read_bytes() == (wanted / file).read_bytes()
+    kept = ("round", "central_accuracy", "ensemble_accuracy", "client_accuracy", "participants")
+    assert [[row[key] for key in kept] for row in rows_of(folder)] == [
+        [row[key] for key in kept] for row in rows_of(wanted)
+    ]
+
+
+def unbroken(config: dict[str, Any]) -> Path:
+    import client_app
+
+    whole = {**config, "run-name": "unbroken"}
+    return run_server(InProcessGrid(client_app.app, whole, 3), whole)
+
+
+@pytest.fixture
+def config(efficient_config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **efficient_config,
+        "num-server-rounds": 3,
+        "fraction-train": 0.6,
+        "client-distill-start": 0.0,
+    }
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("exchanges", ["one", "phases"])
+def test_killed_in_every_phase_and_resumed(
+    tmp_path: Path, config: dict[str, Any], exchanges: str
+) -> None:
+    """One process for the server and all clients, each time another."""
+    config["exchanges"] = exchanges
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config))
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.dying", str(file)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "FEDZGE_STATE_DIR": str(tmp_path / "states")},
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert_same_results(Path(config["output-dir"]) / "run", unbroken(config))
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -84,22 +132,16 @@ def make_deadly_app(folder: Path) -> Path:
         for name in PLANS
     ],
 )
-def test_killed_and_resumed(tmp_path: Path, efficient_config: dict[str, Any], name: str) -> None:
+def test_killed_on_ray_and_resumed(tmp_path: Path, config: dict[str, Any], name: str) -> None:
     """The server's process, or the SuperLink with all that it started, in the second round."""
     deaths_due = PLANS[name]
-    config = {
-        **efficient_config,
-        "num-server-rounds": 3,
-        "fraction-train": 0.6,
-        "client-distill-start": 0.0,
-    }
     app = make_deadly_app(tmp_path / "app")
     plan = tmp_path / "plan"
     plan.write_text("\n".join(f"2 {phase} {whom}" for phase, whom in deaths_due))
     environment = {**os.environ, "PLAN_OF_DEATHS": str(plan)}
     environment.pop("FEDZGE_STATE_DIR", None)
     folder = Path(config["output-dir"]) / "run"
-    command = [sys.executable, "-m", "fedzge_flwr.launch", "--app", str(app)]
+    command = [sys.executable, "-m", "fedzge_flwr.cli", "run", "--app", str(app)]
     # One worker for all clients: another costs its start, and these clients have little to do.
     workers = ["--client-cpus", str(os.cpu_count())]
     options = ["--run-config", toml_pairs(config), *workers]
@@ -124,17 +166,7 @@ def test_killed_and_resumed(tmp_path: Path, efficient_config: dict[str, Any], na
     assert plan.read_text() == ""
     assert "3/3" in run.stdout
 
-    import client_app
-
-    unbroken = {**config, "run-name": "unbroken"}
-    wanted = run_server(InProcessGrid(client_app.app, unbroken, 3), unbroken)
-    for name in ("central", "generator"):
-        file = f"{name}.safetensors"
-        assert (folder / file).read_bytes() == (wanted / file).read_bytes()
-    kept = ("round", "central_accuracy", "ensemble_accuracy", "client_accuracy", "participants")
-    assert [[row[key] for key in kept] for row in rows_of(folder)] == [
-        [row[key] for key in kept] for row in rows_of(wanted)
-    ]
+    assert_same_results(folder, unbroken(config))
     # Of the clients' states there is left what is their owners' to use.
     left = {path.name for path in (folder / "clients").glob("*/*/*")}
     assert left == {"client.safetensors"}

@@ -107,7 +107,7 @@ def test_row_as_a_log_line() -> None:
 
 def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "fedzge_flwr.launch", *arguments],
+        [sys.executable, "-m", "fedzge_flwr.cli", "run", *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -122,7 +122,7 @@ def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["--run-config", 'central-model="vgg"'], "no model named 'vgg'; known: cnn, "),
         (["--run-config", "q = 3"], "error: --run-config: 'q' is not KEY=VALUE"),
         (["--run-config", "q=three"], "error: --run-config: The provided configuration string"),
-        (["--preset", "/nowhere.toml"], "error: --preset /nowhere.toml: No such file"),
+        (["--preset", "/nowhere.toml"], "error: preset '/nowhere.toml': no preset and no file"),
         (["--deployment", "--client-gpus", "0"], "error: --deployment: --client-… and"),
         (["--deployment", "--app", "/nowhere"], "error: /nowhere/deploy has no superlink.sh"),
     ],
@@ -154,7 +154,7 @@ def run_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: dict[str
     def submit(launch: Any, app: Any, resources: Any) -> None:
         submitted.append(tomllib.loads(launch.run_config.read_text()))
 
-    monkeypatch.setattr(simulate_module, "_start_superlink", lambda *_: 1)
+    monkeypatch.setattr(simulate_module, "start_superlink", lambda _: None)
     monkeypatch.setattr(simulate_module, "_submit_and_follow", submit)
     monkeypatch.chdir(tmp_path)
     folder = simulate_module.simulate(tmp_path, config, Resources())

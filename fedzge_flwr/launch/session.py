@@ -156,6 +156,9 @@ class Session:
         submitted = re.search(r"Successfully started run (\d+)", text)
         if submitted is None:
             raise LaunchError(f"flwr run refused the app:\n{tail(self.log('flower'))}")
+        if flwr.poll() is not None and self._says_finished():
+            self.progress.poll("finished")
+            return
         status = self._status(submitted.group(1))
         if flwr.poll() is None and not status.startswith("finished"):
             raise LaunchError("the server's process was killed, or died (out of memory?)")
@@ -163,6 +166,13 @@ class Session:
             reason = _failure(text) or f"the run ended as '{status}':\n{tail(self.log('flower'))}"
             raise LaunchError(reason)
         self.progress.poll("finished")
+
+    def _says_finished(self) -> bool:
+        """Say whether the server wrote that all went well: the last thing that it does."""
+        with suppress(OSError, ValueError, KeyError):
+            content = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+            return bool(content["status"] == "finished")
+        return False
 
     def _status(self, run_id: str) -> str:
         """Ask how a run ended: ``flwr run`` exits with 0 whatever became of it."""

@@ -14,6 +14,7 @@ import tomli_w
 from fedzge_flwr.config import Settings
 from fedzge_flwr.files import atomic_write_text
 from fedzge_flwr.launch.session import CONNECTION, Session, executable, free_ports, session
+from fedzge_flwr.launch.staging import stage
 
 _SUPERLINK_START_S = 60.0
 
@@ -61,21 +62,29 @@ def simulate(app: Path, run_config: Mapping[str, Any], resources: Resources) -> 
     LaunchError
         If the run failed.
     """
-    with session(run_config, _environment) as launch:
-        _write_connection(launch.home, _start_superlink(launch))
+    with session(run_config, environment) as launch:
+        start_superlink(launch)
         _submit_and_follow(launch, app, resources)
     return launch.folder
 
 
-def _environment(home: Path) -> dict[str, str]:
-    environment = {"RAY_USAGE_STATS_ENABLED": "0"}
+def environment(home: Path) -> dict[str, str]:
+    """Return what a simulation's processes have in their environment beside the usual."""
+    own = {"RAY_USAGE_STATS_ENABLED": "0"}
     # Ray's sockets live below its folder, and the length of their names is limited.
     if "RAY_TMPDIR" not in os.environ and len(str(home)) < 40:
-        environment["RAY_TMPDIR"] = str(home)
-    return environment
+        own["RAY_TMPDIR"] = str(home)
+    return own
 
 
-def _start_superlink(launch: Session) -> int:
+def start_superlink(launch: Session) -> None:
+    """Start a simulation's SuperLink, known to Flower's commands as `CONNECTION`.
+
+    Raises
+    ------
+    LaunchError
+        If it does not start.
+    """
     (port,) = free_ports(1)
     superlink = launch.start(
         "superlink",
@@ -86,7 +95,7 @@ def _start_superlink(launch: Session) -> int:
         ],
     )
     launch.wait(superlink, "superlink", lambda: _healthy(port), _SUPERLINK_START_S)
-    return port
+    _write_connection(launch.home, port)
 
 
 def _healthy(port: int) -> bool:
@@ -106,9 +115,10 @@ def _write_connection(home: Path, port: int) -> None:
 
 def _submit_and_follow(launch: Session, app: Path, resources: Resources) -> None:
     federation = federation_config(launch.settings, resources)
+    staged = stage(app.resolve(), launch.home / "app")
     launch.follow(
         [
-            *(executable("flwr"), "run", app.resolve(), CONNECTION, "--stream"),
+            *(executable("flwr"), "run", staged, CONNECTION, "--stream"),
             *("--run-config", launch.run_config, "--federation-config", federation),
         ],
         "starting Ray and the clients",

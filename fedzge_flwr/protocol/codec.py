@@ -21,13 +21,15 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from fedzge_flwr.errors import ProtocolError
 from fedzge_flwr.protocol.messages import ArraySpec, ScalarSpec, WireMessage
 
-WIRE_VERSION = 5
+WIRE_VERSION = 6
 
 _SCALARS = "message"
 _ARRAYS = "arrays"
 _VERSION_KEY = "wire-version"
 _TYPE_KEY = "type"
 _STYPE = "numpy.ndarray"
+# Flower's `ConfigRecord.count_bytes`, which its mod that logs sizes calls, refuses empty strings.
+_EMPTY = "-"
 MAX_STRING = 200
 """Characters of the longest string in a message."""
 
@@ -67,7 +69,7 @@ def encode(message: WireMessage, arrays: ArrayRecord | None = None) -> RecordDic
         value = getattr(message, name)
         if type(value) is not spec.kind:
             raise TypeError(f"{type(message).__name__}.{name} is a {type(value).__name__}")
-        values[name] = value
+        values[name] = _EMPTY if value == "" else value
     content = RecordDict({_SCALARS: ConfigRecord(values)})
     if array_specs:
         content[_ARRAYS] = encode_arrays(message) if arrays is None else arrays
@@ -136,7 +138,8 @@ def decode(
     _same_keys(sender, _SCALARS, set(config), {_VERSION_KEY, _TYPE_KEY, *scalars})
     values: dict[str, Any] = {}
     for name, spec in scalars.items():
-        values[name] = _check_scalar(sender, name, spec, config[name])
+        value = "" if config[name] == _EMPTY else config[name]
+        values[name] = _check_scalar(sender, name, spec, value)
     for name, wanted in (expect or {}).items():
         if values.get(name, wanted) != wanted:
             raise ProtocolError(sender, name, f"{values[name]}, expected {wanted}")

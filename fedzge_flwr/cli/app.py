@@ -1,0 +1,165 @@
+"""The commands, their options and their help; each does its work in a module that it imports."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedzge_flwr import __version__
+from fedzge_flwr.cli.given import Given
+from fedzge_flwr.errors import FedZGEError
+
+app = typer.Typer(
+    name="fedzge",
+    help="Data-free black-box federated learning on Flower.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+PresetOption = Annotated[
+    str | None, typer.Option(help="A preset's name (fedzge presets), or a TOML file of settings.")
+]
+SettingsOption = Annotated[
+    list[str] | None,
+    typer.Option("--run-config", metavar="'KEY=VALUE …'", help="Settings; may be repeated."),
+]
+
+
+@app.command(
+    epilog="Examples:  fedzge run  |  fedzge run --preset cifar10-homo-a1 --run-config "
+    "'data-dir=\"/data\"' --client-gpus 0.1  |  fedzge run --seeds 0,1,2 --run-config alpha=0.1"
+    "  |  fedzge run --resume runs/NAME"
+)
+def run(
+    preset: PresetOption = None,
+    run_config: SettingsOption = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(metavar="0,1,…", help="One run after another, but for finished ones."),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Folder of a run that was stopped: go on with it."),
+    ] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="The same as output-dir=… among the settings.")
+    ] = None,
+    app_folder: Annotated[
+        Path | None, typer.Option("--app", help="The app's folder; here, if here is one.")
+    ] = None,
+    deployment: Annotated[
+        bool,
+        typer.Option(
+            "--deployment",
+            help="No simulation: num-clients SuperNodes on loopback, with TLS and authentication.",
+        ),
+    ] = False,
+    client_cpus: Annotated[
+        int | None, typer.Option(help="CPUs a client in simulation (1); as many run as fit.")
+    ] = None,
+    client_gpus: Annotated[
+        float | None, typer.Option(help="Share of a GPU a client in simulation (0).")
+    ] = None,
+    federation_config: Annotated[
+        str | None, typer.Option(metavar="'KEY=VALUE …'", help="More for Flower's Ray.")
+    ] = None,
+) -> None:
+    """Run FedZGE through `flwr run`, with a SuperLink, home and ports of its own."""
+    with _told():
+        from fedzge_flwr.cli.run import Launcher, run_seeds
+        from fedzge_flwr.launch.simulate import Resources
+
+        given = Given(preset, resume, tuple(run_config or ()), output_dir)
+        simulations = (client_cpus, client_gpus, federation_config)
+        if deployment and simulations != (None, None, None):
+            raise FedZGEError("--deployment: --client-… and --federation-config are simulation's")
+        resources = Resources(client_cpus or 1, client_gpus or 0.0, federation_config or "")
+        launcher = Launcher(app_folder, None if deployment else resources)
+        if seeds is None:
+            print(f"run folder: {launcher(given.run_config())}")
+        else:
+            run_seeds(seeds, given, launcher)
+
+
+@app.command()
+def presets(
+    name: Annotated[str | None, typer.Argument(help="Show this one; without, list all.")] = None,
+) -> None:
+    """List the published runs, or show the settings of one."""
+    with _told():
+        from fedzge_flwr.presets import preset_file, preset_names
+
+        if name is None:
+            print("\n".join(preset_names()))
+        else:
+            print(preset_file(name).read_text(encoding="utf-8"), end="")
+
+
+@app.command(
+    epilog="Examples:  fedzge doctor  |  fedzge doctor --preset cifar10-homo-a1 --run-config "
+    "'data-dir=\"/data\"'  |  fedzge doctor --port 8000"
+)
+def doctor(
+    preset: PresetOption = None,
+    run_config: SettingsOption = None,
+    port: Annotated[
+        list[int] | None, typer.Option(help="A port to be free; may be repeated.")
+    ] = None,
+) -> None:
+    """Check Python, torch, GPU, Flower, Ray, ports, data and permissions, and say what to mend."""
+    with _told():
+        from fedzge_flwr.cli.doctor import examine
+
+        healthy = examine(Given(preset, None, tuple(run_config or ())), port)
+    raise typer.Exit(0 if healthy else 1)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Say which.")
+    ] = False,
+) -> None:
+    """Data-free black-box federated learning on Flower."""
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Tell errors in one line, and what Ctrl-C has done."""
+    from fedzge_flwr.launch.session import STOPPING_SIGNALS
+
+    # A shell starts background jobs with SIGINT ignored, and Python then leaves it so.
+    for sign in STOPPING_SIGNALS:
+        signal.signal(sign, _interrupt)
+    try:
+        yield
+    except FedZGEError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        print("interrupted; all processes that were started have been ended", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def _interrupt(_signal: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Run ``fedzge``."""
+    app()

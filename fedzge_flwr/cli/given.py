@@ -1,0 +1,70 @@
+"""What is given on the command line, as settings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedzge_flwr.errors import ConfigError
+from fedzge_flwr.presets import preset_file, read_settings
+
+
+@dataclass(frozen=True)
+class Given:
+    """Where a run's settings come from; later fields overrule earlier ones.
+
+    Parameters
+    ----------
+    preset : str, optional
+        Name or file of a preset.
+    resume : Path, optional
+        Folder of a run that was stopped.
+    pairs : Sequence[str]
+        Texts of ``KEY=VALUE`` separated by spaces.
+    output_dir : Path, optional
+        Parent of the run folder, unless ``pairs`` name it.
+    """
+
+    preset: str | None = None
+    resume: Path | None = None
+    pairs: Sequence[str] = field(default_factory=tuple)
+    output_dir: Path | None = None
+
+    def run_config(self) -> dict[str, Any]:
+        """Return the settings that differ from the app's defaults, unchecked.
+
+        Raises
+        ------
+        ConfigError
+            If a file cannot be read, or a text is not ``KEY=VALUE``.
+        """
+        config: dict[str, Any] = {}
+        if self.preset is not None:
+            config |= read_settings(preset_file(self.preset))
+        if self.resume is not None:
+            folder = self.resume.expanduser().absolute()
+            if not (folder / "resume.toml").is_file():
+                raise ConfigError(f"{folder}: not the folder of a run, it has no resume.toml")
+            config |= {**read_settings(folder / "resume.toml"), "resume": str(folder)}
+        config |= _parsed(self.pairs)
+        if self.output_dir is not None:
+            config.setdefault("output-dir", str(self.output_dir.expanduser().absolute()))
+        return config
+
+
+def _parsed(pairs: Sequence[str]) -> dict[str, Any]:
+    # Flower's own parser, so that KEY=VALUE means here what it means to `flwr run`.
+    from click import ClickException
+    from flwr.common.config import parse_config_args
+
+    for text in pairs:
+        # Flower passes over whatever is not KEY=VALUE, such as KEY = VALUE.
+        if rest := re.sub(r"\S+?=('[^']*'|\"[^\"]*\"|\S+)", "", text).split():
+            raise ConfigError(f"--run-config: '{rest[0]}' is not KEY=VALUE (without spaces)")
+    try:
+        return dict(parse_config_args(list(pairs)))
+    except (ClickException, ValueError) as error:
+        raise ConfigError(f"--run-config: {error}") from error

@@ -1,0 +1,156 @@
+"""One run, or the same with several seeds."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedzge_flwr.cli.given import Given
+from fedzge_flwr.config import from_run_config
+from fedzge_flwr.display import percent
+from fedzge_flwr.errors import ConfigError, RunFolderError
+from fedzge_flwr.launch.deployment import deploy
+from fedzge_flwr.launch.simulate import Resources, simulate
+
+_FIGURES = ("central", "ensemble", "mean client")
+# Of a run that goes on, or is one of several, they differ though it is the same run.
+_OF_NO_ACCOUNT = frozenset({"output-dir", "run-name", "resume", "seed"})
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """Starts a run and waits for it.
+
+    Parameters
+    ----------
+    app : Path, optional
+        The app's folder; without, the current folder, or the checkout that this package is in.
+    resources : Resources, optional
+        What each client of a simulation is given; None: a deployment on loopback.
+    """
+
+    app: Path | None
+    resources: Resources | None
+
+    def __call__(self, run_config: Mapping[str, Any]) -> Path:
+        """Run to the end and return the run folder.
+
+        Raises
+        ------
+        FedZGEError
+            If a setting is wrong, there is no app, or the run fails.
+        """
+        app = self.app or _app_here()
+        return (
+            deploy(app, run_config)
+            if self.resources is None
+            else simulate(app, run_config, self.resources)
+        )
+
+
+def _app_here() -> Path:
+    for folder in (Path.cwd(), Path(__file__).resolve().parents[2]):
+        try:
+            whole = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        # Only an app with this package's settings takes what is sent to it.
+        if "recipe" in whole.get("tool", {}).get("flwr", {}).get("app", {}).get("config", {}):
+            return folder
+    raise ConfigError(
+        "there is no FedZGE app here: name the folder of one, such as a checkout, with --app"
+    )
+
+
+def run_seeds(seeds: str, given: Given, launch: Launcher) -> None:
+    """Run once per seed, into sibling folders, and print a table of their last rounds.
+
+    Finished runs with the same settings are kept; those that were stopped are gone on with.
+
+    Raises
+    ------
+    FedZGEError
+        If the seeds are not numbers, a folder is taken by another run, or a run fails.
+    """
+    if given.resume is not None:
+        raise ConfigError("--seeds: without --resume; runs that were stopped are gone on with")
+    if not re.fullmatch(r"\d+(,\d+)*", seeds):
+        raise ConfigError(f"--seeds {seeds}: give whole numbers between commas, such as 0,1,2")
+    numbers = [int(text) for text in seeds.split(",")]
+    common = given.run_config()
+    settings = from_run_config(common)
+    name = settings.run.run_name or f"{settings.data.dataset}-{settings.run.recipe}"
+    parent = Path(settings.run.output_dir).expanduser().absolute()
+    folders = {}
+    for seed in dict.fromkeys(numbers):
+        folder = parent / f"{name}-s{seed}"
+        config = {**common, "seed": seed, "output-dir": str(parent), "run-name": folder.name}
+        if _is_finished(folder, config):
+            print(f"seed {seed}: finished already, in {folder}", flush=True)
+        else:
+            print(f"seed {seed}:", flush=True)
+            launch({**config, "resume": str(folder)} if folder.exists() else config)
+        folders[seed] = folder
+    sys.stdout.write(_table({seed: last_figures(folder) for seed, folder in folders.items()}))
+
+
+def _is_finished(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Say whether a run is finished; False: it is to be started, or to be gone on with."""
+    if not folder.exists():
+        return False
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        status, kept = str(found["status"]), dict(found["settings"])
+    except (OSError, ValueError, KeyError):
+        raise RunFolderError(f"{folder} exists and is not the folder of a run; remove it") from None
+    wanted = from_run_config(config).to_run_config()
+    for key in sorted(wanted.keys() - _OF_NO_ACCOUNT):
+        if kept.get(key) != wanted[key]:
+            raise RunFolderError(
+                f"{folder} is of a run with '{key}' = {kept.get(key)!r}, not {wanted[key]!r}; "
+                "remove it, or name this one otherwise with 'run-name'"
+            )
+    if status == "finished":
+        return True
+    if not any((folder / "checkpoints").glob("round-*")):
+        raise RunFolderError(
+            f"{folder} is of a run that ended as '{status}' without a checkpoint; remove it"
+        )
+    return False
+
+
+def last_figures(folder: Path) -> dict[str, float | None]:
+    """Return the accuracies of the last evaluated round of a run, each None if not evaluated."""
+    rows = [
+        json.loads(line)
+        for line in (folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    figures: dict[str, float | None] = dict.fromkeys(_FIGURES)
+    for row in rows:
+        for name in _FIGURES:
+            found = row[f"{name.replace(' ', '_')}_accuracy"]
+            figures[name] = figures[name] if found is None else float(found)
+    return figures
+
+
+def _table(by_seed: Mapping[int, Mapping[str, float | None]]) -> str:
+    lines = ["".join(text.rjust(14) for text in ("seed", *_FIGURES))]
+    for seed, figures in by_seed.items():
+        cells = [str(seed), *(percent(figures[name]) for name in _FIGURES)]
+        lines.append("".join(text.rjust(14) for text in cells))
+    cells = ["mean ± std"]
+    for name in _FIGURES:
+        known = [value for row in by_seed.values() if (value := row[name]) is not None]
+        cells.append(
+            f"{100 * np.mean(known):.1f} ± {100 * np.std(known):.1f} %" if known else percent(None)
+        )
+    lines.append("".join(text.rjust(14) for text in cells))
+    return "\n".join(lines) + "\n"
