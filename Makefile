@@ -14,7 +14,7 @@ CLIENT_GPUS ?= 0
 # A run's folder, to go on with it: make run RESUME=runs/NAME
 RESUME ?=
 
-.PHONY: test-slow test-faults deploy-demo help run install test check lint types clean
+.PHONY: browser test-slow test-faults deploy-demo help run install test check lint types clean
 
 help:
 	@echo "make run      install, then run FedZGE on handwritten digits in simulation"
@@ -47,8 +47,15 @@ $(STAMP): pyproject.toml
 	@$(BIN)/python -c 'import torch, torchvision' || { echo "error: torch and torchvision in $(VENV) do not match: rm -r $(VENV), then make install with both from one package index"; exit 1; }
 	@touch $(STAMP)
 
+# The report is looked at in Chromium, by whoever has it or may install it.
+browser:
+	@command -v chromium chromium-browser >/dev/null || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null || \
+		{ echo "installing chromium for the tests of the report"; \
+		  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium >/dev/null; } || \
+		echo "no chromium: the tests that need one are skipped"
+
 # One worker a core, up to four: the tests of a file stay together.
-test: $(STAMP)
+test: $(STAMP) browser
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(STAMP)

@@ -11,9 +11,11 @@ from fedzge_flwr.config import from_run_config
 from fedzge_flwr.errors import FedZGEError
 from fedzge_flwr.evaluation import TestSetEvaluation, check_partition
 from fedzge_flwr.naming import run_to_resume
+from fedzge_flwr.observers import Observer
 from fedzge_flwr.results import RunFolder
 from fedzge_flwr.server.build import build_central, check_names
 from fedzge_flwr.strategy import FedZGE
+from fedzge_flwr.tracking import TensorBoard
 
 LOGGER = logging.getLogger("flwr.fedzge")
 
@@ -29,20 +31,23 @@ def main(grid: Grid, context: Context) -> None:
         evaluation = None
         if settings.run.server_evaluation == "test":
             evaluation = TestSetEvaluation(settings)
-        check_partition(settings)
+        class_counts = check_partition(settings)
         check_names(settings)
         central = build_central(settings)
         checkpoint = None
         if settings.run.resume:
             checkpoint = CheckpointFolder(run_to_resume(settings) / "checkpoints").newest()
             checkpoint.check_settings(settings)
-        folder = RunFolder(settings, checkpoint.round if checkpoint else None)
+        folder = RunFolder(settings, checkpoint.round if checkpoint else None, class_counts)
         LOGGER.info("run folder: %s", folder.path)
+        observers: list[Observer] = [folder]
+        if settings.run.tensorboard:
+            observers.append(TensorBoard(folder.path / "tensorboard"))
         strategy = FedZGE(
             settings,
             central,
             test_set=evaluation,
-            observers=[folder],
+            observers=observers,
             checkpoints=CheckpointFolder(folder.path / "checkpoints"),
             resume_from=checkpoint,
         )

@@ -37,6 +37,7 @@ NUMBERS_DO_NOT_DEPEND_ON = frozenset(
         "run-name",
         "resume",
         "checkpoint-every",
+        "tensorboard",
         "exchange-timeout",
         "train-timeout",
         "query-timeout",

@@ -10,6 +10,7 @@ import logging
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from flwr.app import ArrayRecord, MetricRecord
 
 from fedzge_flwr.arrays import FloatArray
@@ -76,11 +77,16 @@ class TestSetEvaluation:
         return evaluate_logits(to_tensor(logits_MK), to_tensor(labels)).accuracy
 
 
-def check_partition(settings: Settings) -> None:
+def check_partition(settings: Settings) -> npt.NDArray[np.int64] | None:
     """Check, before any client starts, that the data can be divided as the settings ask.
 
     In a simulation the data lie on this machine, and a download happens here, once. In a deployment
     they may lie with the clients alone: then there is nothing to check here.
+
+    Returns
+    -------
+    ndarray of int64, optional
+        Images by client and class (clients, K); None if the data are not here.
 
     Raises
     ------
@@ -88,13 +94,16 @@ def check_partition(settings: Settings) -> None:
         If there are too few images for so many clients, or files are malformed.
     """
     if settings.data.dataset == OWN:
-        return
+        return None
     try:
         parts = partition_indices(settings.data, settings.run.num_clients, settings.run.seed)
     except MissingDataError as error:
         LOGGER.info("training images are not checked here, but by the clients (%s)", error)
-        return
+        return None
     labels = load_split(settings.data, "train").labels_N
-    absent = set(range(settings.data.spec.num_classes)) - set(labels[np.concatenate(parts)])
-    if absent:
-        LOGGER.warning("no client has images of class %s", ", ".join(map(str, sorted(absent))))
+    num_classes = settings.data.spec.num_classes
+    counts = np.array([np.bincount(labels[part], minlength=num_classes) for part in parts])
+    absent = np.flatnonzero(counts.sum(axis=0) == 0)
+    if len(absent):
+        LOGGER.warning("no client has images of class %s", ", ".join(map(str, absent)))
+    return counts

@@ -64,6 +64,8 @@ class RoundRow:
         ``bytes_down`` and ``bytes_up`` by partition and by what they are for.
     phase_seconds : dict[str, float]
         Wall time by phase.
+    answer_classes : tuple of int
+        The round's images, counted by the class that the ensemble gives them.
     """
 
     round: int
@@ -89,6 +91,7 @@ class RoundRow:
     client_bytes: dict[int, Traffic] = field(default_factory=dict)
     loss: dict[str, float] = field(default_factory=dict)
     phase_seconds: dict[str, float] = field(default_factory=dict)
+    answer_classes: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as JSON types: partitions become strings, infinite losses null."""
@@ -110,7 +113,31 @@ class RoundRow:
         values["loss"] = {k: math.nan if v is None else v for k, v in row["loss"].items()}
         for name in ("sampled", "participants", "unmoved"):
             values[name] = tuple(row[name])
+        # Runs of earlier versions have no counts.
+        values["answer_classes"] = tuple(row.get("answer_classes", ()))
         return cls(**values)
+
+    def figures(self) -> dict[str, float]:
+        """Return what was measured as ``group/name``, for trackers; what was not is left out."""
+        found = {
+            "accuracy/central": self.central_accuracy,
+            "accuracy/ensemble": self.ensemble_accuracy,
+            "accuracy/mean client": self.mean_client_accuracy,
+            **{f"client accuracy/{n}": value for n, value in self.client_accuracy.items()},
+            "cost/queries a client": self.queries_per_client,
+            "cost/MB down": self.bytes_down_total / 1e6,
+            "cost/MB up": self.bytes_up_total / 1e6,
+            "cost/seconds": self.seconds,
+            "clients/participants": len(self.participants),
+            "clients/missing": len(self.missing),
+            **{f"loss/{name}": value for name, value in self.loss.items()},
+            **{f"seconds/{name}": value for name, value in self.phase_seconds.items()},
+        }
+        return {
+            name: float(value)
+            for name, value in found.items()
+            if value is not None and math.isfinite(value)
+        }
 
     def to_line(self, num_rounds: int) -> str:
         """Return the row as one line for people."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import tomli_w
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _GRID_IMAGES_PER_CLASS = 10
 _GRID_CLASSES = 20
+_STRIP_CLASSES = 10
 
 
 class RunFolder:
@@ -42,7 +44,7 @@ class RunFolder:
     that goes on from its newest checkpoint), ``rounds.jsonl`` (a row a round),
     ``progress.json`` (round and phase right now), ``accuracy.csv``, and at the end
     ``central.safetensors``, ``generator.safetensors``, ``accuracy.png``, ``bytes.png`` and
-    ``synthetic.png``.
+    ``synthetic.png``. ``generated/`` has a picture a round: one generated image of each class.
 
     Parameters
     ----------
@@ -51,6 +53,8 @@ class RunFolder:
     resumed_after : int, optional
         With ``resume``: the round that the run goes on after. What the folder has of later rounds
         is dropped.
+    class_counts : ndarray of int, optional
+        Images by client and class (clients, K), where that is known, as in a simulation.
 
     Raises
     ------
@@ -58,8 +62,14 @@ class RunFolder:
         If the folder cannot be made, the name is taken, or there is nothing to resume.
     """
 
-    def __init__(self, settings: Settings, resumed_after: int | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        resumed_after: int | None = None,
+        class_counts: npt.NDArray[np.int64] | None = None,
+    ) -> None:
         self._settings = settings
+        self._class_counts = class_counts
         self._rows: list[RoundRow] = []
         self._samples: tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]] | None = None
         self._clients: dict[int, str] = {}
@@ -92,9 +102,10 @@ class RunFolder:
     def on_round(self, server: ServerState, current: RoundState, row: RoundRow) -> None:
         """Append to ``rounds.jsonl`` and rewrite ``accuracy.csv``."""
         self._rows.append(row)
-        if current.batch is not None:
-            self._samples = _labelled_samples(current.batch)
         with self._explained():
+            if current.batch is not None:
+                self._samples = _labelled_samples(current.batch)
+                self._draw_strip(row.round)
             with (self.path / "rounds.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row.to_json(), allow_nan=False) + "\n")
             with atomic_path(self.path / "accuracy.csv") as temporary:
@@ -155,6 +166,7 @@ class RunFolder:
             "settings": self._settings.to_run_config(),
             "versions": _versions(),
             "clients": {str(number): text for number, text in self._clients.items()},
+            "class_counts": None if self._class_counts is None else self._class_counts.tolist(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(self._started)),
             "seconds": round(time.time() - self._started, 1),
         }
@@ -164,6 +176,18 @@ class RunFolder:
     def _save_model(self, name: str, model: nn.Module) -> None:
         with atomic_path(self.path / f"{name}.safetensors") as temporary:
             save_file(state_arrays(model), temporary)
+
+    def _draw_strip(self, round_: int) -> None:
+        """Draw the first image of each class, side by side."""
+        if self._samples is None:
+            return
+        images, labels = self._samples
+        _, firsts = np.unique(labels, return_index=True)
+        strip = np.concatenate(images[firsts[:_STRIP_CLASSES]].transpose(0, 2, 3, 1), axis=1)
+        folder = self.path / "generated"
+        folder.mkdir(exist_ok=True)
+        with atomic_path(folder / f"round-{round_:06d}.png", durable=False) as temporary:
+            Image.fromarray(strip.squeeze(-1) if strip.shape[-1] == 1 else strip).save(temporary)
 
     def _draw(self) -> None:
         from fedzge_flwr.plots import draw_accuracy, draw_bytes, draw_synthetic

@@ -361,6 +361,7 @@ class FedZGE(Strategy):
             seconds=seconds,
             loss=_losses(current),
             phase_seconds={name: round(spent, 4) for name, spent in current.seconds.items()},
+            answer_classes=_classes(current),
         )
 
     # -- Flower's per-phase hooks: a round of FedZGE has more phases than train and evaluate ------
@@ -400,6 +401,13 @@ _METRICS = (
 def _metric(record: MetricRecord | None, name: str) -> float | None:
     value = None if record is None else record.get(name)
     return float(value) if isinstance(value, (int, float)) else None
+
+
+def _classes(current: RoundState) -> tuple[int, ...]:
+    if current.transfer is None:
+        return ()
+    logits_NK = current.transfer.logits_NK
+    return tuple(np.bincount(logits_NK.argmax(axis=1), minlength=logits_NK.shape[1]).tolist())
 
 
 def _losses(current: RoundState) -> dict[str, float]:

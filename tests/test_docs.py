@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -52,7 +54,16 @@ def run_snippet(name: str) -> dict[str, Any]:
 
 def test_every_snippet_is_short_and_tested() -> None:
     assert set(SNIPPETS) == {
-        *("model", "dataset", "generator", "estimator", "defence", "blackbox", "observer")
+        *(
+            "model",
+            "dataset",
+            "generator",
+            "estimator",
+            "defence",
+            "blackbox",
+            "observer",
+            "tracker",
+        )
     }
     for name, text in SNIPPETS.items():
         assert len([line for line in text.splitlines() if line.strip()]) < 20, name
@@ -137,6 +148,37 @@ def test_a_black_box_with_one_method(capsys: pytest.CaptureFixture[str]) -> None
         ["1", "None"],
         ["2", "None"],
     ]
+
+
+def test_the_tracker_is_given_every_figure(
+    make_grid: Any, tiny_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for the tracker's own module, which is no dependency."""
+    logged: list[tuple[dict[str, float], int]] = []
+
+    class Run:
+        def log(self, figures: dict[str, float], step: int) -> None:
+            logged.append((figures, step))
+
+    module = ModuleType("wandb")
+    module.init = lambda project: Run()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    import server_app
+
+    tracker = run_snippet("tracker")["Tracker"]("a project")
+    whole = server_app.FedZGE
+
+    def tracked(*args: Any, observers: Any, **more: Any) -> FedZGE:
+        return whole(*args, observers=[*observers, tracker], **more)
+
+    monkeypatch.setattr(server_app, "FedZGE", tracked)
+    rows = rows_of(run_server(make_grid(tiny_config), tiny_config))
+    assert [step for _, step in logged] == [1, 2]
+    for row, (figures, _) in zip(rows, logged, strict=True):
+        assert figures["accuracy/central"] == row["central_accuracy"]
+        assert figures["client accuracy/2"] == row["client_accuracy"]["2"]
+        assert figures["loss/total"] == row["loss"]["total"]
+        assert figures["cost/MB down"] == row["bytes_down_total"] / 1e6
 
 
 def test_the_reference_is_the_codes() -> None:

@@ -24,7 +24,6 @@ PLANS = {
     "where it matters": [
         ("ask_clients", "serverapp"),
         ("ask_clients", "everything"),
-        ("distil_central_from_memory", "everything"),
         ("save_checkpoint", "serverapp"),
     ],
     **{f"every phase, {whom}": [(phase, whom) for phase in PHASES] for whom in WHOM},
@@ -104,8 +103,10 @@ def config(efficient_config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@pytest.mark.faults
-@pytest.mark.parametrize("exchanges", ["one", "phases"])
+@pytest.mark.parametrize(
+    "exchanges",
+    [pytest.param("one", marks=pytest.mark.faults), pytest.param("phases", marks=pytest.mark.slow)],
+)
 def test_killed_in_every_phase_and_resumed(
     tmp_path: Path, config: dict[str, Any], exchanges: str
 ) -> None:

@@ -37,6 +37,7 @@ def test_contents(folder: Path, tiny_config: dict[str, Any]) -> None:
         "bytes.png",
         "synthetic.png",
         "accuracy.csv",
+        "generated",
     }
     config = json.loads((folder / "config.json").read_text())
     assert config["status"] == "finished"

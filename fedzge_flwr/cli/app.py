@@ -90,6 +90,22 @@ def run(
             run_seeds(seeds, given, launcher)
 
 
+@app.command(
+    epilog="Examples:  fedzge report runs/NAME  |  fedzge report runs/*-paper-* runs/*-efficient-* "
+    "-o comparison.html"
+)
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run folders.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The page.")] = Path("report.html"),
+) -> None:
+    """Make one page of a run, or of several that are compared, that needs no network."""
+    with _told():
+        from fedzge_flwr.report import write_report
+
+        write_report(runs, output)
+        print(f"report: {output}")
+
+
 @app.command()
 def presets(
     name: Annotated[str | None, typer.Argument(help="Show this one; without, list all.")] = None,

@@ -97,6 +97,9 @@ class RunSettings(Section):
     resume: str = Field(
         "", description="folder of a run that was stopped: go on from its newest checkpoint"
     )
+    tensorboard: bool = Field(
+        False, description="write TensorBoard's files into the run folder (extra tensorboard)"
+    )
     eval_every: Count = Field(1, description="evaluate every so many rounds, and at the last")
     client_evaluation: Literal["test", "held-out", "off"] = Field(
         "test",

@@ -1,0 +1,195 @@
+"""The figures of a report, as Plotly has them; the page colours them for light and dark."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from fedzge_flwr.ledger import total
+from fedzge_flwr.observers import RoundRow
+from fedzge_flwr.report.runs import Group, Reading, Run
+
+# Okabe and Ito's colours: told apart by most eyes, on light and on dark.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A7A00")
+_CENTRAL, _ENSEMBLE, _CLIENTS = "#D55E00", "#0072B2", "#7F7F7F"
+_MOST_CLIENT_LINES = 50
+
+AXES: Mapping[str, tuple[str, Reading]] = {
+    "round": ("round", lambda row: float(row.round)),
+    "queries": ("queries a client", lambda row: float(row.queries_per_client)),
+    "bytes": (
+        "MB on the wire, all clients",
+        lambda row: (row.bytes_down_total + row.bytes_up_total) / 1e6,
+    ),
+}
+"""What accuracy is shown against: the axis's title and where to read it."""
+
+_LINES: tuple[tuple[str, Reading, str], ...] = (
+    ("central model", lambda row: row.central_accuracy, _CENTRAL),
+    ("ensemble", lambda row: row.ensemble_accuracy, _ENSEMBLE),
+    ("mean client", lambda row: row.mean_client_accuracy, _CLIENTS),
+)
+
+
+def accuracy(run: Run, against: str) -> go.Figure:
+    """Draw the accuracies of central model, ensemble and clients against one of `AXES`."""
+    title, x = AXES[against]
+    figure = go.Figure()
+    partitions = sorted({number for row in run.rows for number in row.client_accuracy})
+    for number in partitions[:_MOST_CLIENT_LINES]:
+        xs, ys = _points(run.rows, x, lambda row, n=number: row.client_accuracy.get(n))  # type: ignore[misc]
+        _line(figure, xs, ys, f"client {number}", _CLIENTS, 1, opacity=0.35, showlegend=False)
+    for name, y, colour in _LINES:
+        xs, ys = _points(run.rows, x, y)
+        if xs:
+            _line(figure, xs, ys, name, colour, 3)
+    return _finished(figure, title, "accuracy", yaxis_tickformat=".0%")
+
+
+def comparison(groups: Sequence[Group], against: str) -> go.Figure:
+    """Draw each group's central model, with its deviation over seeds, and its ensemble, dashed."""
+    title, x = AXES[against]
+    figure = go.Figure()
+    for number, item in enumerate(groups):
+        colour = _COLOURS[number % len(_COLOURS)]
+        xs, ys, spread = item.curve(x, lambda row: row.central_accuracy)
+        if len(item.runs) > 1 and xs:
+            upper = [y + s for y, s in zip(ys, spread, strict=True)]
+            lower = [y - s for y, s in zip(ys, spread, strict=True)]
+            figure.add_scatter(
+                x=xs + xs[::-1],
+                y=upper + lower[::-1],
+                fill="toself",
+                fillcolor=colour,
+                opacity=0.2,
+                line_width=0,
+                mode="lines",
+                hoverinfo="skip",
+                showlegend=False,
+            )
+        _line(figure, xs, ys, f"{item.label}: central", colour, 3)
+        xs, ys, _ = item.curve(x, lambda row: row.ensemble_accuracy)
+        _line(figure, xs, ys, f"{item.label}: ensemble", colour, 1.5, dash="dash")
+    return _finished(figure, title, "accuracy", yaxis_tickformat=".0%")
+
+
+def class_balance(run: Run) -> go.Figure | None:
+    """Draw which classes the ensemble gave the round's images, as shares."""
+    rows = [row for row in run.rows if sum(row.answer_classes)]
+    if not rows:
+        return None
+    shares = [[count / sum(row.answer_classes) for count in row.answer_classes] for row in rows]
+    figure = go.Figure(
+        go.Heatmap(
+            x=[row.round for row in rows],
+            y=[str(number) for number in range(len(shares[0]))],
+            z=[list(column) for column in zip(*shares, strict=True)],
+            zmin=0,
+            colorscale="Viridis",
+            colorbar={"tickformat": ".0%", "thickness": 12},
+            hovertemplate="round %{x}, class %{y}: %{z:.1%}<extra></extra>",
+        )
+    )
+    return _finished(figure, "round", "class", yaxis_type="category")
+
+
+def ledger(run: Run) -> go.Figure:
+    """Draw the mean MB of a client by round, up above 0 and down below, by what they are for."""
+    figure = go.Figure()
+    sums = [total(row.client_bytes.values()) for row in run.rows]
+    rounds = [row.round for row in run.rows]
+    colours: dict[str, str] = {}
+    for way, sign in (("down", -1), ("up", 1)):
+        for purpose in sorted({name for item in sums for name in getattr(item, way)}):
+            colour = colours.setdefault(purpose, _COLOURS[len(colours) % len(_COLOURS)])
+            figure.add_bar(
+                x=rounds,
+                y=[
+                    sign * getattr(item, way).get(purpose, 0) / 1e6 / max(len(row.client_bytes), 1)
+                    for item, row in zip(sums, run.rows, strict=True)
+                ],
+                name=f"{way}: {purpose}",
+                marker={"color": colour, "opacity": 1.0 if way == "up" else 0.65},
+            )
+    return _finished(figure, "round", "MB a client (down below 0)", barmode="relative")
+
+
+def phases(run: Run) -> go.Figure:
+    """Draw the seconds of each round by phase, the longest phases first."""
+    names = sorted(
+        {name for row in run.rows for name in row.phase_seconds},
+        key=lambda name: -sum(row.phase_seconds.get(name, 0.0) for row in run.rows),
+    )
+    figure = go.Figure()
+    for number, name in enumerate(names):
+        figure.add_bar(
+            x=[row.round for row in run.rows],
+            y=[row.phase_seconds.get(name, 0.0) for row in run.rows],
+            name=name.replace("_", " "),
+            marker_color=_COLOURS[number % len(_COLOURS)],
+            marker_opacity=1.0 - 0.4 * (number // len(_COLOURS)),
+        )
+    return _finished(figure, "round", "seconds", barmode="stack")
+
+
+def partition(run: Run) -> go.Figure | None:
+    """Draw how many images of each class each client has, where that is known."""
+    counts = run.config.get("class_counts")
+    if not counts:
+        return None
+    figure = go.Figure(
+        go.Heatmap(
+            x=[str(number) for number in range(len(counts[0]))],
+            y=[f"client {number}" for number in range(len(counts))],
+            z=counts,
+            zmin=0,
+            colorscale="Viridis",
+            colorbar={"thickness": 12},
+            hovertemplate="%{y}, class %{x}: %{z} images<extra></extra>",
+        )
+    )
+    return _finished(
+        figure, "class", "", xaxis_type="category", yaxis_type="category", yaxis_automargin=True
+    )
+
+
+def _points(rows: Sequence[RoundRow], x: Reading, y: Reading) -> tuple[list[float], list[float]]:
+    read = [(x(row), y(row)) for row in rows]
+    known = [(a, b) for a, b in read if a is not None and b is not None]
+    return [a for a, _ in known], [b for _, b in known]
+
+
+def _line(
+    figure: go.Figure,
+    xs: Sequence[float],
+    ys: Sequence[float],
+    name: str,
+    colour: str,
+    width: float,
+    *,
+    dash: str = "solid",
+    **more: Any,
+) -> None:
+    figure.add_scatter(
+        x=xs,
+        y=ys,
+        name=name,
+        mode="lines+markers" if len(xs) == 1 else "lines",
+        line={"color": colour, "width": width, "dash": dash},
+        hovertemplate="%{y:.1%}",
+        **more,
+    )
+
+
+def _finished(figure: go.Figure, x: str, y: str, **layout: Any) -> go.Figure:
+    return figure.update_layout(
+        template="none",
+        xaxis_title=x,
+        yaxis_title=y,
+        margin={"l": 60, "r": 10, "t": 10, "b": 45},
+        legend={"orientation": "h", "y": -0.22, "yanchor": "top", "x": 0},
+        hovermode="closest",
+        **layout,
+    )

@@ -1,0 +1,202 @@
+"""The page: one file with everything in it, which opens without a network."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from fedzge_flwr.display import percent
+from fedzge_flwr.errors import RunFolderError
+from fedzge_flwr.files import atomic_path
+from fedzge_flwr.observers import RoundRow
+from fedzge_flwr.report import figures
+from fedzge_flwr.report.runs import Group, Reading, Run, group, load_run
+
+_MOST_PICTURES = 12
+_ACCURACIES: tuple[tuple[str, Reading], ...] = (
+    ("central", lambda row: row.central_accuracy),
+    ("ensemble", lambda row: row.ensemble_accuracy),
+    ("mean client", lambda row: row.mean_client_accuracy),
+)
+
+
+def write_report(folders: Sequence[Path], output: Path) -> None:
+    """Write one page of a run, or of several and how they compare.
+
+    Parameters
+    ----------
+    folders : Sequence[Path]
+        Run folders; those that differ by seed alone are shown as one, mean ± deviation.
+    output : Path
+        The HTML file; it appears when it is whole.
+
+    Raises
+    ------
+    RunFolderError
+        If one cannot be read, or the page cannot be written.
+    """
+    runs = [load_run(folder) for folder in folders]
+    if not runs:
+        raise RunFolderError("no run folder was given")
+    content = _Content()
+    groups = group(runs)
+    content.section("Accuracies of the last evaluated round", _summary(groups))
+    if len(runs) > 1:
+        for against, (title, _) in figures.AXES.items():
+            content.figure(
+                f"Accuracy against {title}",
+                figures.comparison(groups, against),
+                "Solid: central model, with the deviation over seeds; dashed: ensemble.",
+            )
+    for run in runs:
+        content.run(run, unfolded=len(runs) == 1)
+    try:
+        with atomic_path(output.expanduser().absolute(), durable=False) as temporary:
+            temporary.write_text(content.page(_title(runs)), encoding="utf-8")
+    except OSError as error:
+        raise RunFolderError(
+            f"the report cannot be written to {output} ({error.strerror}); name another file"
+        ) from error
+
+
+class _Content:
+    """The parts of a page, and the figures that they have places for."""
+
+    def __init__(self) -> None:
+        self._parts: list[str] = []
+        self._figures: list[str] = []
+
+    def section(self, title: str, body: str) -> None:
+        self._parts.append(f"<section class='wide'><h2>{escape(title)}</h2>{body}</section>")
+
+    def figure(self, title: str, figure: go.Figure | None, note: str = "") -> None:
+        if figure is None:
+            return
+        number = len(self._figures)
+        self._figures.append(str(figure.to_json()))
+        self._parts.append(
+            f"<section><h2>{escape(title)}</h2><div class='figure' data-figure='{number}' "
+            f"role='img' aria-label='{escape(title, quote=True)}'></div>"
+            f"{f'<p class=note>{escape(note)}</p>' if note else ''}</section>"
+        )
+
+    def run(self, run: Run, *, unfolded: bool) -> None:
+        """Add all that there is to see of one run."""
+        state = str(run.config["status"])
+        self._parts.append(
+            f"<details class='wide'{' open' if unfolded else ''}>"
+            f"<summary>{escape(run.folder.name)} <span class='state'>{escape(state)}</span>"
+            "</summary><div class='grid'>"
+        )
+        for against, (title, _) in figures.AXES.items():
+            self.figure(f"Accuracy against {title}", figures.accuracy(run, against))
+        self.figure(
+            "Classes of the answers",
+            figures.class_balance(run),
+            "Shares of a round's images by the class that the ensemble gives them.",
+        )
+        self.figure("Bytes by purpose", figures.ledger(run), "Mean of a round's clients.")
+        self.figure("Time by phase", figures.phases(run))
+        self.figure("Images by client and class", figures.partition(run))
+        if run.pictures:
+            self.section("Generated images, one of each class", _pictures(run))
+        self.section("Settings", _settings(run))
+        self._parts.append("</div></details>")
+
+    def page(self, title: str) -> str:
+        """Return the whole page."""
+        template = (files(__package__) / "page.html").read_text(encoding="utf-8")
+        # Within a script element nothing may look like its end.
+        data = f"[{','.join(self._figures)}]".replace("</", "<\\/")
+        for mark, text in (
+            ("<!--title-->", escape(title)),
+            ("<!--content-->", "\n".join(self._parts)),
+            ("/*figures*/", data),
+            ("/*plotly*/", get_plotlyjs()),
+        ):
+            template = template.replace(mark, text)
+        return template
+
+
+def _title(runs: Sequence[Run]) -> str:
+    first = runs[0].settings
+    what = f"FedZGE on {first.get('dataset')}"
+    return what if len(runs) == 1 else f"{what}: {len(runs)} runs"
+
+
+def _summary(groups: Iterable[Group]) -> str:
+    head = ("runs", "seeds", "rounds", "queries a client", "MB", *(name for name, _ in _ACCURACIES))
+    rows = [[_esc(text) for text in head]]
+    for item in groups:
+        last = [run.rows[-1] for run in item.runs]
+        rows.append(
+            [
+                _esc(item.label),
+                _esc(", ".join(str(run.config.get("seed", "?")) for run in item.runs)),
+                _spread([row.round for row in last]),
+                _spread([row.queries_per_client for row in last]),
+                _spread([(row.bytes_down_total + row.bytes_up_total) / 1e6 for row in last]),
+                *(_accuracy(item, reading) for _, reading in _ACCURACIES),
+            ]
+        )
+    header, *body = rows
+    cells = "".join(f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in body)
+    heads = f"<tr><th>{'</th><th>'.join(header)}</th></tr>"
+    return f"<div class='scroll'><table>{heads}{cells}</table></div>"
+
+
+def _accuracy(item: Group, reading: Reading) -> str:
+    values = [value for run in item.runs if (value := _last(run.rows, reading)) is not None]
+    if not values:
+        return "–"
+    mean = percent(float(np.mean(values)))
+    return mean if len(values) == 1 else f"{mean} ± {100 * float(np.std(values)):.1f}"
+
+
+def _last(rows: Sequence[RoundRow], reading: Reading) -> float | None:
+    return next((value for row in reversed(rows) if (value := reading(row)) is not None), None)
+
+
+def _spread(values: Sequence[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:,.0f}" if round(low) == round(high) else f"{low:,.0f} to {high:,.0f}"
+
+
+def _pictures(run: Run) -> str:
+    rounds = sorted(run.pictures)
+    chosen = np.linspace(0, len(rounds) - 1, min(_MOST_PICTURES, len(rounds))).round().astype(int)
+    items = []
+    for at in dict.fromkeys(chosen.tolist()):
+        data = base64.b64encode(run.pictures[rounds[at]]).decode("ascii")
+        text = f"round {rounds[at]}"
+        items.append(
+            f"<figure><img alt='Generated images of {text}' src='data:image/png;base64,{data}'>"
+            f"<figcaption>{text}</figcaption></figure>"
+        )
+    return f"<div class='strips'>{''.join(items)}</div>"
+
+
+def _settings(run: Run) -> str:
+    rows = {
+        **run.settings,
+        **{f"version of {name}": text for name, text in run.config.get("versions", {}).items()},
+        **{f"client {name}": text for name, text in run.config.get("clients", {}).items()},
+        "started": run.config.get("started", ""),
+        "seconds": run.config.get("seconds", ""),
+    }
+    cells = "".join(
+        f"<tr><td>{_esc(key)}</td><td>{_esc(value)}</td></tr>" for key, value in rows.items()
+    )
+    return f"<details><summary>{len(rows)} entries</summary><table>{cells}</table></details>"
+
+
+def _esc(value: object) -> str:
+    return escape(value if isinstance(value, str) else json.dumps(value))

@@ -1,0 +1,148 @@
+"""Run folders as a report reads them, and which of them are the same but for their seeds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedzge_flwr.errors import RunFolderError
+from fedzge_flwr.observers import RoundRow
+
+# They differ between runs that are compared as one.
+_OF_NO_ACCOUNT = frozenset(
+    {
+        "seed",
+        "run-name",
+        "output-dir",
+        "resume",
+        "data-dir",
+        "download",
+        "checkpoint-every",
+        "tensorboard",
+    }
+)
+_MOST_KEYS = 3
+
+Reading = Callable[[RoundRow], float | None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder's content.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder.
+    config : Mapping[str, Any]
+        Its ``config.json``.
+    rows : Sequence[RoundRow]
+        The rounds so far, at least one.
+    pictures : Mapping[int, bytes]
+        PNGs of generated images, by round.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    rows: Sequence[RoundRow]
+    pictures: Mapping[int, bytes]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The run config, every key."""
+        settings: Mapping[str, Any] = self.config["settings"]
+        return settings
+
+
+def load_run(folder: Path) -> Run:
+    """Read a run folder; the run may still go on.
+
+    Raises
+    ------
+    RunFolderError
+        If it is no run folder, or has no round yet.
+    """
+    folder = folder.expanduser().absolute()
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        lines = (folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+        # Of a run that goes on the last line may be half there.
+        rows = [RoundRow.from_json(json.loads(line)) for line in lines if line.endswith("\n")]
+        _ = config["settings"], config["status"]
+    except FileNotFoundError as error:
+        raise RunFolderError(
+            f"{folder} is not the folder of a run with rounds: it has no "
+            f"{Path(error.filename).name}"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunFolderError(f"{folder} cannot be read as a run ({error})") from error
+    if not rows:
+        raise RunFolderError(f"{folder} has no finished round yet; come back after the first")
+    pictures = {
+        int(path.stem.removeprefix("round-")): path.read_bytes()
+        for path in sorted((folder / "generated").glob("round-*.png"))
+    }
+    return Run(folder, config, rows, pictures)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs with the same settings but for their seeds.
+
+    Parameters
+    ----------
+    label : str
+        By which settings they differ from the other groups.
+    runs : Sequence[Run]
+        At least one.
+    """
+
+    label: str
+    runs: Sequence[Run]
+
+    def curve(self, x: Reading, y: Reading) -> tuple[list[float], list[float], list[float]]:
+        """Return mean x, mean y and deviation of y over the runs, of the rounds that all have.
+
+        The deviation is that of the runs themselves (no n − 1).
+        """
+        by_round = [{row.round: row for row in run.rows} for run in self.runs]
+        points = []
+        for round_ in sorted(set.intersection(*(set(rows) for rows in by_round))):
+            read = [(x(rows[round_]), y(rows[round_])) for rows in by_round]
+            if all(a is not None and b is not None for a, b in read):
+                xs, ys = np.array(read, dtype=float).T
+                points.append((float(xs.mean()), float(ys.mean()), float(ys.std())))
+        return ([], [], []) if not points else tuple(map(list, zip(*points, strict=True)))  # type: ignore[return-value]
+
+
+def group(runs: Sequence[Run]) -> list[Group]:
+    """Put runs together that differ by seed alone, in the order given."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(json.dumps(_counted(run), sort_keys=True), []).append(run)
+    groups = list(found.values())
+    keys = sorted({key for run in runs for key in _counted(run)})
+    differing = [
+        key for key in keys if len({repr(item[0].settings.get(key)) for item in groups}) > 1
+    ]
+    return [Group(_label(item, differing), item) for item in groups]
+
+
+def _counted(run: Run) -> dict[str, Any]:
+    return {key: value for key, value in run.settings.items() if key not in _OF_NO_ACCOUNT}
+
+
+def _label(runs: Sequence[Run], differing: Sequence[str]) -> str:
+    first = runs[0]
+    if not differing:
+        return first.folder.name if len(runs) == 1 else f"{len(runs)} seeds"
+    # The recipe sets much else.
+    shown = ["recipe"] if "recipe" in differing else list(differing[:_MOST_KEYS])
+    text = ", ".join(f"{key} {first.settings.get(key)}" for key in shown)
+    more = len(differing) - len(shown)
+    return text if "recipe" in differing or more == 0 else f"{text}, {more} more"
