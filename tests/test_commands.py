@@ -1,0 +1,119 @@
+"""The documentation's commands: each is run here or named with the test that runs it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.launching import ROOT, processes_below
+from tests.test_docs import PAGES
+
+TINY = (
+    "num-server-rounds=1 num-clients=2 num-train-images=60 num-test-images=60 "
+    "synthetic-batch-size=12 generator-width=4 local-epochs=1 min-local-steps=1 "
+    "central-distill-steps=2 client-distill-steps=2"
+)
+
+# As documented, and as run here: with settings that take seconds, in folders of the test's.
+RUN_HERE = {
+    "make run": f"make run RUN_CONFIG='{TINY}'",
+    "make run RUN_CONFIG='alpha=0.1 seed=1 num-server-rounds=10'": (
+        f"make run RUN_CONFIG='alpha=0.1 seed=1 num-server-rounds=10 {TINY} alpha=10.0'"
+    ),
+    "fedzge doctor": "fedzge doctor",
+    "fedzge presets": "fedzge presets",
+    "fedzge run --seeds 0,1,2 --run-config 'run-name=\"mine\" alpha=0.1'": (
+        "fedzge run --output-dir runs --seeds 0,1,2 "
+        f"--run-config 'run-name=\"mine\" {TINY}' --app {ROOT}"
+    ),
+    "fedzge report runs/mine-s0 runs/mine-s1 runs/mine-s2 -o report.html": (
+        "fedzge report runs/mine-s0 runs/mine-s1 runs/mine-s2 -o report.html"
+    ),
+}
+RUN_ELSEWHERE = {
+    r"make (test|test-slow|check|install|help)\b.*": "this suite, and what runs it",
+    r"make run RESUME=.*": "test_kill.py::test_killed_on_ray_and_resumed",
+    r"make run PRESET=.*": "test_app.py::test_preset_runs_a_tiny_round",
+    r"FLWR_\S+ (FLWR_\S+ )*flwr run \. .*": "test_examples.py::test_quickstart_on_ray",
+    r"python -m benchmarks\.central_accuracy .*": "test_benchmarks.py",
+    r"flower-supernode \.\.\. .*": "test_own_data.py",
+    r"pip install \S+( [a-z-]+)*": "test_packaging.py::test_a_project_on_the_installed_library",
+    r"python make_onnx\.py .*": "test_examples.py::test_mixed_black_boxes",
+}
+
+
+def documented() -> list[str]:
+    """Every command of a shell block, continued lines joined and comments left out."""
+    found = []
+    examples = ROOT.glob("examples/*/README.md")
+    # The deployment guide has tests of its own, which run its blocks as they are.
+    pages = [page for page in PAGES if page.parent.name != "deploy"]
+    for page in (*pages, *examples):
+        for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+            for line in block.replace("\\\n", "").splitlines():
+                command = re.sub(r"\s+", " ", re.sub(r"\s#\s.*", "", line)).strip()
+                if command:
+                    found.append(command)
+    return found
+
+
+def test_every_documented_command_is_run_somewhere() -> None:
+    commands = documented()
+    assert len(commands) > 15
+    known = [re.compile(pattern) for pattern in RUN_ELSEWHERE]
+    left = [c for c in commands if c not in RUN_HERE and not any(k.fullmatch(c) for k in known)]
+    assert left == []
+    assert set(RUN_HERE) <= set(commands)
+    for where in RUN_ELSEWHERE.values():
+        if "::" in where:
+            file, name = where.split("::")
+            assert f"def {name}(" in (ROOT / "tests" / file).read_text(), where
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="docs-"))
+    yield folder
+    assert processes_below(folder) == []
+    shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", list(RUN_HERE))
+def test_it_runs(command: str, place: Path) -> None:
+    environment = Path(sys.executable).parent
+    words = RUN_HERE[command]
+    if words.startswith("make "):
+        # With this environment, as it is: make would bring it up to date first.
+        words = words.replace(
+            "make ",
+            f"make -C {ROOT} VENV={environment.parent} -o {environment.parent}/.installed "
+            f"OUTPUT_DIR={place / 'made'} ",
+        )
+    run = subprocess.run(
+        shlex.split(words),
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=place,
+        env={**os.environ, "PATH": f"{environment}{os.pathsep}{os.environ['PATH']}"},
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    if "--seeds" in command:
+        assert "mean ± std" in run.stdout
+    if "report" in command:
+        assert (place / "report.html").stat().st_size > 1_000_000
+    if command.startswith("make run"):
+        (folder,) = re.findall(r"^run folder: (.+)$", run.stdout, re.MULTILINE)
+        assert (Path(folder) / "central.safetensors").is_file()
+    assert [child for child in psutil.Process().children() if child.status() != "zombie"] == []
