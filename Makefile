@@ -54,14 +54,14 @@ browser:
 		  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium >/dev/null; } || \
 		echo "no chromium: the tests that need one are skipped"
 
-# One worker a core, up to four: the tests of a file stay together.
+# One worker a core, up to four: the tests of a file stay together. In the order of the files: by
+# number of tests, the few that take minutes would come last, and alone.
 test: $(STAMP) browser
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations=12
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
-# In the order of the files: the longest come first, whatever their number of tests.
 test-faults: $(STAMP)
 	$(BIN)/python -m pytest -m faults -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations=12
 

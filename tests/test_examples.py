@@ -71,7 +71,7 @@ def test_the_quickstart_was_a_working_app_before(tmp_path: Path) -> None:
     assert float(re.findall(r"round 2: global model ([\d.]+)%", out)[0]) > 50
 
 
-@pytest.mark.e2e
+@pytest.mark.slow
 def test_quickstart_on_ray(tmp_path: Path) -> None:
     """``flwr run`` of the whole app, with its own settings, on a real SuperLink."""
     overrides = f'num-server-rounds=2 num-clients=3 output="{tmp_path}/central.pt"'

@@ -27,6 +27,7 @@ CONFIG: dict[str, Any] = {
     "num-clients": 10,
     "num-server-rounds": 20,
     "synthetic-batch-size": 300,
+    "procedural-share": 0.15,
     "candidates": 1,
     "local-models": "mlp",
     "central-model": "mlp",

@@ -17,12 +17,11 @@ from tests.launching import ROOT, toml_pairs
 from tests.running import rows_of, run_server
 from tests.test_resume import PHASES
 
-# A launch takes 40 CPU-seconds: both deaths where clients are at work, one of each elsewhere; the
-# rest of the plans, a death of each in every phase, is slow. Below, without Ray, it is quick.
+# A launch takes 40 CPU-seconds: a death of each, where clients are at work and before a checkpoint;
+# the rest of the plans, a death of each in every phase, is slow. Below, without Ray, it is quick.
 WHOM = ("serverapp", "everything")
 PLANS = {
     "where it matters": [
-        ("ask_clients", "serverapp"),
         ("ask_clients", "everything"),
         ("save_checkpoint", "serverapp"),
     ],

@@ -253,8 +253,7 @@ def browse(page: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.e2e
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium: make browser installs it, as root")
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1400, 390])
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1400), ("dark", 390)])
 def test_it_opens_in_a_browser(runs: list[Path], tmp_path: Path, scheme: str, width: int) -> None:
     page = tmp_path / "report.html"
     write_report(runs[:1], page)
