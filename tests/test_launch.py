@@ -18,6 +18,7 @@ from fedzge_flwr.errors import RunFolderError
 from fedzge_flwr.launch import simulate as simulate_module
 from fedzge_flwr.launch.processes import ProcessFamily
 from fedzge_flwr.launch.progress import Progress
+from fedzge_flwr.launch.session import LaunchError, session
 from fedzge_flwr.launch.simulate import Resources, federation_config
 from fedzge_flwr.observers import MissingReply, RoundRow
 
@@ -188,3 +189,17 @@ def test_automatic_names_avoid_what_is_there(
     (tmp_path / "auto").mkdir()
     folder, _ = run_launch(tmp_path, monkeypatch, {"output-dir": str(tmp_path)})
     assert folder.name == "auto-2"
+
+
+def test_a_verdict_is_of_this_run_not_of_the_one_resumed(tmp_path: Path) -> None:
+    """A finished run that is resumed with other settings ends before its folder is touched."""
+    config = tmp_path / "run" / "config.json"
+    config.parent.mkdir()
+    config.write_text('{"status": "finished"}')
+    started = "echo 'Successfully started run 5'"
+    with session({"resume": str(config.parent)}, lambda _: {}) as launch:
+        refused = f"{started}; echo 'fedzge: the run to resume has another q'"
+        with pytest.raises(LaunchError, match="the run to resume has another q"):
+            launch.follow(["bash", "-c", refused], "running")
+        done = f"{started}; sleep 0.1; touch '{config}'"
+        launch.follow(["bash", "-c", done], "running")

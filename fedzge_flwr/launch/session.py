@@ -142,6 +142,7 @@ class Session:
         LaunchError
             If the app is refused, or the run fails.
         """
+        before = self._written()
         flwr = self.start("flower", command)
         there_until = time.monotonic()
         while flwr.poll() is None:
@@ -156,7 +157,7 @@ class Session:
         submitted = re.search(r"Successfully started run (\d+)", text)
         if submitted is None:
             raise LaunchError(f"flwr run refused the app:\n{tail(self.log('flower'))}")
-        if flwr.poll() is not None and self._says_finished():
+        if flwr.poll() is not None and self._written() != before and self._says_finished():
             self.progress.poll("finished")
             return
         status = self._status(submitted.group(1))
@@ -166,6 +167,12 @@ class Session:
             reason = _failure(text) or f"the run ended as '{status}':\n{tail(self.log('flower'))}"
             raise LaunchError(reason)
         self.progress.poll("finished")
+
+    def _written(self) -> int:
+        """Return when the server last wrote its status, in nanoseconds; 0: never."""
+        with suppress(OSError):
+            return (self.folder / "config.json").stat().st_mtime_ns
+        return 0
 
     def _says_finished(self) -> bool:
         """Say whether the server wrote that all went well: the last thing that it does."""
