@@ -122,14 +122,18 @@ def phases(run: Run) -> go.Figure:
         {name for row in run.rows for name in row.phase_seconds},
         key=lambda name: -sum(row.phase_seconds.get(name, 0.0) for row in run.rows),
     )
+    shown, others = names[: len(_COLOURS) - 1], names[len(_COLOURS) - 1 :]
     figure = go.Figure()
-    for number, name in enumerate(names):
+    for colour, (title, summed) in zip(
+        _COLOURS,
+        [(name.replace("_", " "), [name]) for name in shown] + [("others", others)],
+        strict=False,
+    ):
         figure.add_bar(
             x=[row.round for row in run.rows],
-            y=[row.phase_seconds.get(name, 0.0) for row in run.rows],
-            name=name.replace("_", " "),
-            marker_color=_COLOURS[number % len(_COLOURS)],
-            marker_opacity=1.0 - 0.4 * (number // len(_COLOURS)),
+            y=[sum(row.phase_seconds.get(name, 0.0) for name in summed) for row in run.rows],
+            name=title,
+            marker_color=colour,
         )
     return _finished(figure, "round", "seconds", barmode="stack")
 
@@ -189,7 +193,7 @@ def _finished(figure: go.Figure, x: str, y: str, **layout: Any) -> go.Figure:
         xaxis_title=x,
         yaxis_title=y,
         margin={"l": 60, "r": 10, "t": 10, "b": 45},
-        legend={"orientation": "h", "y": -0.22, "yanchor": "top", "x": 0},
+        legend={"orientation": "h", "y": -0.25, "yanchor": "top", "x": 0},
         hovermode="closest",
         **layout,
     )
