@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedzge_flwr.config import Settings
+from fedzge_flwr.config import NUMBERS_DO_NOT_DEPEND_ON, Settings
 from fedzge_flwr.errors import CheckpointError
 from fedzge_flwr.files import atomic_path, remove_remains
 from fedzge_flwr.tensors import to_tensor
@@ -30,29 +30,6 @@ _MAGIC = b"fedzge-checkpoint 1 "
 _FILE = re.compile(r"round-(\d{6,})\.checkpoint")
 _KEPT = 2
 _ARRAY = "ndarray"
-
-NUMBERS_DO_NOT_DEPEND_ON = frozenset(
-    {
-        "output-dir",
-        "run-name",
-        "resume",
-        "checkpoint-every",
-        "tensorboard",
-        "exchange-timeout",
-        "train-timeout",
-        "query-timeout",
-        "distill-timeout",
-        "evaluate-timeout",
-        "node-timeout",
-        "data-dir",
-        "download",
-        "server-device",
-        "server-threads",
-        "client-device",
-        "client-threads",
-    }
-)
-"""Settings that a resumed run may change; devices and threads change the last bits at most."""
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,9 @@ class InProcess(Launcher):
         import client_app
 
         self.started.append(dict(run_config))  # type: ignore[attr-defined]
-        return run_server(InProcessGrid(client_app.app, dict(run_config), 3), dict(run_config))
+        # As every launch: what is relative is the user's.
+        config = {**run_config, "data-dir": str(Path("data").absolute())}
+        return run_server(InProcessGrid(client_app.app, config, 3), config)
 
 
 def given_of(config: dict[str, Any]) -> Given:

@@ -14,15 +14,13 @@ from typing import Any
 import numpy as np
 
 from fedzge_flwr.cli.given import Given
-from fedzge_flwr.config import from_run_config
+from fedzge_flwr.config import NUMBERS_DO_NOT_DEPEND_ON, from_run_config
 from fedzge_flwr.display import percent
 from fedzge_flwr.errors import ConfigError, RunFolderError
 from fedzge_flwr.launch.deployment import deploy
 from fedzge_flwr.launch.simulate import Resources, simulate
 
 _FIGURES = ("central", "ensemble", "mean client")
-# Of a run that goes on, or is one of several, they differ though it is the same run.
-_OF_NO_ACCOUNT = frozenset({"output-dir", "run-name", "resume", "seed"})
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ def _is_finished(folder: Path, config: Mapping[str, Any]) -> bool:
     except (OSError, ValueError, KeyError):
         raise RunFolderError(f"{folder} exists and is not the folder of a run; remove it") from None
     wanted = from_run_config(config).to_run_config()
-    for key in sorted(wanted.keys() - _OF_NO_ACCOUNT):
+    for key in sorted(wanted.keys() - NUMBERS_DO_NOT_DEPEND_ON):
         if kept.get(key) != wanted[key]:
             raise RunFolderError(
                 f"{folder} is of a run with '{key}' = {kept.get(key)!r}, not {wanted[key]!r}; "

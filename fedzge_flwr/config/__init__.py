@@ -12,6 +12,7 @@ from __future__ import annotations
 from fedzge_flwr.config.node import NodeSettings, from_node_config
 from fedzge_flwr.config.parsing import (
     AUTO,
+    NUMBERS_DO_NOT_DEPEND_ON,
     SECTIONS,
     default_run_config,
     from_run_config,
@@ -30,6 +31,7 @@ from fedzge_flwr.config.sections import (
 
 __all__ = [
     "AUTO",
+    "NUMBERS_DO_NOT_DEPEND_ON",
     "SECTIONS",
     "ClientSettings",
     "DataSettings",

@@ -35,6 +35,30 @@ SECTIONS: dict[str, type[Section]] = {
     "transfer": TransferSettings,
 }
 
+NUMBERS_DO_NOT_DEPEND_ON = frozenset(
+    {
+        "output-dir",
+        "run-name",
+        "resume",
+        "checkpoint-every",
+        "tensorboard",
+        "exchange-timeout",
+        "train-timeout",
+        "query-timeout",
+        "distill-timeout",
+        "evaluate-timeout",
+        "node-timeout",
+        "data-dir",
+        "download",
+        "server-device",
+        "server-threads",
+        "client-device",
+        "client-threads",
+    }
+)
+"""Settings by which runs do not count as different, when one is resumed or several are compared;
+devices and threads change the last bits at most."""
+
 
 def paper_defaults() -> dict[str, object]:
     """Return the keys whose default depends on the recipe, with that of ``recipe = "paper"``."""

@@ -10,22 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from fedzge_flwr.config import NUMBERS_DO_NOT_DEPEND_ON
 from fedzge_flwr.errors import RunFolderError
 from fedzge_flwr.observers import RoundRow
 
-# They differ between runs that are compared as one.
-_OF_NO_ACCOUNT = frozenset(
-    {
-        "seed",
-        "run-name",
-        "output-dir",
-        "resume",
-        "data-dir",
-        "download",
-        "checkpoint-every",
-        "tensorboard",
-    }
-)
+_SAME_BUT_FOR = NUMBERS_DO_NOT_DEPEND_ON | {"seed"}
 _MOST_KEYS = 3
 
 Reading = Callable[[RoundRow], float | None]
@@ -134,7 +123,7 @@ def group(runs: Sequence[Run]) -> list[Group]:
 
 
 def _counted(run: Run) -> dict[str, Any]:
-    return {key: value for key, value in run.settings.items() if key not in _OF_NO_ACCOUNT}
+    return {key: value for key, value in run.settings.items() if key not in _SAME_BUT_FOR}
 
 
 def _label(runs: Sequence[Run], differing: Sequence[str]) -> str:
