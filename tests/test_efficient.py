@@ -210,6 +210,19 @@ def test_answers_are_softened_before_they_are_combined() -> None:
         assert np.ptp(soft, axis=1).mean() < np.ptp(sharp, axis=1).mean()
 
 
+def test_clients_distil_the_answers_as_they_are_and_the_server_softened_ones() -> None:
+    learned = {}
+    for temperature in (1.0, 4.0):
+        more = {"ensemble": "mean-probability", "answer-temperature": temperature}
+        server, clients = make_server(1, **more), FunctionClients()
+        run(server, 1, clients)
+        assert server.memory is not None
+        learned[temperature] = (server.memory.logits_MK.numpy(), clients.distilled[0][1])
+    for sharp in (learned[1.0][0], learned[4.0][1]):
+        np.testing.assert_array_equal(sharp, learned[1.0][1])
+    assert np.ptp(learned[4.0][0], axis=1).mean() < np.ptp(learned[1.0][0], axis=1).mean()
+
+
 def test_the_central_model_screens_candidates_from_the_second_round_on() -> None:
     """Then the images asked about are more even in its classes than unscreened ones."""
     asked: dict[int, list[Any]] = {}

@@ -307,7 +307,9 @@ class ServerSettings(Section):
         "known-contrasts", description=f"how clients' answers combine: {', '.join(ENSEMBLES)}"
     )
     answer_temperature: Annotated[Positive, Paper(1.0)] = Field(
-        2.0, description="divides clients' logits before they are combined"
+        2.0,
+        description="divides clients' logits before they are combined for the central model and "
+        "the generator; clients distil the combined answers as they are",
     )
     central_distill_steps: Annotated[Count, Paper(10)] = Field(
         600, description="distillation steps E2 a round of the central model"

@@ -105,10 +105,13 @@ def ask_clients(server: ServerState, clients: Clients, current: RoundState) -> N
     examples = clients.num_examples
     current.weights = ensemble_weights({number: examples[number] for number in answers})
     rows = question.base_rows_N
-    update_tendencies(server.tendencies, {number: value[rows] for number, value in logits.items()})
+    base_logits = {number: value[rows] for number, value in logits.items()}
+    update_tendencies(server.tendencies, base_logits)
     logits_BK = server.combined(logits, current.weights)
     current.transfer = TransferBatch(
-        torch.from_numpy(question.base_NCHW).to(server.device), logits_BK[rows]
+        torch.from_numpy(question.base_NCHW).to(server.device),
+        logits_BK[rows],
+        server.combined(base_logits, current.weights, softened=False),
     )
     if current.queries is not None:
         shape = (question.copies, question.num_perturbed, -1)
@@ -228,7 +231,7 @@ def distil_clients(server: ServerState, clients: Clients, current: RoundState) -
         current.round,
         current.participants,
         present(current.question),
-        present(current.transfer).logits_NK,
+        present(current.transfer).peer_logits_NK,
         server.settings.server.temperature,
     )
 

@@ -159,10 +159,18 @@ class ServerState:
         self.num_queries = dict(snapshot["num_queries"])
 
     def combined(
-        self, logits: Mapping[int, FloatArray], weights: Mapping[int, float]
+        self,
+        logits: Mapping[int, FloatArray],
+        weights: Mapping[int, float],
+        *,
+        softened: bool = True,
     ) -> FloatArray:
-        """Return the ensemble's logits (N, K) from clients' (N, K) by partition."""
-        temperature = self.settings.server.answer_temperature
+        """Return the ensemble's logits (N, K) from clients' (N, K) by partition.
+
+        Softened by ``answer-temperature`` is what the server learns from. Clients are the experts
+        themselves, at their own temperature: softened answers of their peers would flatten them.
+        """
+        temperature = self.settings.server.answer_temperature if softened else 1.0
         return self.combine(Answers(logits, weights, self.tendencies, temperature))
 
     @property
@@ -202,11 +210,14 @@ class TransferBatch:
     x_NCHW : Tensor
         Images on the server's device, without graph.
     logits_NK : ndarray of float32
-        The ensemble's logits.
+        The ensemble's logits, softened: what the central model distils.
+    peer_logits_NK : ndarray of float32
+        The ensemble's logits as they are: what clients distil.
     """
 
     x_NCHW: Tensor
     logits_NK: FloatArray
+    peer_logits_NK: FloatArray
 
 
 @dataclass
