@@ -14,3 +14,11 @@ def printable(text: str, most: int = 300) -> str:
 def percent(fraction: float | None) -> str:
     """Return a fraction in per cent, or a dash for what was not measured."""
     return "–" if fraction is None else f"{100 * fraction:.1f} %"
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time of at least 0 s in its largest whole unit: 40 s, 12 min, 3 h."""
+    for length, unit in ((3600, "h"), (60, "min")):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"

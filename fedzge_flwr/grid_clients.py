@@ -109,12 +109,19 @@ class GridClients:
         Seconds to wait for the replies of an exchange that has no timeout of its own.
     experiment : str
         32 hexadecimal digits: what clients keep their models by.
+    on_replies : Callable[[int, int], None], optional
+        Told how many clients have replied of how many that were asked.
     """
 
     def __init__(
-        self, grid: Grid, settings: Settings, timeout: float, experiment: str = NO_EXPERIMENT
+        self,
+        grid: Grid,
+        settings: Settings,
+        timeout: float,
+        experiment: str = NO_EXPERIMENT,
+        on_replies: Callable[[int, int], None] | None = None,
     ) -> None:
-        self._exchange = GridExchange(grid, settings.run, timeout)
+        self._exchange = GridExchange(grid, settings.run, timeout, on_replies)
         self._roster = Roster(grid, self._exchange, settings.run)
         self._settings = settings
         self._experiment = experiment

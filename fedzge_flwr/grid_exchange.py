@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar, cast
 
@@ -35,6 +36,10 @@ LOGGER = logging.getLogger("flwr.fedzge")
 
 R = TypeVar("R", bound=Reply)
 
+_SHORTEST_POLL_S, _LONGEST_POLL_S = 0.1, 1.0
+_POLL_SHARE = 0.02
+"""Replies are looked for after so much of the time already waited: no answer waits longer."""
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -60,11 +65,20 @@ class GridExchange:
         Its timeouts.
     timeout : float
         Seconds to wait for the replies to an action that has no timeout of its own.
+    on_replies : Callable[[int, int], None], optional
+        Told how many nodes have replied of how many that were asked, whenever that changes.
     """
 
-    def __init__(self, grid: Grid, run: RunSettings, timeout: float) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        run: RunSettings,
+        timeout: float,
+        on_replies: Callable[[int, int], None] | None = None,
+    ) -> None:
         self._grid = grid
         self._timeout = timeout
+        self._on_replies = on_replies
         self._timeouts = {
             TrainRequest.ACTION: run.train_timeout,
             RoundRequest.ACTION: run.train_timeout,
@@ -120,7 +134,7 @@ class GridExchange:
         actions = {request.ACTION for request in requests.values()}
         timeout = max((self._timeouts.get(name, 0.0) for name in actions), default=0.0)
         timeout = timeout or self._timeout
-        received = list(self._grid.send_and_receive(messages, timeout=timeout))
+        received = self._exchanged(messages, timeout)
         # An error reply may carry another node's id: the id of the request is what counts.
         asked = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
         replies: dict[int, R] = {}
@@ -143,6 +157,35 @@ class GridExchange:
             if node_id not in replies and node_id not in failures:
                 failures[node_id] = f"no reply within {timeout:g} s"
         return replies, failures
+
+    def _exchanged(self, messages: Sequence[Message], timeout: float) -> list[Message]:
+        """Push messages and pull their replies.
+
+        Grid.send_and_receive looks for them every three seconds, and says nothing until all are
+        there.
+        """
+        started = time.monotonic()
+        # What Flower could not send has no id, and will have no reply.
+        waiting = {message_id for message_id in self._grid.push_messages(messages) if message_id}
+        received: list[Message] = []
+        self._tell(0, len(messages))
+        while waiting:
+            found = list(self._grid.pull_messages(waiting))
+            received += found
+            waiting -= {reply.metadata.reply_to_message_id for reply in found}
+            if found:
+                self._tell(len(received), len(messages))
+            waited = time.monotonic() - started
+            if waited >= timeout:
+                break
+            if waiting:
+                pause = min(max(_POLL_SHARE * waited, _SHORTEST_POLL_S), _LONGEST_POLL_S)
+                time.sleep(min(pause, timeout - waited))
+        return received
+
+    def _tell(self, answered: int, asked: int) -> None:
+        if self._on_replies is not None:
+            self._on_replies(answered, asked)
 
     def take_ledger(self) -> ByteLedger:
         """Return the bytes since the last call, and start anew."""

@@ -170,6 +170,10 @@ class Observer(Protocol):
         """Take note that a phase starts."""
         ...
 
+    def on_replies(self, answered: int, asked: int) -> None:
+        """Take note of how many clients have replied in this phase, of how many asked."""
+        ...
+
     def on_round(self, server: ServerState, current: RoundState, row: RoundRow) -> None:
         """Take note that a round has ended."""
         ...

@@ -42,7 +42,7 @@ class RunFolder:
 
     ``config.json`` (settings, versions, seed, clients, status), ``resume.toml`` (the run config
     that goes on from its newest checkpoint), ``rounds.jsonl`` (a row a round),
-    ``progress.json`` (round and phase right now), ``accuracy.csv``, and at the end
+    ``progress.json`` (round, phase and replies right now), ``accuracy.csv``, and at the end
     ``central.safetensors``, ``generator.safetensors``, ``accuracy.png``, ``bytes.png`` and
     ``synthetic.png``. ``generated/`` has a picture a round: one generated image of each class.
 
@@ -75,6 +75,7 @@ class RunFolder:
         self._clients: dict[int, str] = {}
         self._started = time.time()
         self._resumed: list[int] = []
+        self._progress: dict[str, Any] = {}
         if resumed_after is None:
             self.path = _make_folder(settings)
         else:
@@ -94,10 +95,15 @@ class RunFolder:
 
     def on_phase(self, round_: int, phase: str) -> None:
         """Replace ``progress.json``."""
-        progress = {"round": round_, "phase": phase, "since": time.time()}
-        with self._explained():
-            # Of this moment only: not worth waiting for the disk a dozen times a round.
-            atomic_write_text(self.path / "progress.json", json.dumps(progress), durable=False)
+        self._progress = {"round": round_, "phase": phase, "since": time.time()}
+        self._write_progress()
+
+    def on_replies(self, answered: int, asked: int) -> None:
+        """Replace ``progress.json``."""
+        # The first hellos are said before any phase.
+        if self._progress:
+            self._progress |= {"answered": answered, "asked": asked}
+            self._write_progress()
 
     def on_round(self, server: ServerState, current: RoundState, row: RoundRow) -> None:
         """Append to ``rounds.jsonl`` and rewrite ``accuracy.csv``."""
@@ -157,6 +163,12 @@ class RunFolder:
         frame = pd.DataFrame.from_dict(table, orient="index", columns=columns, dtype=float)
         frame.index.name = "round"
         return frame
+
+    def _write_progress(self) -> None:
+        with self._explained():
+            # Of this moment only: not worth waiting for the disk a dozen times a round.
+            text = json.dumps(self._progress)
+            atomic_write_text(self.path / "progress.json", text, durable=False)
 
     def _write_config(self, status: str) -> None:
         content: dict[str, Any] = {

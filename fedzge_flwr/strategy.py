@@ -177,7 +177,9 @@ class FedZGE(Strategy):
         self.summary()
         # Of this start alone: a strategy may be started again.
         self._warned, self._skipped, self._kept_states = set(), 0, {}
-        clients = GridClients(grid, self._settings, timeout, secrets.token_hex(16))
+        clients = GridClients(
+            grid, self._settings, timeout, secrets.token_hex(16), self._on_replies
+        )
         result = Result()
         try:
             done = self._resume(server, clients, result)
@@ -319,6 +321,10 @@ class FedZGE(Strategy):
     def _on_phase(self, round_: int, phase: str) -> None:
         for observer in self._observers:
             observer.on_phase(round_, phase)
+
+    def _on_replies(self, answered: int, asked: int) -> None:
+        for observer in self._observers:
+            observer.on_replies(answered, asked)
 
     def _make_row(
         self,

@@ -39,6 +39,9 @@ class TensorBoard(Observer):
     def on_phase(self, round_: int, phase: str) -> None:
         """Phases are not tracked one by one."""
 
+    def on_replies(self, answered: int, asked: int) -> None:
+        """Nor are replies."""
+
     def on_round(self, server: ServerState, current: RoundState, row: RoundRow) -> None:
         """Write the round's figures, so that they can be seen at once."""
         for name, value in row.figures().items():

@@ -41,6 +41,7 @@ class InProcessGrid(Grid):
         self.app = app
         self.sent: list[Message] = []
         self.received: list[Message] = []
+        self._replies: dict[str, Message] = {}
         self.tamper = tamper
         self.lose = lose
         self.parameters: dict[str, set[bytes]] = {}
@@ -70,10 +71,27 @@ class InProcessGrid(Grid):
         raise NotImplementedError
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        raise NotImplementedError
+        """Deliver at once. What is lost, there or back, has no id: nobody waits for it."""
+        ids = []
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = str(uuid4())
+            self.sent.append(message)
+            reply = None
+            if self.lose is None or not self.lose(message):
+                reply = self.deliver(message)
+                if self.tamper is not None:
+                    reply = self.tamper(message, reply)
+            if reply is not None:
+                self._replies[message.metadata.message_id] = reply
+                self.received.append(reply)
+            ids.append(message.metadata.message_id if reply is not None else "")
+        return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        raise NotImplementedError
+        replies = [self._replies.pop(number) for number in list(self._replies)]
+        if self._random:
+            self._random.shuffle(replies)
+        return replies
 
     def get_node_ids(self) -> Iterable[int]:
         ids = list(self.contexts)
@@ -84,21 +102,7 @@ class InProcessGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        replies = []
-        for message in messages:
-            message.metadata.__dict__["_message_id"] = str(uuid4())
-            self.sent.append(message)
-            if self.lose is not None and self.lose(message):
-                continue
-            reply: Message | None = self.deliver(message)
-            if self.tamper is not None and reply is not None:
-                reply = self.tamper(message, reply)
-            if reply is not None:
-                replies.append(reply)
-                self.received.append(reply)
-        if self._random:
-            self._random.shuffle(replies)
-        return replies
+        return self.pull_messages(self.push_messages(messages))
 
     def deliver(self, message: Message) -> Message:
         context = self.contexts[message.metadata.dst_node_id]

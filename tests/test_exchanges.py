@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -13,6 +15,8 @@ from flwr.serverapp.strategy import Result
 from fedzge_flwr.blackbox import FitReport, State
 from fedzge_flwr.client import register_endpoints
 from fedzge_flwr.config import from_run_config
+from fedzge_flwr.grid_exchange import GridExchange, Standing
+from fedzge_flwr.protocol import HelloReply, HelloRequest
 from fedzge_flwr.torch_blackbox import TorchBlackBox
 from tests.inprocess import InProcessGrid
 from tests.running import rows_of, run_server
@@ -342,21 +346,52 @@ def test_a_reply_to_something_else_is_not_taken_for_this_rounds(
 def test_each_phase_has_its_own_patience(make_grid: Any, config: dict[str, Any]) -> None:
     config = {**config, "exchanges": "phases", "client-evaluation": "test", "eval-every": 1}
     config |= {"train-timeout": 5.0, "distill-timeout": 6.0, "exchange-timeout": 9.0}
-    grid = make_grid({**config, "query-timeout": 0.0, "evaluate-timeout": 7.0})
-    waited: dict[str, float] = {}
-    whole = grid.send_and_receive
+    config |= {"query-timeout": 0.0, "evaluate-timeout": 7.0}
+    lost = {"train.local": 0, "query.logits": 1, "train.distill": 2, "evaluate.local": 2}
 
-    def note(messages: Any, *, timeout: float) -> Any:
-        messages = list(messages)
-        waited[messages[0].metadata.message_type] = timeout
-        return whole(messages, timeout=timeout)
+    def lose(message: Message) -> bool:
+        return lost.get(message.metadata.message_type) == node(grid, message)
 
-    grid.send_and_receive = note
-    run_server(grid, {**config, "query-timeout": 0.0, "evaluate-timeout": 7.0})
-    assert waited == {
-        "query.hello": 9.0,
-        "train.local": 5.0,
-        "query.logits": 9.0,
-        "train.distill": 6.0,
-        "evaluate.local": 7.0,
+    grid = make_grid(config, lose=lose)
+    rows = rows_of(run_server(grid, config))
+    assert {item["action"]: item["reason"] for row in rows for item in row["missing"]} == {
+        "train.local": "no reply within 5 s",
+        "query.logits": "no reply within 9 s",
+        "train.distill": "no reply within 6 s",
+        "evaluate.local": "no reply within 7 s",
     }
+
+
+class SlowGrid(InProcessGrid):
+    """Each look finds one reply more, the first look none; the last node never replies."""
+
+    looks = 0
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        self.looks += 1
+        ready = list(self._replies)[: min(self.looks - 1, len(self.contexts) - 1)]
+        found = [number for number in ready if number in set(message_ids)]
+        return [self._replies[number] for number in found]
+
+
+def test_replies_are_told_as_they_come_and_waited_for_no_longer_than_said(
+    config: dict[str, Any],
+) -> None:
+    import client_app
+
+    told: list[tuple[int, int]] = []
+    grid = SlowGrid(client_app.app, config, 3)
+    exchange = GridExchange(grid, from_run_config(config).run, 0.6, lambda *news: told.append(news))
+    nodes = list(grid.contexts)
+    started = time.monotonic()
+    replies, failures = exchange.send(
+        dict.fromkeys(nodes, HelloRequest(round=0, version="1")),
+        (HelloReply,),
+        dict.fromkeys(nodes, Standing()),
+    )
+    assert 0.6 <= time.monotonic() - started < 1.5
+    assert [replies[number].partition for number in replies] == [0, 1]
+    assert failures == {nodes[2]: "no reply within 0.6 s"}
+    assert told == [(0, 3), (1, 3), (2, 3)]
+    # A tenth of a second between two looks, at first.
+    assert 4 <= grid.looks <= 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -98,6 +99,49 @@ def test_rows_are_shown_once_and_whole(tmp_path: Path, capsys: pytest.CaptureFix
     assert "2/3  50.0 %        –      25.0 %          3,000      2.0     0.0   1.5" in text
     assert "client 1 left out of query.logits: no reply within 5 s" in text
     assert "skipped: too few" in text
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_live_line_says_who_has_replied_what_it_cost_and_how_long_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERM", "xterm")
+    rows = [make_row(number, seconds=100.0 * number) for number in (1, 2)]
+    (tmp_path / "rounds.jsonl").write_text("".join(json.dumps(r.to_json()) + "\n" for r in rows))
+    current = {"round": 3, "phase": "ask_clients", "since": 0.0}
+    (tmp_path / "progress.json").write_text(json.dumps({**current, "answered": 4, "asked": 5}))
+    with Progress(tmp_path, 6) as progress:
+        progress.poll("starting")
+        time.sleep(0.3)
+    # Four rounds of 150 s are left.
+    expected = (
+        "round 3/6: ask clients (0 s), 4 of 5 clients, 3,000 queries a client, 2.0 MB, "
+        "about 10 min left"
+    )
+    assert expected in screen.getvalue()
+
+
+def test_who_was_left_out_is_counted_at_the_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of_two = [(1, "train.round"), (1, "evaluate.local"), (3, "train.round")]
+    gone = tuple(MissingReply(*who, "gone") for who in of_two)
+    rows = [make_row(n, missing=who) for n, who in enumerate((gone, (), gone[:1]), start=1)]
+    (tmp_path / "rounds.jsonl").write_text("".join(json.dumps(r.to_json()) + "\n" for r in rows))
+    with Progress(tmp_path, 3) as progress:
+        progress.recap()
+        assert capsys.readouterr().out == ""
+        progress.poll("starting")
+        progress.recap()
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "left out of rounds, see above and rounds.jsonl: client 1: 2, client 3: 1"
 
 
 def test_row_as_a_log_line() -> None:

@@ -25,6 +25,8 @@ class Rows:
 
     def on_phase(self, round_: int, phase: str) -> None: ...
 
+    def on_replies(self, answered: int, asked: int) -> None: ...
+
     def on_round(self, server: ServerState, current: RoundState, row: RoundRow) -> None:
         self.rows.append(row)
 

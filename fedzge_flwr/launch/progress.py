@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from fedzge_flwr.display import percent
+from fedzge_flwr.display import duration, percent
 
 _QUIET_S = 10.0
 _COLUMNS = (
@@ -29,8 +30,10 @@ _COLUMNS = (
 class Progress:
     """Prints a line a round, and what is going on in between.
 
-    In a terminal the current phase is a live line; elsewhere it is printed once it has lasted for
-    10 seconds.
+    In a terminal the current phase is a live line, with the clients that have replied, what the run
+    has cost so far and how long it will still take if rounds go on as they went; elsewhere it is
+    printed once it has lasted for 10 seconds. Who was left out is said when it happens, and counted
+    at the end.
 
     Parameters
     ----------
@@ -49,6 +52,10 @@ class Progress:
         self._status = self._console.status("")
         self._offset = 0
         self._rows = 0
+        self._costs = ""
+        self._seconds: list[float] = []
+        self._last_row = time.monotonic()
+        self._left_out: Counter[int] = Counter()
         self._told = ""
         self._phase = ""
         self._phase_since = time.monotonic()
@@ -65,13 +72,13 @@ class Progress:
         """Print a line."""
         self._console.print(text, markup=False)
 
-    def now(self, text: str) -> None:
-        """Say what is going on right now."""
+    def now(self, text: str, details: str = "") -> None:
+        """Say what is going on right now; details only where a line can be replaced."""
         if text != self._phase:
             self._phase, self._phase_since = text, time.monotonic()
         elapsed = time.monotonic() - self._phase_since
         if self._console.is_terminal:
-            self._status.update(f"{text} ({elapsed:.0f} s)")
+            self._status.update(f"{text} ({elapsed:.0f} s){details}")
         elif elapsed > _QUIET_S and text != self._told:
             self.say(f"  {text} …")
             self._told = text
@@ -96,7 +103,17 @@ class Progress:
                         break
                     self._offset += len(line)
                     self._show_row(json.loads(line))
-        self.now(self._current_phase() or otherwise)
+        phase = self._current_phase()
+        if phase is None:
+            self.now(otherwise)
+        else:
+            self.now(*phase)
+
+    def recap(self) -> None:
+        """Say how often clients were left out: the lines that said so may have scrolled away."""
+        if self._left_out:
+            counts = [f"client {n}: {times}" for n, times in sorted(self._left_out.items())]
+            self.say(f"left out of rounds, see above and rounds.jsonl: {', '.join(counts)}")
 
     def _taken_up(self) -> int:
         """Return when a server last wrote that it has begun, in nanoseconds; 0: never."""
@@ -105,18 +122,36 @@ class Progress:
         except OSError:
             return 0
 
-    def _current_phase(self) -> str | None:
+    def _current_phase(self) -> tuple[str, str] | None:
+        """Return what is going on, and the details that change while it does."""
         try:
             progress = json.loads((self._folder / "progress.json").read_text(encoding="utf-8"))
         except OSError:
             return None
         phase = str(progress["phase"]).replace("_", " ")
-        return f"round {progress['round']}/{self._num_rounds}: {phase}"
+        details = [self._costs, self._time_left(int(progress["round"]))]
+        if "asked" in progress:
+            details.insert(0, f"{progress['answered']} of {progress['asked']} clients")
+        text = f"round {progress['round']}/{self._num_rounds}: {phase}"
+        return text, "".join(f", {detail}" for detail in details if detail)
+
+    def _time_left(self, round_: int) -> str:
+        """Return how long this round and those after it take if they are like those before."""
+        if not self._seconds:
+            return ""
+        mean = sum(self._seconds) / len(self._seconds)
+        left = mean * (self._num_rounds - round_ + 1) - (time.monotonic() - self._last_row)
+        return f"about {duration(left)} left" if left > 0 else ""
 
     def _show_row(self, row: Mapping[str, Any]) -> None:
         if self._rows == 0:
             self.say("".join(name.rjust(width) for name, width in _COLUMNS))
         self._rows += 1
+        self._seconds.append(float(row["seconds"]))
+        self._last_row = time.monotonic()
+        megabytes = (row["bytes_down_total"] + row["bytes_up_total"]) / 1e6
+        self._costs = f"{row['queries_per_client']:,} queries a client, {megabytes:,.1f} MB"
+        self._left_out.update({missing["partition"] for missing in row["missing"]})
         cells = (
             f"{row['round']}/{self._num_rounds}",
             percent(row["central_accuracy"]),

@@ -235,7 +235,10 @@ def session(
                 f"FedZGE: {settings.run.num_clients} clients, {settings.data.dataset}, recipe "
                 f"{settings.run.recipe}, {settings.run.num_server_rounds} rounds"
             )
-            yield Session(settings, folder, home / "run-config.toml", home, family, progress)
+            try:
+                yield Session(settings, folder, home / "run-config.toml", home, family, progress)
+            finally:
+                progress.recap()
         completed = True
     finally:
         with _uninterrupted():
