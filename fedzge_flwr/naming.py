@@ -9,6 +9,9 @@ from pathlib import Path
 from fedzge_flwr.config import Settings
 from fedzge_flwr.errors import RunFolderError
 
+WARNINGS_FILE = "warnings.log"
+"""In the run folder: the server's warnings, a line each."""
+
 _MAX_SAME_SECOND = 99
 
 

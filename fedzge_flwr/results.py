@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import platform
 import time
 from collections.abc import Iterator, Mapping
@@ -22,7 +23,7 @@ from fedzge_flwr import __version__
 from fedzge_flwr.config import Settings
 from fedzge_flwr.errors import RunFolderError
 from fedzge_flwr.files import atomic_path, atomic_write_text
-from fedzge_flwr.naming import free_run_folder, run_to_resume
+from fedzge_flwr.naming import WARNINGS_FILE, free_run_folder, run_to_resume
 from fedzge_flwr.observers import RoundRow
 from fedzge_flwr.pixels import PIXEL_RANGE
 from fedzge_flwr.server.state import RoundState, ServerState, SyntheticBatch
@@ -32,9 +33,23 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
+_LOGGER = logging.getLogger("flwr.fedzge")
 _GRID_IMAGES_PER_CLASS = 10
 _GRID_CLASSES = 20
 _STRIP_CLASSES = 10
+
+
+class _WarningsFile(logging.Handler):
+    """Appends each warning to a file as a line; what cannot be written is in the log anyway."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(logging.WARNING)
+        self._path = path
+        self.addFilter(lambda record: record.levelno == logging.WARNING)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError), self._path.open("a", encoding="utf-8") as file:
+            file.write(" ".join(record.getMessage().split()) + "\n")
 
 
 class RunFolder:
@@ -42,9 +57,10 @@ class RunFolder:
 
     ``config.json`` (settings, versions, seed, clients, status), ``resume.toml`` (the run config
     that goes on from its newest checkpoint), ``rounds.jsonl`` (a row a round),
-    ``progress.json`` (round, phase and replies right now), ``accuracy.csv``, and at the end
-    ``central.safetensors``, ``generator.safetensors``, ``accuracy.png``, ``bytes.png`` and
-    ``synthetic.png``. ``generated/`` has a picture a round: one generated image of each class.
+    ``progress.json`` (round, phase and replies right now), ``warnings.log``, ``accuracy.csv``,
+    and at the end ``central.safetensors``, ``generator.safetensors``, ``accuracy.png``,
+    ``bytes.png`` and ``synthetic.png``. ``generated/`` has a picture a round: one generated image
+    of each class.
 
     Parameters
     ----------
@@ -85,6 +101,8 @@ class RunFolder:
             overrides = {**settings.to_run_config(), "resume": str(self.path)}
             atomic_write_text(self.path / "resume.toml", tomli_w.dumps(overrides))
         self._write_config(status="starting")
+        self._warnings = _WarningsFile(self.path / WARNINGS_FILE)
+        _LOGGER.addHandler(self._warnings)
 
     # -- Observer -----------------------------------------------------------------------------
 
@@ -119,6 +137,7 @@ class RunFolder:
 
     def on_end(self, server: ServerState, error: BaseException | None) -> None:
         """Write models and pictures, also of a run that an error ended."""
+        _LOGGER.removeHandler(self._warnings)
         status = "finished" if error is None else f"failed: {type(error).__name__}: {error}"
         try:
             with self._explained():

@@ -33,6 +33,19 @@ def toml_pairs(config: dict[str, Any]) -> str:
     return " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
 
 
+def app_with_server(folder: Path, server_app: str) -> Path:
+    """Make an app of this one's client and another server, which finds this one's beside it."""
+    folder.mkdir()
+    shutil.copy(ROOT / "server_app.py", folder / "real_server_app.py")
+    shutil.copy(ROOT / "client_app.py", folder)
+    (folder / "server_app.py").write_text(server_app)
+    whole = (ROOT / "pyproject.toml").read_text()
+    (folder / "pyproject.toml").write_text(
+        "\n".join(line for line in whole.splitlines() if not line.startswith("fab-include"))
+    )
+    return folder
+
+
 @pytest.fixture
 def start() -> Any:
     """Start launches; afterwards nothing of them may be left, neither processes nor files."""
@@ -41,7 +54,9 @@ def start() -> Any:
     (place / "cwd").mkdir()
 
     def begin(config: dict[str, Any], *options: str) -> subprocess.Popen[str]:
-        arguments = ["--app", str(ROOT), "--run-config", toml_pairs(config), *options]
+        arguments = [] if "--app" in options else ["--app", str(ROOT)]
+        arguments += ["--run-config", toml_pairs(config)] if config else []
+        arguments += options
         return subprocess.Popen(
             [sys.executable, "-m", "fedzge_flwr.cli", "run", *arguments],
             stdout=subprocess.PIPE,

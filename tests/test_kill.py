@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.inprocess import InProcessGrid
-from tests.launching import ROOT, toml_pairs
+from tests.launching import ROOT, app_with_server, toml_pairs
 from tests.running import rows_of, run_server
 from tests.test_resume import PHASES
 
@@ -61,18 +60,6 @@ class Deadly(real_server_app.RunFolder):
 real_server_app.RunFolder = Deadly
 app = real_server_app.app
 """
-
-
-def make_deadly_app(folder: Path) -> Path:
-    folder.mkdir()
-    shutil.copy(ROOT / "server_app.py", folder / "real_server_app.py")
-    shutil.copy(ROOT / "client_app.py", folder)
-    (folder / "server_app.py").write_text(DEADLY)
-    whole = (ROOT / "pyproject.toml").read_text()
-    (folder / "pyproject.toml").write_text(
-        "\n".join(line for line in whole.splitlines() if not line.startswith("fab-include"))
-    )
-    return folder
 
 
 def assert_same_results(folder: Path, wanted: Path) -> None:
@@ -135,7 +122,7 @@ def test_killed_in_every_phase_and_resumed(
 def test_killed_on_ray_and_resumed(tmp_path: Path, config: dict[str, Any], name: str) -> None:
     """The server's process, or the SuperLink with all that it started, in the second round."""
     deaths_due = PLANS[name]
-    app = make_deadly_app(tmp_path / "app")
+    app = app_with_server(tmp_path / "app", DEADLY)
     plan = tmp_path / "plan"
     plan.write_text("\n".join(f"2 {phase} {whom}" for phase, whom in deaths_due))
     environment = {**os.environ, "PLAN_OF_DEATHS": str(plan)}

@@ -85,8 +85,7 @@ def make_row(number: int, **more: Any) -> RoundRow:
 def test_rows_are_shown_once_and_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = tmp_path / "rounds.jsonl"
     first = json.dumps(make_row(1).to_json()) + "\n"
-    missing = MissingReply(1, "query.logits", "no reply within 5 s")
-    second = json.dumps(make_row(2, missing=(missing,), skipped="too few").to_json()) + "\n"
+    second = json.dumps(make_row(2, skipped="too few").to_json()) + "\n"
     with Progress(tmp_path, 3) as progress:
         progress.poll("starting")
         rows.write_text(first + second[:40])
@@ -97,7 +96,6 @@ def test_rows_are_shown_once_and_whole(tmp_path: Path, capsys: pytest.CaptureFix
         progress.poll("starting")
     text = capsys.readouterr().out
     assert "2/3  50.0 %        –      25.0 %          3,000      2.0     0.0   1.5" in text
-    assert "client 1 left out of query.logits: no reply within 5 s" in text
     assert "skipped: too few" in text
 
 
@@ -128,20 +126,34 @@ def test_the_live_line_says_who_has_replied_what_it_cost_and_how_long_it_takes(
     assert expected in screen.getvalue()
 
 
-def test_who_was_left_out_is_counted_at_the_end(
+def test_warnings_are_shown_as_they_come_and_counted_at_the_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     of_two = [(1, "train.round"), (1, "evaluate.local"), (3, "train.round")]
     gone = tuple(MissingReply(*who, "gone") for who in of_two)
     rows = [make_row(n, missing=who) for n, who in enumerate((gone, (), gone[:1]), start=1)]
-    (tmp_path / "rounds.jsonl").write_text("".join(json.dumps(r.to_json()) + "\n" for r in rows))
+    log = tmp_path / "warnings.log"
+    log.write_text("an old one\n")
     with Progress(tmp_path, 3) as progress:
-        progress.recap()
-        assert capsys.readouterr().out == ""
         progress.poll("starting")
         progress.recap()
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last == "left out of rounds, see above and rounds.jsonl: client 1: 2, client 3: 1"
+        assert capsys.readouterr().out == ""
+        with log.open("a") as file:
+            file.write("client 1 left out of train.round: gone\nhalf a li")
+        progress.poll("starting")
+        assert capsys.readouterr().out == "  warning: client 1 left out of train.round: gone\n"
+        with log.open("a") as file:
+            file.write("ne\n")
+        text = "".join(json.dumps(row.to_json()) + "\n" for row in rows)
+        (tmp_path / "rounds.jsonl").write_text(text)
+        progress.poll("starting")
+        progress.recap()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "  warning: half a line"
+    assert lines[-2:] == [
+        f"warnings: 2, see {log}",
+        "rounds in which clients were left out: client 1: 2, client 3: 1",
+    ]
 
 
 def test_row_as_a_log_line() -> None:

@@ -128,13 +128,20 @@ def test_a_failing_client_is_left_out_and_named(
     reason: str,
 ) -> None:
     loss = Loss(1, "query.logits", spoil)
-    rows = rows_of(run_server(make_grid(tiny_config, tamper=loss), tiny_config))
+    folder = run_server(make_grid(tiny_config, tamper=loss), tiny_config)
+    rows = rows_of(folder)
     assert rows[0]["sampled"] == [0, 1, 2]
     assert rows[0]["participants"] == [0, 2]
     (missing,) = rows[0]["missing"]
     assert (missing["partition"], missing["action"]) == (1, "query.logits")
     assert reason in missing["reason"]
-    assert f"client 1 left out of query.logits: {missing['reason']}" in log.text
+    told = f"client 1 left out of query.logits: {missing['reason']}"
+    assert told in log.text
+    # A line a round, and none after the run's end.
+    logging.getLogger("flwr.fedzge").warning("of another run")
+    warnings = (folder / "warnings.log").read_text().splitlines()
+    assert [line.split(":")[0] for line in warnings] == ["round 1", "round 2"]
+    assert warnings[0] == f"round 1: {told}"
     # It is evaluated all the same, as clients that were not sampled are.
     assert set(rows[0]["client_accuracy"]) == {"0", "1", "2"}
 

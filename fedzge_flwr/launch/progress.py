@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from fedzge_flwr.display import duration, percent
+from fedzge_flwr.naming import WARNINGS_FILE
 
 _QUIET_S = 10.0
 _COLUMNS = (
@@ -32,8 +33,8 @@ class Progress:
 
     In a terminal the current phase is a live line, with the clients that have replied, what the run
     has cost so far and how long it will still take if rounds go on as they went; elsewhere it is
-    printed once it has lasted for 10 seconds. Who was left out is said when it happens, and counted
-    at the end.
+    printed once it has lasted for 10 seconds. The server's warnings are shown as they come, and
+    counted at the end.
 
     Parameters
     ----------
@@ -56,6 +57,9 @@ class Progress:
         self._seconds: list[float] = []
         self._last_row = time.monotonic()
         self._left_out: Counter[int] = Counter()
+        self._warnings = 0
+        # Those of the run that is resumed have been shown.
+        self._warnings_offset = len(self._read(WARNINGS_FILE, 0))
         self._told = ""
         self._phase = ""
         self._phase_since = time.monotonic()
@@ -94,15 +98,15 @@ class Progress:
         if self._before and self._taken_up() == self._before:
             self.now(otherwise)
             return
-        rows = self._folder / "rounds.jsonl"
-        if rows.is_file():
-            with rows.open("rb") as file:
-                file.seek(self._offset)
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        break
-                    self._offset += len(line)
-                    self._show_row(json.loads(line))
+        warnings = self._read(WARNINGS_FILE, self._warnings_offset)
+        self._warnings_offset += len(warnings)
+        for warning in warnings.decode(errors="replace").splitlines():
+            self._warnings += 1
+            self.say(f"  warning: {warning}")
+        rows = self._read("rounds.jsonl", self._offset)
+        self._offset += len(rows)
+        for line in rows.splitlines():
+            self._show_row(json.loads(line))
         phase = self._current_phase()
         if phase is None:
             self.now(otherwise)
@@ -110,10 +114,22 @@ class Progress:
             self.now(*phase)
 
     def recap(self) -> None:
-        """Say how often clients were left out: the lines that said so may have scrolled away."""
+        """Count the warnings, which may have scrolled away, and say who was left out how often."""
+        if self._warnings:
+            self.say(f"warnings: {self._warnings}, see {self._folder / WARNINGS_FILE}")
         if self._left_out:
             counts = [f"client {n}: {times}" for n, times in sorted(self._left_out.items())]
-            self.say(f"left out of rounds, see above and rounds.jsonl: {', '.join(counts)}")
+            self.say(f"rounds in which clients were left out: {', '.join(counts)}")
+
+    def _read(self, name: str, offset: int) -> bytes:
+        """Return the whole lines that a file of the run folder has from an offset on."""
+        try:
+            with (self._folder / name).open("rb") as file:
+                file.seek(offset)
+                found = file.read()
+        except OSError:
+            return b""
+        return found[: found.rfind(b"\n") + 1]
 
     def _taken_up(self) -> int:
         """Return when a server last wrote that it has begun, in nanoseconds; 0: never."""
@@ -165,10 +181,5 @@ class Progress:
         self.say(
             "".join(cell.rjust(width) for cell, (_, width) in zip(cells, _COLUMNS, strict=True))
         )
-        for missing in row["missing"]:
-            self.say(
-                f"  client {missing['partition']} left out of {missing['action']}: "
-                f"{missing['reason']}"
-            )
         if row["skipped"]:
             self.say(f"  skipped: {row['skipped']}")
