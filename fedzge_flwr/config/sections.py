@@ -312,7 +312,7 @@ class ServerSettings(Section):
         "the generator; clients distil the combined answers as they are",
     )
     central_distill_steps: Annotated[Count, Paper(10)] = Field(
-        600, description="distillation steps E2 a round of the central model"
+        300, description="distillation steps E2 a round of the central model"
     )
     central_lr: Annotated[Positive, Paper(0.01)] = Field(
         1e-3, description="learning rate of central distillation"
@@ -327,7 +327,7 @@ class ServerSettings(Section):
     )
     latent_dim: Count = Field(100, description="dimension nz of the generator's noise")
     synthetic_batch_size: Annotated[int, Field(ge=2), Paper(500)] = Field(
-        4000, description="new images N a round, perturbed copies not counted"
+        2000, description="new images N a round, perturbed copies not counted"
     )
     temperature: Annotated[Positive, Paper(5.0)] = Field(1.5, description="temperature T")
     beta1: NonNegative = Field(1.0, description="weight of the adversarial term")
