@@ -53,7 +53,7 @@ ROWS: dict[str, dict[str, object]] = {
     "no screening": {"candidates": 1},
     "no class balance": {"class-balance": 0.0},
     "no client distillation": {"client-distill-steps": 0},
-    "client distillation in every round": {"client-distill-start": 0.0},
+    "client distillation in every round": {"client-distill-rounds": 0},
     "no logit adjustment": {"logit-adjustment": False},
     "no mixup": {"mixup": False},
     "no rehearsal": {"client-rehearsal": False},

@@ -282,7 +282,7 @@ def test_a_federation_of_every_kind(
         synthetic_batch_size=40,
         generator_share=0.25,
         central_distill_steps=2,
-        client_distill_start=0.0,
+        client_distill_rounds=0,
         exchanges=exchanges,
         server_threads=1,
     )

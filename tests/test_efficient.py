@@ -33,7 +33,7 @@ CONFIG = {
     "distill-batch-size": 8,
     "central-distill-steps": 3,
     "generator-steps": 2,
-    "client-distill-start": 0.0,
+    "client-distill-rounds": 0,
     "ensemble": "mean",
 }
 
@@ -177,10 +177,21 @@ def test_every_part_can_be_switched_off_by_one_key(part: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("start", "rounds"), [(0.0, [1, 2, 3, 4]), (0.5, [3, 4]), (0.7, [3, 4]), (0.99, [4])]
+    ("wanted", "fraction", "rounds"),
+    [
+        (0, 1.0, [1, 2, 3, 4]),
+        (0, 0.5, [1, 2, 3, 4]),
+        (1, 1.0, [4]),
+        (2, 1.0, [3, 4]),
+        (1, 0.5, [3, 4]),
+        (3, 0.5, [1, 2, 3, 4]),
+        (9, 1.0, [1, 2, 3, 4]),
+    ],
 )
-def test_clients_distil_from_their_start_to_the_end(start: float, rounds: list[int]) -> None:
-    server, clients = make_server(**{"client-distill-start": start}), FunctionClients()
+def test_clients_distil_at_the_end(wanted: int, fraction: float, rounds: list[int]) -> None:
+    """As many rounds each, on average, if only some take part in a round."""
+    more = {"client-distill-rounds": wanted, "fraction-train": fraction}
+    server, clients = make_server(**more), FunctionClients()
     distilling = []
     for number in range(1, 5):
         before = clients.calls.count("distill")

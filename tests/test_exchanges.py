@@ -55,7 +55,7 @@ def config(efficient_config: dict[str, Any]) -> dict[str, Any]:
     return {
         **efficient_config,
         "num-server-rounds": ROUNDS,
-        "client-distill-start": 0.0,
+        "client-distill-rounds": 0,
         "eval-every": 100,
         "client-evaluation": "off",
     }
@@ -309,8 +309,8 @@ def test_images_are_kept_until_they_are_distilled_and_no_longer(
         kept.append("fedzge-asked" in state)
         return reply
 
-    grid = make_grid({**config, "client-distill-start": 0.5}, tamper=look)
-    strategy, central = make_strategy({**config, "client-distill-start": 0.5})
+    grid = make_grid({**config, "client-distill-rounds": 2}, tamper=look)
+    strategy, central = make_strategy({**config, "client-distill-rounds": 2})
     strategy.start(grid, ArrayRecord(central.state_dict()), num_rounds=ROUNDS)
     # The hello, rounds 1 to 3, and the last delivery; distillation begins in round 2.
     assert kept == [False] * 3 + [False] * 3 + [True] * 6 + [False] * 3

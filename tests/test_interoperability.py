@@ -37,7 +37,7 @@ def test_mods_see_every_message_and_change_nothing(
     register_endpoints(modded, torch_black_box)
     files = []
     for name, app in (("plain", client_app.app), ("modded", modded)):
-        config = {**efficient_config, "run-name": name, "client-distill-start": 0.0}
+        config = {**efficient_config, "run-name": name, "client-distill-rounds": 0}
         with caplog.at_level(logging.INFO, logger="flwr"):
             folder = run_server(InProcessGrid(app, config, 3), config)
         files.append((folder / "central.safetensors").read_bytes())

@@ -70,7 +70,7 @@ def runs_below(folder: Path, name: str) -> bool:
 def test_ctrl_c_in_every_phase_and_on_from_there(
     tmp_path: Path, efficient_config: dict[str, Any], start: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = {**efficient_config, "num-server-rounds": 3, "client-distill-start": 0.0}
+    config = {**efficient_config, "num-server-rounds": 3, "client-distill-rounds": 0}
     app = app_with_server(tmp_path / "app", DWELLING)
     wanted = tmp_path / "wanted"
     monkeypatch.setenv("PHASE_TO_DWELL_ON", str(wanted))

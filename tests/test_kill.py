@@ -85,7 +85,7 @@ def config(efficient_config: dict[str, Any]) -> dict[str, Any]:
         **efficient_config,
         "num-server-rounds": 3,
         "fraction-train": 0.6,
-        "client-distill-start": 0.0,
+        "client-distill-rounds": 0,
     }
 
 

@@ -56,7 +56,7 @@ def without_envelope(sizes: dict[str, int]) -> dict[str, int]:
 def test_a_compact_round_by_what_its_bytes_are_for(
     make_grid: Any, efficient_config: dict[str, Any], more: dict[str, str], bytes_of_directions: int
 ) -> None:
-    config = {**efficient_config, "client-distill-start": 0.0, "client-evaluation": "off", **more}
+    config = {**efficient_config, "client-distill-rounds": 0, "client-evaluation": "off", **more}
     first, second = rows_of(make_grid, config)
     # 20 images of 64 bytes, 4 of them along 2 directions; the answers come back as targets, those
     # of round 1 with the question of round 2 and those of round 2, the last, after it.

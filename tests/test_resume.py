@@ -31,7 +31,7 @@ def config(efficient_config: dict[str, Any]) -> dict[str, Any]:
         **efficient_config,
         "num-server-rounds": ROUNDS,
         "fraction-train": 0.6,
-        "client-distill-start": 0.0,
+        "client-distill-rounds": 0,
         "client-evaluation": "off",
     }
 

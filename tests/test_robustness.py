@@ -163,7 +163,7 @@ def test_a_run_with_a_liar_ends_well(
         **efficient_config,
         "num-clients": 10,
         "num-train-images": 300,
-        "client-distill-start": 0.0,
+        "client-distill-rounds": 0,
         "eval-every": 1,
     }
     rows = run("trimmed-mean", kind, 0, tmp_path, **config)

@@ -81,7 +81,7 @@ def test_compact_wire_is_the_dense_one_bit_for_bit(
         config = {
             **efficient_config,
             "differences": differences,
-            "client-distill-start": 0.0,
+            "client-distill-rounds": 0,
             "wire": wire.replace("forgetful", "compact"),
             "exchanges": "phases",
         }

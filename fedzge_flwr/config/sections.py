@@ -260,8 +260,10 @@ class ClientSettings(Section):
     mixup: Annotated[bool, Paper(False)] = Field(
         True, description="local training mixes pairs of images and of their labels"
     )
-    client_distill_start: Annotated[float, Field(ge=0, lt=1), Paper(0.0)] = Field(
-        0.9, description="part of the run's rounds before clients begin to distil; 0: at once"
+    client_distill_rounds: Annotated[CountOrNone, Paper(0)] = Field(
+        2,
+        description="rounds in which a client distils, at the end of the run, on average: so many "
+        "÷ fraction-train of the run's last rounds; 0: all rounds",
     )
     client_distill_steps: Annotated[CountOrNone, Paper(3)] = Field(
         600, description="distillation steps a round at the clients; 0: clients never distil"

@@ -222,8 +222,9 @@ def check_central(server: ServerState, current: RoundState) -> None:
 def distil_clients(server: ServerState, clients: Clients, current: RoundState) -> None:
     """Send x and the ensemble's logits back, for each client to distil from its peers.
 
-    Not before ``client-distill-start``: clients that distil their own ensemble's answers on
-    synthetic images round after round come to agree about those images rather than about real ones.
+    In the last rounds only (``client-distill-rounds``): clients that distil their own ensemble's
+    answers on synthetic images round after round come to agree about those images rather than about
+    real ones.
     """
     if not clients_distil(server, current.round):
         return
@@ -246,9 +247,11 @@ def deliver_targets(server: ServerState, clients: Clients, current: RoundState) 
 
 def clients_distil(server: ServerState, round_: int) -> bool:
     """Whether clients distil in a round."""
-    client = server.settings.client
-    first_round = math.floor(client.client_distill_start * server.num_rounds) + 1
-    return client.client_distill_steps > 0 and round_ >= first_round
+    client, run = server.settings.client, server.settings.run
+    rounds = client.client_distill_rounds
+    # A client that is sampled now and then has its share of a longer end.
+    of_run = math.ceil(rounds * run.num_clients / run.participants) if rounds else server.num_rounds
+    return client.client_distill_steps > 0 and round_ > server.num_rounds - of_run
 
 
 def evaluate_clients(server: ServerState, clients: Clients, current: RoundState) -> None:
