@@ -38,7 +38,7 @@ R = TypeVar("R", bound=Reply)
 
 _SHORTEST_POLL_S, _LONGEST_POLL_S = 0.1, 1.0
 _POLL_SHARE = 0.02
-"""Replies are looked for after so much of the time already waited: no answer waits longer."""
+"""Between two looks for replies there is this part of the time already waited, within bounds."""
 
 
 @dataclass(frozen=True)

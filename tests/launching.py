@@ -67,6 +67,7 @@ def start() -> Any:
             env={**os.environ, "TMPDIR": str(place)},
         )
 
+    begin.place = place
     yield begin
     assert processes_below(place) == []
     assert [path.name for path in place.iterdir()] == ["cwd"]
