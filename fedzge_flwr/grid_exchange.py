@@ -19,6 +19,7 @@ from fedzge_flwr.protocol import (
     NO_EXPERIMENT,
     DistillRequest,
     EvaluateRequest,
+    HelloRequest,
     LogitsRequest,
     Refused,
     Reply,
@@ -80,6 +81,8 @@ class GridExchange:
         self._timeout = timeout
         self._on_replies = on_replies
         self._timeouts = {
+            # A hello is no work: who does not answer it soon would not answer what follows.
+            HelloRequest.ACTION: run.node_timeout,
             TrainRequest.ACTION: run.train_timeout,
             RoundRequest.ACTION: run.train_timeout,
             LogitsRequest.ACTION: run.query_timeout,

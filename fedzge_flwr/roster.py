@@ -29,6 +29,14 @@ class Member:
     hello: HelloReply
 
 
+@dataclass
+class _Silence:
+    """How often a node has not answered a hello, and in how many rounds it is next asked again."""
+
+    times: int = 0
+    rounds_left: int = 0
+
+
 class Roster:
     """The known clients.
 
@@ -48,6 +56,7 @@ class Roster:
         self._run = run
         self._members: dict[int, Member] = {}
         self._turned_away: set[int] = set()
+        self._silent: dict[int, _Silence] = {}
 
     @property
     def members(self) -> Mapping[int, Member]:
@@ -75,6 +84,7 @@ class Roster:
             self._admit(node_id, replies[node_id])
         for node_id, reason in sorted(failures.items()):
             LOGGER.warning("node %d does not take part: %s", node_id, reason)
+            self._note_silence(node_id)
         if len(self._members) < run.min_clients:
             first = next(iter(failures.values()), "no reply")
             raise RosterError(
@@ -103,19 +113,28 @@ class Roster:
     def refresh(self, experiment: str) -> None:
         """Take in nodes that have come since, also in the place of nodes that are gone.
 
-        A SuperNode that was restarted may have another id.
+        A SuperNode that was restarted may have another id. One that is connected but does not
+        answer would have each round wait for it: it is passed over for 1, 3, 7, … rounds.
         """
         listed = set(self._grid.get_node_ids())
         known = {member.node_id for member in self._members.values()}
         gone = {n for n, member in self._members.items() if member.node_id not in listed}
-        strangers = sorted(listed - known - self._turned_away)
+        # One that has disconnected and comes back is another process, and is asked at once.
+        self._silent = {node: past for node, past in self._silent.items() if node in listed}
+        for past in self._silent.values():
+            past.rounds_left -= 1
+        waiting = {node for node, past in self._silent.items() if past.rounds_left > 0}
+        strangers = sorted(listed - known - self._turned_away - waiting)
         if not strangers or (len(self._members) == self._run.num_clients and not gone):
             return
-        replies, _ = self._exchange.send(
+        replies, failures = self._exchange.send(
             dict.fromkeys(strangers, HelloRequest(round=0, version=__version__)),
             (HelloReply,),
             dict.fromkeys(strangers, Standing(experiment)),
         )
+        for node_id, reason in sorted(failures.items()):
+            LOGGER.warning("node %d still does not take part: %s", node_id, reason)
+            self._note_silence(node_id)
         for node_id, hello in sorted(replies.items()):
             before = self._members.pop(hello.partition, None) if hello.partition in gone else None
             try:
@@ -126,6 +145,11 @@ class Roster:
                 if before is not None:
                     self._members[hello.partition] = before
                 LOGGER.warning("%s", error)
+
+    def _note_silence(self, node_id: int) -> None:
+        past = self._silent.setdefault(node_id, _Silence())
+        past.times += 1
+        past.rounds_left = 2**past.times
 
     def _admit(self, node_id: int, hello: HelloReply) -> None:
         num_clients = self._run.num_clients

@@ -346,7 +346,7 @@ def test_a_reply_to_something_else_is_not_taken_for_this_rounds(
 def test_each_phase_has_its_own_patience(make_grid: Any, config: dict[str, Any]) -> None:
     config = {**config, "exchanges": "phases", "client-evaluation": "test", "eval-every": 1}
     config |= {"train-timeout": 5.0, "distill-timeout": 6.0, "exchange-timeout": 9.0}
-    config |= {"query-timeout": 0.0, "evaluate-timeout": 7.0}
+    config |= {"query-timeout": 0.0, "evaluate-timeout": 7.0, "node-timeout": 8.0}
     lost = {"train.local": 0, "query.logits": 1, "train.distill": 2, "evaluate.local": 2}
 
     def lose(message: Message) -> bool:
@@ -381,7 +381,8 @@ def test_replies_are_told_as_they_come_and_waited_for_no_longer_than_said(
 
     told: list[tuple[int, int]] = []
     grid = SlowGrid(client_app.app, config, 3)
-    exchange = GridExchange(grid, from_run_config(config).run, 0.6, lambda *news: told.append(news))
+    run = from_run_config({**config, "node-timeout": 0.6}).run
+    exchange = GridExchange(grid, run, 3600.0, lambda *news: told.append(news))
     nodes = list(grid.contexts)
     started = time.monotonic()
     replies, failures = exchange.send(

@@ -92,3 +92,64 @@ def test_a_node_that_claims_a_client_that_is_there_is_turned_away(
     assert len(turned_away) == 2
     greeted = [m for m in grid.sent if m.metadata.message_type == "query.hello"]
     assert len(greeted) == 5
+
+
+def test_a_node_that_does_not_say_hello_is_asked_again_ever_more_rarely(
+    make_grid: Any, config: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is connected, but hangs; each hello would be waited for. In the end it answers."""
+    config = {**config, "num-server-rounds": 10, "exchange-timeout": 9.0, "node-timeout": 8.0}
+    grid = make_grid(config)
+    dumb = sorted(grid.contexts)[1]
+    hellos: list[int] = []
+    rounds: set[int] = set()
+
+    def lose(message: Message) -> bool:
+        if message.metadata.message_type == "train.round":
+            rounds.add(int(message.content["message"]["round"]))
+        if message.metadata.message_type != "query.hello" or message.metadata.dst_node_id != dumb:
+            return False
+        hellos.append(len(rounds))
+        return len(hellos) < 3
+
+    grid.lose = lose
+    rows = rows_of(run_server(grid, config))
+    # Before the first round, before the second, and, after three without, before the sixth.
+    assert hellos == [0, 1, 5]
+    assert [1 in row["participants"] for row in rows] == [False] * 5 + [True] * 5
+    assert f"node {dumb} does not take part: no reply within 8 s" in caplog.text
+    assert f"node {dumb} still does not take part: no reply within 8 s" in caplog.text
+
+
+def test_a_silent_node_that_comes_back_is_asked_at_once(
+    make_grid: Any, config: dict[str, Any]
+) -> None:
+    config = {**config, "num-server-rounds": 5}
+    grid = make_grid(config)
+    dumb = sorted(grid.contexts)[1]
+    context = grid.contexts[dumb]
+    silent = True
+    hellos = 0
+
+    def lose(message: Message) -> bool:
+        nonlocal hellos
+        of_it = message.metadata.message_type == "query.hello" and (
+            message.metadata.dst_node_id == dumb
+        )
+        hellos += of_it
+        return of_it and silent
+
+    def look(request: Message, reply: Message) -> Message:
+        nonlocal silent
+        round_ = request.content["message"]["round"]
+        if round_ == 2:
+            grid.contexts.pop(dumb, None)
+        if round_ == 3 and silent:
+            silent = False
+            grid.contexts[dumb] = context
+        return reply
+
+    grid.lose, grid.tamper = lose, look
+    rows = rows_of(run_server(grid, config))
+    assert [1 in row["participants"] for row in rows] == [False, False, False, True, True]
+    assert hellos == 3

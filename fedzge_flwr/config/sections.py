@@ -137,7 +137,9 @@ class RunSettings(Section):
     evaluate_timeout: NonNegative = Field(
         0.0, description="the same for evaluation; 0: exchange-timeout"
     )
-    node_timeout: Positive = Field(300.0, description="seconds to wait for num-clients nodes")
+    node_timeout: Positive = Field(
+        300.0, description="seconds to wait for num-clients nodes, and then for their hellos"
+    )
     server_device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
     server_threads: Count = Field(2, description="torch threads of the server")
 
