@@ -30,6 +30,7 @@ from fedzge_flwr.server.efficient import image_counts
 from fedzge_flwr.server.recipes import RECIPES
 from fedzge_flwr.server.round import run_round
 from fedzge_flwr.server.state import ServerState
+from fedzge_flwr.training import select_device
 
 LOCAL_ONLY = "local only"
 LOCAL_DEFAULT = "local only, default training"
@@ -102,7 +103,7 @@ def run_federation(settings: Settings, num_rounds: int, label: str) -> list[Poin
         build_central(settings),
         build_generator(settings),
         num_rounds=num_rounds,
-        device=torch.device("cpu"),
+        device=select_device(settings.run.server_device),
         num_test_images=evaluation.num_images,
     )
     points: list[Point] = []

@@ -23,7 +23,7 @@ from fedzge_flwr.server.build import build_central, build_generator
 from fedzge_flwr.server.round import draw_noise
 from fedzge_flwr.server.state import SyntheticBatch
 from fedzge_flwr.torch_blackbox import TorchBlackBox
-from fedzge_flwr.training import predict
+from fedzge_flwr.training import predict, select_device
 from fedzge_flwr.transfer.procedural import procedural_images
 
 STAGES = ("fresh", "half", "trained")
@@ -63,6 +63,11 @@ class Ensemble(nn.Module):
         self.models = nn.ModuleList(models).eval().requires_grad_(False)
         self.weights = [number / sum(examples) for number in examples]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        return next(self.models.parameters()).device
+
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """Map images to the ensemble's logits."""
         logits = [w * m(images_NCHW) for w, m in zip(self.weights, self.models, strict=True)]
@@ -95,7 +100,8 @@ def train_ensemble(settings: Settings, cache: Path | None) -> Ensemble:
         name = settings.client.model_of(partition)
         models.append(rebuild_model(name, spec.image_shape, spec.num_classes, cached(path, fitted)))
         examples.append(box.profile().num_examples)
-    return Ensemble(models, examples)
+    ensemble = Ensemble(models, examples)
+    return ensemble.to(select_device(settings.client.client_device))
 
 
 def agreement(first: nn.Module, second: nn.Module, images_NCHW: Tensor) -> float:
@@ -117,10 +123,11 @@ def train_central(
     seed, spec = settings.run.seed, settings.data.spec
 
     def stages() -> State:
-        central = build_central(settings)
+        central = build_central(settings).to(ensemble.device)
         kept = {"fresh": _copy(central)}
         stream = torch_stream(seed, Purpose.LATENT, round_=1)
         x_NCHW = procedural_images(effort.transfer_images, spec.image_shape, stream)
+        x_NCHW = x_NCHW.to(ensemble.device)
         teacher_NK = predict(ensemble, x_NCHW, 500)
         test = test_images(settings)
         optimizer = torch.optim.Adam(central.parameters(), lr=_LR)
@@ -147,13 +154,15 @@ def train_central(
             spec.image_shape,
             spec.num_classes,
             {key.split("|")[1]: t for key, t in tensors.items() if key.startswith(f"{stage}|")},
-        ).eval()
+        )
+        .to(ensemble.device)
+        .eval()
         for stage in STAGES
     }
 
 
 def _copy(model: nn.Module) -> State:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    return {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
 
 
 def test_images(settings: Settings) -> Tensor:
@@ -163,11 +172,13 @@ def test_images(settings: Settings) -> Tensor:
 
 def train_generator(settings: Settings, effort: Effort, central: nn.Module) -> State:
     """Train a generator a little, the central model standing in for the clients."""
-    generator = build_generator(settings)
+    device = next(central.parameters()).device
+    generator = build_generator(settings).to(device)
     optimizer = torch.optim.Adam(generator.parameters(), lr=settings.server.generator_lr)
     for step in range(effort.generator_steps):
         stream = torch_stream(settings.run.seed, Purpose.LATENT, round_=2 + step)
-        batch = draw_noise(settings, settings.server.synthetic_batch_size, stream)
+        drawn = draw_noise(settings, settings.server.synthetic_batch_size, stream)
+        batch = drawn[0].to(device), drawn[1].to(device)
         x_NCHW = generator(*batch)
         logits_NK = central(x_NCHW)
         loss = generator_objective(

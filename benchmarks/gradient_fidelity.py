@@ -39,15 +39,20 @@ from fedzge_flwr.files import atomic_write_text
 from fedzge_flwr.pixels import PIXEL_RANGE
 from fedzge_flwr.randomness import Purpose, torch_stream
 from fedzge_flwr.server.objective import BatchObjective
-from fedzge_flwr.training import exact_float32, predict
+from fedzge_flwr.server.state import SyntheticBatch
+from fedzge_flwr.training import exact_float32, predict, tensor_float32
 from fedzge_flwr.zeroth_order import DIRECTIONS, ESTIMATORS, Differences
 from fedzge_flwr.zeroth_order.chain_rule import exact_parts
+
+TF32 = "answers in tf32"
+"""Images as they are, but clients whose GPU computes in TF32, which theirs never do in a run."""
 
 FORMATS: dict[str, Callable[[Tensor], Tensor]] = {
     "float32": lambda images: images,
     "fp16": lambda images: images.half().float(),
     "bf16": lambda images: images.bfloat16().float(),
     "uint8": lambda images: PIXEL_RANGE.from_uint8(PIXEL_RANGE.to_uint8(images)),
+    TF32: lambda images: images,
 }
 """What becomes of all copies, base and perturbed, on their way to the clients."""
 
@@ -96,8 +101,20 @@ def cases() -> dict[str, list[Case]]:
         for name in ("batch-difference", "per-image", "guided")
         for eps in (1e-3, 1e-2, 1e-1)
         for format_ in FORMATS
+        if format_ != TF32
     ]
-    return {"estimators": by_estimator, "settings": by_setting, "steps and formats": by_step}
+    in_tf32 = [
+        replace(half, estimator=name, eps=eps, format=format_)
+        for name in ("batch-difference", "per-image", "guided")
+        for eps in (1e-3, 1e-2, 1e-1)
+        for format_ in ("float32", TF32)
+    ]
+    return {
+        "estimators": by_estimator,
+        "settings": by_setting,
+        "steps and formats": by_step,
+        TF32: in_tf32,
+    }
 
 
 @dataclass(frozen=True)
@@ -117,6 +134,7 @@ class Scene:
     ensemble: Ensemble
     central: nn.Module
     images: Images
+    device: torch.device
     truths: dict[tuple[str, int], Truth] = field(default_factory=dict)
 
     def measure(self, case: Case, kind: str, draw: int) -> dict[str, float]:
@@ -137,7 +155,7 @@ class Scene:
         with exact_float32():
             queries = estimator.ask(objective.batch.x_NCHW, stream, objective)
             asked_BNCHW = FORMATS[case.format](queries.images_BNCHW)
-            answers = predict(self.ensemble, asked_BNCHW.flatten(0, 1), 500)
+            answers = self._answers(asked_BNCHW.flatten(0, 1), in_tf32=case.format == TF32)
             answers_BNK = answers.unflatten(0, asked_BNCHW.shape[:2]).clone()
             found = estimator.tell(queries, answers_BNK, objective).gradient_NCHW
         exact = truth.direct_NCHW + truth.clients_NCHW
@@ -147,10 +165,17 @@ class Scene:
             "norm_ratio": float(found.norm() / exact.norm()),
         }
 
+    def _answers(self, images_BCHW: Tensor, *, in_tf32: bool) -> Tensor:
+        if not in_tf32:
+            return predict(self.ensemble, images_BCHW, 500)
+        with torch.inference_mode(), tensor_float32(allowed=True):
+            return torch.cat([self.ensemble(chunk) for chunk in images_BCHW.split(500)])
+
     def _truth(self, kind: str, draw: int) -> Truth:
         """Return a batch and its exact gradient, the same for all cases."""
         if (kind, draw) not in self.truths:
             batch = self.images.batch(kind, draw)
+            batch = SyntheticBatch(*(part.to(self.device) for part in vars(batch).values()))
             objective = BatchObjective(
                 self.central,
                 batch,
@@ -265,7 +290,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--transfer-images", type=int, default=4000)
     parser.add_argument("--central-steps", type=int, default=400)
     parser.add_argument("--generator-steps", type=int, default=20)
-    parser.add_argument("--tables", nargs="+", choices=list(cases()), default=list(cases()))
+    tables = list(cases())
+    parser.add_argument(
+        "--tables",
+        nargs="+",
+        choices=tables,
+        default=[name for name in tables if name != TF32],
+        help=f"all of them but '{TF32}', which needs a GPU",
+    )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     return parser.parse_args(arguments)
 
 
@@ -273,6 +306,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write."""
     torch.set_num_threads(1)
     options = parse(arguments)
+    if TF32 in options.tables and not options.device.startswith("cuda"):
+        raise SystemExit(f"error: --tables '{TF32}' needs a GPU: give --device cuda as well")
     effort = Effort(options.transfer_images, options.central_steps, options.generator_steps)
     cache = options.cache
     if cache is not None:
@@ -291,7 +326,11 @@ def main(arguments: list[str] | None = None) -> None:
         agreements = {name: agreement(model, ensemble, test) for name, model in centrals.items()}
         scenes = {
             name: Scene(
-                settings, ensemble, model, images_for(settings, effort, name, model, folder)
+                settings,
+                ensemble,
+                model,
+                images_for(settings, effort, name, model, folder),
+                ensemble.device,
             )
             for name, model in centrals.items()
         }
@@ -325,7 +364,8 @@ def settings_of(options: argparse.Namespace, seed: int) -> Settings:
             "central-model": options.central_model,
             "local-epochs": options.local_epochs,
             "synthetic-batch-size": options.images,
-            "client-device": "cpu",
+            "client-device": options.device,
+            "server-device": options.device,
             "seed": seed,
         }
     )
@@ -333,7 +373,7 @@ def settings_of(options: argparse.Namespace, seed: int) -> Settings:
 
 def num_draws(table: str, case: Case, draws: int) -> int:
     """Return how often to measure: all draws where estimators are compared, fewer elsewhere."""
-    if table == "estimators":
+    if table in ("estimators", TF32):
         return draws if case.stage == "half" else max(draws // 10, 1)
     return max(draws // (10 if table == "settings" else 20), 1)
 
@@ -344,7 +384,7 @@ def product_of(tables: list[str]) -> Iterator[tuple[str, Case, str]]:
     Steps and formats are tried on what a run asks about only: that spares a fifth of the time.
     """
     for table, grid in cases().items():
-        kinds = IMAGES[:2] if table == "steps and formats" else IMAGES
+        kinds = IMAGES[:2] if table in ("steps and formats", TF32) else IMAGES
         if table in tables:
             yield from ((table, case, kind) for case in grid for kind in kinds)
 

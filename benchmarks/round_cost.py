@@ -1,4 +1,4 @@
-"""What a round costs: bytes by wire, seconds against a plain loop, memory, many clients.
+"""What a round costs: bytes by wire, seconds against a plain loop, memory, many clients, a GPU.
 
 ``python -m benchmarks.round_cost --data-dir DIR --json FILE`` prints a table for each; finished
 tables are kept in FILE. ``--parts`` chooses among them.
@@ -15,15 +15,16 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.costs.gpu import gpu_rows, visible_gpu
 from benchmarks.costs.memory import memory_rows
 from benchmarks.costs.simulated import overhead_rows, scale_row
 from benchmarks.costs.wire import byte_rows
 from fedzge_flwr.config import Settings, from_run_config
 from fedzge_flwr.files import atomic_write_text
+from fedzge_flwr.presets import preset_file
 
 Row = dict[str, Any]
-PARTS = ("bytes", "memory", "overhead", "scale")
-ROOT = Path(__file__).parent.parent
+PARTS = ("bytes", "memory", "overhead", "scale", "gpu")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -33,14 +34,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--preset",
         type=Path,
-        default=ROOT / "configs" / "cifar10-homo-a1.toml",
-        help="TOML file whose shapes bytes and memory are of",
+        default=preset_file("cifar10-homo-a1"),
+        help="TOML file whose shapes bytes and memory are of, and whose rounds a GPU runs",
     )
     parser.add_argument("--dataset", default="fashionmnist", help="of overhead and scale")
     parser.add_argument("--data-dir", type=Path, default=Path("~/fedzge-data"))
     parser.add_argument("--clients", default="10,100,1000", help="of scale, with commas")
     parser.add_argument("--images-a-client", type=int, default=60, help="of scale")
     parser.add_argument("--rounds", type=int, default=20, help="of scale")
+    parser.add_argument("--client-gpus", type=float, default=0.1, help="of gpu: share of each")
+    parser.add_argument("--gpu-rounds", type=int, default=3, help="the first is not counted")
     parser.add_argument("--overhead-rounds", type=int, default=4, help="the first is not counted")
     parser.add_argument("--json", type=Path, help="keep finished rows here, and go on from it")
     return parser.parse_args(arguments)
@@ -114,6 +117,17 @@ def parts(
                     scale_row(config, c, s, options.rounds)
                 ],
             )
+
+    if "gpu" in options.parts and not visible_gpu():
+        _say("gpu: nvidia-smi finds none, so nothing is measured")
+    elif "gpu" in options.parts:
+        paper = tomllib.loads(options.preset.read_text())
+        runs = {options.preset.stem: paper, "efficient": {"num-clients": preset.run.num_clients}}
+        yield (
+            f"seconds a round on a GPU, random images of CIFAR-10's shape, {options.gpu_rounds} "
+            "rounds",
+            lambda: gpu_rows(runs, options.client_gpus, options.gpu_rounds),
+        )
 
 
 def scales(counts: list[int]) -> Iterator[tuple[int, int]]:

@@ -76,18 +76,26 @@ def exact_float32() -> Iterator[None]:
 
     A step of ε moves logits by less than the rounding of TF32 (10 bits of mantissa).
     """
+    with (
+        tensor_float32(allowed=False),
+        torch.autocast("cuda", enabled=False),
+        torch.autocast("cpu", enabled=False),
+    ):
+        yield
+
+
+@contextmanager
+def tensor_float32(*, allowed: bool) -> Iterator[None]:
+    """Have a GPU's matrix products and convolutions in TF32, or not; restored afterwards."""
     matmul: Any = torch.backends.cuda.matmul
     cudnn: Any = torch.backends.cudnn
     flags: list[tuple[Any, str, object]]
     if hasattr(matmul, "fp32_precision"):  # torch 2.9 and later; mixing it with the other raises
-        flags = [(matmul, "fp32_precision", "ieee"), (cudnn.conv, "fp32_precision", "ieee")]
+        precision = "tf32" if allowed else "ieee"
+        flags = [(matmul, "fp32_precision", precision), (cudnn.conv, "fp32_precision", precision)]
     else:
-        flags = [(matmul, "allow_tf32", False), (cudnn, "allow_tf32", False)]
-    with (
-        _backend_flags(*flags),
-        torch.autocast("cuda", enabled=False),
-        torch.autocast("cpu", enabled=False),
-    ):
+        flags = [(matmul, "allow_tf32", allowed), (cudnn, "allow_tf32", allowed)]
+    with _backend_flags(*flags):
         yield
 
 

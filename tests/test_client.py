@@ -83,7 +83,8 @@ def test_hello(node: Node) -> None:
     hello = node.answer(HelloRequest(round=0, version="x"), HelloReply)
     assert (hello.partition, hello.num_partitions) == (0, 3)
     assert hello.num_examples > 0
-    assert (hello.device, hello.gpu_share) == ("cpu", 0.0)
+    here = ("cuda", 1.0) if torch.cuda.is_available() else ("cpu", 0.0)
+    assert (hello.device, hello.gpu_share) == here
     assert not node.state()
 
 

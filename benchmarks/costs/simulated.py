@@ -92,14 +92,17 @@ class Rows:
 
 
 def simulate(
-    config: Mapping[str, Any], rounds: int, watch: Callable[[Rows], AbstractContextManager[T]]
+    config: Mapping[str, Any],
+    rounds: int,
+    watch: Callable[[Rows], AbstractContextManager[T]],
+    resources: Resources = Resources(),  # noqa: B008
 ) -> tuple[list[Row], T]:
     """Run a real simulation; return its rows, and what watched it."""
     with tempfile.TemporaryDirectory(prefix="cost-") as folder:
         more = {"num-server-rounds": rounds, "output-dir": folder, "run-name": "run"}
         rows = Rows(Path(folder) / "run" / "rounds.jsonl")
         with watch(rows) as watched:
-            launch(_ROOT, {**config, **more}, Resources())
+            launch(_ROOT, {**config, **more}, resources)
         return rows.all(), watched
 
 

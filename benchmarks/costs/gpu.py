@@ -1,0 +1,156 @@
+"""Seconds and GPU memory of simulated rounds in which clients share one GPU."""
+
+from __future__ import annotations
+
+import pickle
+import statistics
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from benchmarks.costs.simulated import Rows, simulate
+from fedzge_flwr.launch.simulate import Resources
+
+Row = dict[str, Any]
+
+_EVERY_S = 0.25
+_CIFAR_FOLDER = "cifar-10-batches-py"
+_IMAGES_A_FILE = 10_000
+
+
+def gpu_row(config: Mapping[str, Any], share: float, rounds: int) -> Row:
+    """Run a federation on random images of CIFAR-10's shape and number.
+
+    Parameters
+    ----------
+    config : Mapping
+        Settings of the run; the data set is replaced.
+    share : float
+        Part of the GPU that each client is granted, in (0, 1]; so many clients run at once.
+    rounds : int
+        Rounds, at least 2: the first, in which workers start, is not counted.
+    """
+    with TemporaryDirectory(prefix="gpu-") as folder:
+        write_random_cifar10(Path(folder))
+        more = {"dataset": "cifar10", "data-dir": folder, "min-partition-size": 10}
+        rows, watched = simulate(
+            {**config, **more},
+            rounds,
+            lambda rows: GpuWatch(rows) if visible_gpu() else nullcontext(None),
+            Resources(num_gpus=share),
+        )
+    later = rows[1:]
+    row: Row = {
+        "share_of_the_gpu": share,
+        "rounds": rounds,
+        "seconds_a_round": statistics.fmean(row["seconds"] for row in later),
+        "first_round": rows[0]["seconds"],
+        "seconds_by_phase": {
+            name: statistics.fmean(row["phase_seconds"][name] for row in later)
+            for name in later[0]["phase_seconds"]
+        },
+    }
+    return row | (watched.figures() if watched is not None else {})
+
+
+def visible_gpu() -> str:
+    """Return the GPU's name and memory as its driver tells them; empty without a GPU."""
+    return _ask("--query-gpu=name,memory.total")
+
+
+def write_random_cifar10(folder: Path) -> None:
+    """Write noise and random labels as the files of CIFAR-10: 50,000 and 10,000 images."""
+    (folder / _CIFAR_FOLDER).mkdir(parents=True)
+    stream = np.random.default_rng(0)
+    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+        content = {
+            "data": stream.integers(0, 256, (_IMAGES_A_FILE, 3 * 32 * 32), dtype=np.uint8),
+            "labels": stream.integers(0, 10, _IMAGES_A_FILE).tolist(),
+        }
+        (folder / _CIFAR_FOLDER / name).write_bytes(pickle.dumps(content))
+    names = {"label_names": [f"class {number}" for number in range(10)]}
+    (folder / _CIFAR_FOLDER / "batches.meta").write_bytes(pickle.dumps(names))
+
+
+class GpuWatch:
+    """Samples, in a thread, the GPU's memory as its driver tells it (``nvidia-smi``).
+
+    Parameters
+    ----------
+    rows : Rows
+        Tells the round that is going on; the first is not counted.
+    """
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._totals: list[float] = []
+        self._largest: list[float] = []
+        self._processes: list[int] = []
+
+    def __enter__(self) -> GpuWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def figures(self) -> Row:
+        """Return the largest and smallest memory in use, in MB, and of how many processes."""
+        return {
+            "gpu": visible_gpu(),
+            "gpu_mb_peak": max(self._totals, default=0.0),
+            "gpu_mb_least": min(self._totals, default=0.0),
+            "largest_process_mb": max(self._largest, default=0.0),
+            "processes": max(self._processes, default=0),
+        }
+
+    def _watch(self) -> None:
+        while not self._stopped.is_set():
+            began = time.monotonic()
+            total = _ask("--query-gpu=memory.used")
+            by_process = _ask("--query-compute-apps=used_memory")
+            if self._rows.current_round() > 1:
+                self._totals += _numbers(total)
+                self._largest += [max(_numbers(by_process), default=0.0)]
+                self._processes += [len(by_process.split())]
+            self._stopped.wait(max(_EVERY_S - (time.monotonic() - began), 0.0))
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(word) for word in text.split() if word.replace(".", "").isdigit()]
+
+
+def _ask(query: str) -> str:
+    try:
+        asked = subprocess.run(
+            ["nvidia-smi", query, "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return asked.stdout.strip()
+
+
+def gpu_rows(presets: Mapping[str, Mapping[str, Any]], share: float, rounds: int) -> Iterator[Row]:
+    """Yield a row for each of some settings, by name."""
+    for name, config in presets.items():
+        yield {"preset": name, **gpu_row(config, share, rounds)}
