@@ -25,6 +25,8 @@ class LocalClients:
     def __init__(self, settings: Settings) -> None:
         num_clients = settings.run.num_clients
         self._boxes = [TorchBlackBox(settings, n, num_clients) for n in range(num_clients)]
+        self._local_rounds = settings.client.local_rounds
+        self._trained = dict.fromkeys(range(num_clients), 0)
         self._num_examples = {n: box.profile().num_examples for n, box in enumerate(self._boxes)}
 
     @property
@@ -33,9 +35,15 @@ class LocalClients:
         return dict(self._num_examples)
 
     def train(self, round_: int, partitions: Sequence[int]) -> dict[int, float | None]:
-        """Train each client on its own data."""
-        reports = {number: self._boxes[number].fit(round_) for number in partitions}
-        return {n: report.loss if report.num_examples else None for n, report in reports.items()}
+        """Train each client on its own data, unless that is over for it."""
+        return {number: self._train(number, round_) for number in partitions}
+
+    def _train(self, number: int, round_: int) -> float | None:
+        if 0 < self._local_rounds <= self._trained[number]:
+            return None
+        report = self._boxes[number].fit(round_)
+        self._trained[number] += 1
+        return report.loss if report.num_examples else None
 
     def ask(
         self, round_: int, partitions: Sequence[int], question: Question, *, to_distill: bool

@@ -92,6 +92,11 @@ class BlackBox(Protocol):
         """Most images that it answers in one message."""
         ...
 
+    @property
+    def local_rounds(self) -> int:
+        """Rounds of local training after which the model is left as it is; 0: all rounds."""
+        ...
+
     def profile(self) -> ClientProfile:
         """Say who this client is."""
         ...

@@ -67,15 +67,21 @@ class Visit:
         The images last asked about, as levels, by digest; only if they may be distilled.
     distilled : int
         The newest round whose targets the model has distilled; 0: none.
+    trained : int
+        In how many rounds the model has been trained on the client's own data.
     in_step : bool
         Whether the model is in the state that the server goes on from.
+    changed : bool
+        Whether the model has been trained or has distilled in this message.
     """
 
     box: BlackBox
     guard: Guard
     asked: dict[str, ByteArray]
     distilled: int
+    trained: int
     in_step: bool
+    changed: bool = False
 
 
 def hello(visit: Visit, request: HelloRequest) -> HelloReply:
@@ -118,7 +124,7 @@ def answer_compact(visit: Visit, request: CompactLogitsRequest) -> LogitsReply:
 def distill(visit: Visit, request: DistillRequest) -> DistillReply:
     """Distil the ensemble's logits."""
     _check_rows(request.images, request.logits, "logits")
-    done = _distill(visit.box, request.round, request.images, request.logits, request.temperature)
+    done = _distill(visit, request.round, request.images, request.logits, request.temperature)
     return DistillReply(round=request.round, loss=done.loss, problem=done.problem)
 
 
@@ -181,15 +187,20 @@ def evaluate(visit: Visit, request: EvaluateRequest) -> EvaluateReply:
 
 
 def _fit(visit: Visit, request: TrainRequest | RoundRequest) -> FitReport:
-    """Train for this round, and before it for those that are owed.
+    """Train for this round, and before it for those that are owed, unless that is over.
 
     A model in another state than the server knows has trained since, in an exchange whose reply
     was lost.
     """
     owed = request.owed if visit.in_step else 0
-    for round_ in range(max(request.round - owed, 1), request.round):
-        visit.box.fit(round_)
-    return visit.box.fit(request.round)
+    report = FitReport(num_examples=0, loss=0.0)
+    for round_ in range(max(request.round - owed, 1), request.round + 1):
+        if 0 < visit.box.local_rounds <= visit.trained:
+            break
+        report = visit.box.fit(round_)
+        visit.trained += 1
+        visit.changed = True
+    return report
 
 
 def _logits(visit: Visit, images_BCHW: FloatArray) -> FloatArray:
@@ -270,20 +281,22 @@ def _distill_once(targets: _Targets, images: ByteArray, visit: Visit) -> _Distil
     if targets.round <= visit.distilled:
         return _Distilled()
     images_NCHW = from_levels(images)
-    done = _distill(visit.box, targets.round, images_NCHW, targets.logits_NK, targets.temperature)
+    done = _distill(visit, targets.round, images_NCHW, targets.logits_NK, targets.temperature)
     visit.distilled = targets.round
     visit.asked = {}
     return done
 
 
 def _distill(
-    box: BlackBox,
+    visit: Visit,
     round_: int,
     images_NCHW: FloatArray,
     logits_NK: FloatArray,
     temperature: float,
 ) -> _Distilled:
     """Distil; if it goes wrong, the model is as it was, and the round goes on without it."""
+    box = visit.box
+    visit.changed = True
     # Copies: a black box may hand out the arrays that it then changes.
     before = {name: np.array(value) for name, value in box.state().items()}
     try:
@@ -322,21 +335,20 @@ def register_endpoints(app: ClientApp, make_black_box: BlackBoxFactory) -> None:
 
 @dataclass(frozen=True)
 class _Endpoint:
-    """A type of request, what answers it, and whether that changes the model."""
+    """A type of request, and what answers it."""
 
     request_type: type[Request]
     act: Callable[[Visit, Any], Reply]
-    changes_model: bool = False
 
 
 _ENDPOINTS = (
     _Endpoint(HelloRequest, hello),
-    _Endpoint(TrainRequest, train, changes_model=True),
+    _Endpoint(TrainRequest, train),
     _Endpoint(LogitsRequest, answer),
     _Endpoint(CompactLogitsRequest, answer_compact),
-    _Endpoint(DistillRequest, distill, changes_model=True),
-    _Endpoint(CompactDistillRequest, distill_compact, changes_model=True),
-    _Endpoint(RoundRequest, take_part, changes_model=True),
+    _Endpoint(DistillRequest, distill),
+    _Endpoint(CompactDistillRequest, distill_compact),
+    _Endpoint(RoundRequest, take_part),
     _Endpoint(EvaluateRequest, evaluate),
 )
 
@@ -385,10 +397,12 @@ def _visit(box: BlackBox, endpoint: _Endpoint, request: Request, context: Contex
         box.load_state(before.model)
     asked = store.load_asked()
     in_step = before.name == request.state
-    visit = Visit(box, Guard(owner, store), asked, before.distilled, in_step)
+    visit = Visit(
+        box, Guard(owner, store), asked, before.distilled, before.trained, in_step=in_step
+    )
     reply = endpoint.act(visit, request)
     state = before.name
-    if endpoint.changes_model and not isinstance(reply, ImagesNeeded):
+    if visit.changed:
         state = _keep(store, visit)
     if visit.asked is not asked:
         store.keep_asked(visit.asked)
@@ -400,7 +414,7 @@ def _keep(store: StateStore, visit: Visit) -> str:
     """Keep the model; one that has diverged is thrown away for the one before."""
     state = visit.box.state()
     _check_finite(state)
-    return store.keep(state, visit.distilled)
+    return store.keep(state, distilled=visit.distilled, trained=visit.trained)
 
 
 def _check_finite(state: State) -> None:

@@ -55,11 +55,14 @@ class Kept:
         What `fedzge_flwr.blackbox.BlackBox.load_state` takes; None: the initial model.
     distilled : int
         The newest round whose targets this model has distilled; 0: none.
+    trained : int
+        In how many rounds it has been trained on the client's own data.
     """
 
     name: str = ""
     model: State | None = None
     distilled: int = 0
+    trained: int = 0
 
 
 @dataclass
@@ -77,7 +80,7 @@ class StateStore(Protocol):
         """Return the state of a name; without it the newest one, without any the initial one."""
         ...
 
-    def keep(self, model: State, distilled: int) -> str:
+    def keep(self, model: State, *, distilled: int, trained: int) -> str:
         """Keep a new state and return its name.
 
         Raises
@@ -126,13 +129,16 @@ class ContextStore:
             return Kept()
         progress = self._records.config_records[_PROGRESS]
         arrays = {key: from_array(array) for key, array in model.items()}
-        return Kept(str(progress["name"]), arrays, int(cast(int, progress["distilled"])))
+        distilled, trained = (int(cast(int, progress[key])) for key in ("distilled", "trained"))
+        return Kept(str(progress["name"]), arrays, distilled, trained)
 
-    def keep(self, model: State, distilled: int) -> str:
+    def keep(self, model: State, *, distilled: int, trained: int) -> str:
         """Keep a state in the place of the one before."""
         name = secrets.token_hex(8)
         self._records[_MODEL] = ArrayRecord({key: to_array(item) for key, item in model.items()})
-        self._records[_PROGRESS] = ConfigRecord({"name": name, "distilled": distilled})
+        self._records[_PROGRESS] = ConfigRecord(
+            {"name": name, "distilled": distilled, "trained": trained}
+        )
         return name
 
     def forget_before(self, name: str) -> None:
@@ -194,7 +200,7 @@ class FolderStore:
                 return kept
         return Kept()
 
-    def keep(self, model: State, distilled: int) -> str:
+    def keep(self, model: State, *, distilled: int, trained: int) -> str:
         """Write a new state."""
         from safetensors.numpy import save_file
 
@@ -204,9 +210,10 @@ class FolderStore:
         path = self._folder / f"{number:08d}-{name}.safetensors"
         # Not ascontiguousarray, which makes a vector of a scalar.
         arrays = {key: np.asarray(item, order="C") for key, item in model.items()}
+        progress = {"distilled": str(distilled), "trained": str(trained)}
         with self._explained():
             with atomic_path(path) as temporary:
-                save_file(arrays, temporary, metadata={"distilled": str(distilled)})
+                save_file(arrays, temporary, metadata=progress)
             with atomic_path(self._folder / "client.safetensors") as temporary:
                 temporary.unlink()
                 try:
@@ -274,10 +281,11 @@ class FolderStore:
 
         try:
             with safe_open(path, framework="numpy") as file:
-                distilled = int((file.metadata() or {})["distilled"])
+                progress = file.metadata() or {}
+                distilled, trained = (int(progress[key]) for key in ("distilled", "trained"))
                 names = file.keys()
                 arrays = {name: file.get_tensor(name) for name in names}
-                return Kept(_name(path), arrays, distilled)
+                return Kept(_name(path), arrays, distilled, trained)
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError, KeyError, ValueError) as error:

@@ -37,6 +37,7 @@ from fedzge_flwr.protocol import (
 from fedzge_flwr.question import Question, image_digest, to_levels
 from fedzge_flwr.roster import Member, Roster
 from fedzge_flwr.server.clients import ClientAccuracy, ClientAnswer
+from fedzge_flwr.training import MIN_TRAINING_IMAGES
 
 LOGGER = logging.getLogger("flwr.fedzge")
 
@@ -301,9 +302,15 @@ class GridClients:
                 self._owed[number] = min(owed, self._settings.run.catch_up_rounds, MOST_OWED)
 
     def _train_loss(self, partition: int, num_examples: int, loss: float) -> float | None:
-        """Return the loss, or None and, the first time, a warning if nothing was trained on."""
+        """Return the loss, or None if nothing was trained on; the first time, warn of that.
+
+        Where local training ends after some rounds, a client that has images is through with it.
+        """
         if num_examples:
             return loss
+        through = self._settings.client.local_rounds > 0
+        if through and self.num_examples[partition] >= MIN_TRAINING_IMAGES:
+            return None
         if partition not in self._untrained:
             self._untrained.add(partition)
             LOGGER.warning(

@@ -108,6 +108,11 @@ class TorchBlackBox:
         """Images of the largest query that the run's settings allow."""
         return self._settings.server.max_query_images
 
+    @property
+    def local_rounds(self) -> int:
+        """Rounds of local training; 0: all rounds."""
+        return self._settings.client.local_rounds
+
     def _data(self) -> ClientData:
         run, data, number = self._settings.run, self._settings.data, self._partition
         hold_out = run.client_evaluation == "held-out"
@@ -263,7 +268,9 @@ def cap_memory(device: torch.device, share: float) -> None:
     What CUDA itself takes, some hundred megabytes a process, is not counted.
     """
     if device.type == "cuda" and 0 < share < 1:
-        torch.cuda.set_per_process_memory_fraction(share, device)
+        # Refuses a device without a number.
+        number = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.set_per_process_memory_fraction(share, number)
 
 
 def torch_black_box(context: Context) -> TorchBlackBox:

@@ -65,17 +65,17 @@ def files(folder: Path) -> list[str]:
 def test_a_state_comes_back_as_it_was(store: StateStore) -> None:
     assert store.load("") == Kept()
     assert store.load("0f" * 8) == Kept()
-    name = store.keep(model(1), 7)
+    name = store.keep(model(1), distilled=7, trained=3)
     assert len(name) == 16
     kept = store.load(name)
     assert same(kept, model(1))
-    assert (kept.name, kept.distilled) == (name, 7)
+    assert (kept.name, kept.distilled, kept.trained) == (name, 7, 3)
 
 
 def test_an_unknown_name_is_taken_for_the_newest(store: StateStore) -> None:
     """The server never got the reply that named it: the client goes on, and says from where."""
-    store.keep(model(1), 1)
-    newest = store.keep(model(2), 2)
+    store.keep(model(1), distilled=1, trained=0)
+    newest = store.keep(model(2), distilled=2, trained=0)
     kept = store.load("ab" * 8)
     assert (kept.name, kept.distilled) == (newest, 2)
     assert same(kept, model(2))
@@ -113,13 +113,13 @@ def test_a_tally_is_kept_if_all_goes_well(store: StateStore) -> None:
 
 def test_every_state_of_a_folder_can_be_gone_back_to(tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
-    names = [store.keep(model(number), number) for number in range(4)]
+    names = [store.keep(model(number), distilled=number, trained=0) for number in range(4)]
     for number, name in enumerate(names):
         assert same(store.load(name), model(number))
     # No name is the initial state, though there are others.
     assert store.load("") == Kept()
     # Going on from an older one does not hide what came after it until that is forgotten.
-    other = store.keep(model(9), 1)
+    other = store.keep(model(9), distilled=1, trained=0)
     assert same(FolderStore(tmp_path).load("ab" * 8), model(9))
     store.forget_before(names[2])
     assert same(store.load(names[2]), model(2))
@@ -131,9 +131,9 @@ def test_every_state_of_a_folder_can_be_gone_back_to(tmp_path: Path) -> None:
 
 def test_the_owners_file_is_the_newest_state(tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
-    first = store.keep(model(1), 1)
+    first = store.keep(model(1), distilled=1, trained=0)
     for seed in (2, 3):
-        name = store.keep(model(seed), seed)
+        name = store.keep(model(seed), distilled=seed, trained=0)
         assert same(Kept("", dict(load_file(tmp_path / "client.safetensors"))), model(seed))
         # Without another copy's room on the disk.
         (path,) = tmp_path.glob(f"*-{name}.safetensors")
@@ -149,7 +149,7 @@ def test_the_owners_file_on_a_file_system_without_links(
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr("os.link", no_links)
-    FolderStore(tmp_path).keep(model(1), 1)
+    FolderStore(tmp_path).keep(model(1), distilled=1, trained=0)
     assert same(Kept("", dict(load_file(tmp_path / "client.safetensors"))), model(1))
 
 
@@ -162,14 +162,15 @@ def test_the_owners_file_on_a_file_system_without_links(
         lambda data: b"\xff" * len(data),
         lambda data: data.replace(b'"distilled":"2"', b'"distilled":"x"'),
         lambda data: data.replace(b'"distilled":"2"', b'"distillex":"2"'),
+        lambda data: data.replace(b'"trained":"0"', b'"trainex":"0"'),
     ],
-    ids=["half", "a few bytes", "empty", "garbage", "no number", "no metadata"],
+    ids=["half", "a few bytes", "empty", "garbage", "no number", "no rounds", "no training"],
 )
 def test_a_bad_state_file_is_passed_over_and_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: Any
 ) -> None:
     store = FolderStore(tmp_path)
-    first, second = (store.keep(model(number), number) for number in (1, 2))
+    first, second = (store.keep(model(number), distilled=number, trained=0) for number in (1, 2))
     (path,) = tmp_path.glob(f"*-{second}.safetensors")
     data = path.read_bytes()
     assert spoil(data) != data
@@ -233,12 +234,12 @@ def test_a_folder_that_cannot_be_made(
 def test_a_folder_that_is_gone_is_told_of(tmp_path: Path) -> None:
     """A regular file has taken its place in mid-run."""
     store = FolderStore(tmp_path / "states")
-    store.keep(model(1), 1)
+    store.keep(model(1), distilled=1, trained=0)
     (tmp_path / "states").rename(tmp_path / "moved")
     (tmp_path / "states").write_text("in the way")
     line = rf"^'state-dir': {tmp_path}/states cannot be written \(Not a directory\); free space"
     for attempt in (
-        lambda: store.keep(model(2), 2),
+        lambda: store.keep(model(2), distilled=2, trained=0),
         lambda: store.load("ab" * 8),
         lambda: store.keep_asked({"one": np.zeros((1, 1, 1, 1), np.uint8)}),
         lambda: store.tally().__enter__(),
@@ -258,7 +259,7 @@ from fedzge_flwr.errors import StateError
 folder, how = pathlib.Path(sys.argv[1]), sys.argv[2]
 store = FolderStore(folder)
 small = {"w": np.arange(10.0)}
-names = [store.keep(small, 1)]
+names = [store.keep(small, distilled=1, trained=0)]
 store.keep_asked({"one": np.ones((2, 1, 4, 4), np.uint8)})
 with store.tally() as tally:
     tally.images = 5
@@ -272,7 +273,7 @@ def count():
     with store.tally() as tally:
         tally.images += 7
 asked = {"two": np.zeros((9000, 1, 1, 1), np.uint8)}
-attempts = [lambda: store.keep(big, 2), lambda: store.keep_asked(asked)]
+attempts = [lambda: store.keep(big, distilled=2, trained=0), lambda: store.keep_asked(asked)]
 for attempt in attempts + [count] * (how == "all"):
     try:
         attempt()
@@ -304,7 +305,7 @@ elif how == "rlimit":
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
 else:
     safetensors.numpy.save_file = {"half": half, "whole": whole}[how]
-store.keep(big, 2)
+store.keep(big, distilled=2, trained=0)
 """
 
 
@@ -343,7 +344,7 @@ def test_a_full_disk_leaves_the_states_before(tmp_path: Path, how: str) -> None:
     with store.tally() as tally:
         assert tally.images == 5
     # With room again it goes on.
-    assert same(store.load(store.keep(model(3), 3)), model(3))
+    assert same(store.load(store.keep(model(3), distilled=3, trained=0)), model(3))
 
 
 @pytest.mark.parametrize("how", ["half", "whole", "linked", "rlimit"])
@@ -362,7 +363,7 @@ def test_a_client_that_is_killed_while_it_writes(
     else:
         assert newest.name == names[0]
     assert same(Kept("", dict(load_file(tmp_path / "client.safetensors"))), small)
-    name = store.keep(model(2), 2)
+    name = store.keep(model(2), distilled=2, trained=0)
     assert same(store.load(name), model(2))
     assert same(Kept("", dict(load_file(tmp_path / "client.safetensors"))), model(2))
     assert not caplog.records
@@ -379,7 +380,7 @@ def test_limits_are_this_processs_own() -> None:
 @pytest.mark.parametrize("experiment", ["0f" * 16, "../../x", "/etc/x", "\0", "~"])
 def test_no_name_becomes_a_path(tmp_path: Path, client: object, experiment: str) -> None:
     store = open_store(RecordDict(), str(tmp_path / "states"), client, experiment)
-    store.keep({"w": np.arange(3)}, 0)
+    store.keep({"w": np.arange(3)}, distilled=0, trained=0)
     assert files(tmp_path) == ["states"]
     (of_experiment,) = (tmp_path / "states").iterdir()
     (of_client,) = of_experiment.iterdir()
@@ -395,7 +396,7 @@ def test_clients_and_experiments_are_kept_apart(tmp_path: Path) -> None:
         for experiment in ("0f" * 16, "1f" * 16):
             store = open_store(RecordDict(), str(tmp_path), client, experiment)
             assert store.load("ab" * 8) == Kept()
-            kept[store.keep({"w": np.arange(3)}, 0)] = (client, experiment)
+            kept[store.keep({"w": np.arange(3)}, distilled=0, trained=0)] = (client, experiment)
     for name, (client, experiment) in kept.items():
         assert open_store(RecordDict(), str(tmp_path), client, experiment).load(name).name == name
 
@@ -404,9 +405,9 @@ def test_a_name_in_a_request_is_only_compared(
     make_grid: Any, tiny_config: dict[str, Any], tmp_path: Path
 ) -> None:
     outside = FolderStore(tmp_path / "outside")
-    outside.keep({"w": np.arange(3)}, 0)
+    outside.keep({"w": np.arange(3)}, distilled=0, trained=0)
     store = FolderStore(tmp_path / "inside")
-    mine = store.keep(model(1), 1)
+    mine = store.keep(model(1), distilled=1, trained=0)
     for name in ("../outside/client", str(tmp_path / "outside" / "client"), "*", "client"):
         assert store.load(name).name == mine
         store.forget_before(name)

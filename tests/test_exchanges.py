@@ -76,7 +76,9 @@ def in_round(message: Message, round_: int) -> bool:
     )
 
 
-@pytest.mark.parametrize("more", [{}, {"client-evaluation": "test", "eval-every": 1}])
+@pytest.mark.parametrize(
+    "more", [{}, {"client-evaluation": "test", "eval-every": 1}, {"local-rounds": 2}]
+)
 def test_one_exchange_is_the_phases_bit_for_bit(
     make_grid: Any, config: dict[str, Any], more: dict[str, Any]
 ) -> None:
@@ -207,6 +209,41 @@ def test_who_missed_the_first_round_makes_up_for_it_and_no_more(
     make_grid: Any, config: dict[str, Any]
 ) -> None:
     assert rounds_trained_for(make_grid, config, lose=lose_of_second(1))[1] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("exchanges", ["phases", "one"])
+@pytest.mark.parametrize(("catch_up", "trained"), [(2, [1, 2, 3]), (0, [3, 4, 5])])
+def test_local_training_ends_with_a_clients_own_first_rounds(
+    make_grid: Any,
+    config: dict[str, Any],
+    caplog: pytest.LogCaptureFixture,
+    exchanges: str,
+    catch_up: int,
+    trained: list[int],
+) -> None:
+    """The second misses two rounds, and trains as often as the others all the same."""
+    config = {**config, "exchanges": exchanges, "local-rounds": 3, "num-server-rounds": 6}
+    config |= {"catch-up-rounds": catch_up}
+    fitted = rounds_trained_for(make_grid, config, lose=lose_of_second(1, 2))
+    assert fitted == {0: [1, 2, 3], 1: trained, 2: [1, 2, 3]}
+    assert "has not trained" not in caplog.text
+
+
+def test_a_client_that_is_through_with_training_answers_from_the_same_state(
+    make_grid: Any, config: dict[str, Any]
+) -> None:
+    config = {**config, "local-rounds": 2, "num-server-rounds": 5, "client-distill-steps": 0}
+    grid = make_grid(config)
+    rows = rows_of(run_server(grid, config))
+    states = [
+        reply.content["message"]["state"]
+        for request, reply in zip(grid.sent, grid.received, strict=True)
+        if request.metadata.message_type == "train.round" and node(grid, request) == 0
+    ]
+    assert len(states) == 5
+    assert states[0] != states[1]
+    assert states[1:] == [states[1]] * 4
+    assert ["local_training" in row["loss"] for row in rows] == [True] * 2 + [False] * 3
 
 
 def test_a_client_that_lost_the_images_gets_them_again(

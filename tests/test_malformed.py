@@ -64,6 +64,7 @@ class LinearBox:
     image_shape = (1, 8, 8)
     num_classes = 10
     max_query_images = 0
+    local_rounds = 0
 
     def __init__(self) -> None:
         self._weights = np.linspace(-1, 1, 640).reshape(64, 10)

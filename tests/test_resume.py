@@ -31,6 +31,8 @@ def config(efficient_config: dict[str, Any]) -> dict[str, Any]:
         **efficient_config,
         "num-server-rounds": ROUNDS,
         "fraction-train": 0.6,
+        # Some clients take part a second time: how often they have trained must not be forgotten.
+        "local-rounds": 1,
         "client-distill-rounds": 0,
         "client-evaluation": "off",
     }
@@ -203,7 +205,7 @@ def test_what_a_client_owes_lives_through_a_restart(
     make_grid: Any, config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two clients of three miss the second round, and the server dies in the third."""
-    config = {**config, "fraction-train": 1.0, "num-server-rounds": 4}
+    config = {**config, "fraction-train": 1.0, "num-server-rounds": 4, "local-rounds": 0}
 
     def missed(message: Message) -> bool:
         return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import statistics
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -153,4 +154,6 @@ def _ask(query: str) -> str:
 def gpu_rows(presets: Mapping[str, Mapping[str, Any]], share: float, rounds: int) -> Iterator[Row]:
     """Yield a row for each of some settings, by name."""
     for name, config in presets.items():
-        yield {"preset": name, **gpu_row(config, share, rounds)}
+        row = {"preset": name, **gpu_row(config, share, rounds)}
+        print(f"  {row}", file=sys.stderr, flush=True)
+        yield row

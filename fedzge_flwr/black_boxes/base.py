@@ -46,6 +46,8 @@ class ClassifierBlackBox(ABC):
         What it is evaluated on. Without, ``client-evaluation`` reports nothing of this client.
     max_query_images : int
         Most images that it answers in one message, perturbed copies included.
+    local_rounds : int
+        Rounds in which `fit` is called; 0: all.
 
     Raises
     ------
@@ -62,6 +64,7 @@ class ClassifierBlackBox(ABC):
         *,
         evaluation: Mapping[EvaluationSplit, ImageSet] | None = None,
         max_query_images: int = 200_000,
+        local_rounds: int = 0,
     ) -> None:
         self._partition = _number(context, "partition-id")
         self._num_partitions = _number(context, "num-partitions")
@@ -70,6 +73,7 @@ class ClassifierBlackBox(ABC):
         self._num_examples = num_examples
         self._evaluation = evaluation or {}
         self._max_query_images = max_query_images
+        self._local_rounds = local_rounds
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -85,6 +89,11 @@ class ClassifierBlackBox(ABC):
     def max_query_images(self) -> int:
         """Most images that it answers in one message."""
         return self._max_query_images
+
+    @property
+    def local_rounds(self) -> int:
+        """Rounds of local training; 0: all rounds."""
+        return self._local_rounds
 
     def profile(self) -> ClientProfile:
         """Say partition and training examples."""

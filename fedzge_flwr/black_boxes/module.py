@@ -44,7 +44,8 @@ class ModuleBlackBox(ClassifierBlackBox):
         How many these are.
     client : ClientSettings, optional
         Its ``client_distill_steps``, ``distill_batch_size``, ``client_distill_lr`` and
-        ``class_balance`` say how the ensemble's answers are distilled.
+        ``class_balance`` say how the ensemble's answers are distilled, ``local_rounds`` in how many
+        rounds ``train`` is called.
     optimizer : OptimizerSettings, optional
         With which optimiser.
     seed : int
@@ -69,12 +70,14 @@ class ModuleBlackBox(ClassifierBlackBox):
         seed: int = 0,
         **options: Any,
     ) -> None:
+        client = client or ClientSettings()
+        options = {"local_rounds": client.local_rounds, **options}
         super().__init__(context, image_shape, num_classes, num_examples, **options)
         self._model = model
         self._train = train
         self._test = test
         self._num_test_examples = num_test_examples
-        self._client = client or ClientSettings()
+        self._client = client
         self._optimizer = optimizer or OptimizerSettings()
         self._seed = seed
 

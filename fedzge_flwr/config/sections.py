@@ -247,6 +247,12 @@ class ClientSettings(Section):
     local_epochs: Annotated[Count, Paper(10)] = Field(
         2, description="epochs E1 of local training a round"
     )
+    local_rounds: Annotated[CountOrNone, Paper(0)] = Field(
+        6,
+        description="rounds in which a client trains on its own images, the first that it takes "
+        "part in; after them it only distils, and answers the same question in the same way; 0: "
+        "all rounds",
+    )
     min_local_steps: Annotated[CountOrNone, Paper(0)] = Field(
         40, description="optimiser steps of local training below which epochs are added"
     )
