@@ -60,6 +60,7 @@ def light(options: argparse.Namespace, **more: Any) -> dict[str, Any]:
         "server-evaluation": "off",
         "local-epochs": 1,
         "min-local-steps": 0,
+        "local-rounds": 0,
         "synthetic-batch-size": 100,
         "generator-share": 0.25,
         "central-distill-steps": 5,

@@ -112,11 +112,10 @@ class GpuWatch:
         self._thread.join()
 
     def figures(self) -> Row:
-        """Return the largest and smallest memory in use, in MB, and of how many processes."""
+        """Return the most memory in use, in MB, altogether and by one process, and how many ran."""
         return {
             "gpu": visible_gpu(),
             "gpu_mb_peak": max(self._totals, default=0.0),
-            "gpu_mb_least": min(self._totals, default=0.0),
             "largest_process_mb": max(self._largest, default=0.0),
             "processes": max(self._processes, default=0),
         }
