@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -41,6 +42,14 @@ RUN_HERE = {
     ),
 }
 RUN_ELSEWHERE = {
+    **dict.fromkeys(
+        (
+            r"C='.*'",
+            r'fedzge run --seeds 0,1,2 --run-config "\$C .*"',
+            r"fedzge report .*\{0,1,2\}.*",
+        ),
+        "test_commands.py::test_a_comparison",
+    ),
     r"make (test|test-slow|check|install|help)\b.*": "this suite, and what runs it",
     r"make run RESUME=.*": "test_kill.py::test_killed_on_ray_and_resumed",
     r"make run PRESET=.*": "test_app.py::test_preset_runs_a_tiny_round",
@@ -52,19 +61,22 @@ RUN_ELSEWHERE = {
 }
 
 
-def documented() -> list[str]:
-    """Every command of a shell block, continued lines joined and comments left out."""
+def blocks() -> list[list[str]]:
+    """The commands of every shell block, continued lines joined and comments left out."""
     found = []
     examples = ROOT.glob("examples/*/README.md")
     # The deployment guide has tests of its own, which run its blocks as they are.
     pages = [page for page in PAGES if page.parent.name != "deploy"]
     for page in (*pages, *examples):
         for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
-            for line in block.replace("\\\n", "").splitlines():
-                command = re.sub(r"\s+", " ", re.sub(r"\s#\s.*", "", line)).strip()
-                if command:
-                    found.append(command)
+            lines = block.replace("\\\n", "").splitlines()
+            commands = [re.sub(r"\s+", " ", re.sub(r"\s#\s.*", "", line)).strip() for line in lines]
+            found.append([command for command in commands if command])
     return found
+
+
+def documented() -> list[str]:
+    return [command for block in blocks() for command in block]
 
 
 def test_every_documented_command_is_run_somewhere() -> None:
@@ -88,6 +100,19 @@ def place() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+def executed(words: list[str], place: Path) -> subprocess.CompletedProcess[str]:
+    """The process of a command in the folder, with this environment's programs first."""
+    environment = Path(sys.executable).parent
+    return subprocess.run(
+        words,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=place,
+        env={**os.environ, "PATH": f"{environment}{os.pathsep}{os.environ['PATH']}"},
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", list(RUN_HERE))
 def test_it_runs(command: str, place: Path) -> None:
@@ -100,14 +125,7 @@ def test_it_runs(command: str, place: Path) -> None:
             f"make -C {ROOT} VENV={environment.parent} -o {environment.parent}/.installed "
             f"OUTPUT_DIR={place / 'made'} ",
         )
-    run = subprocess.run(
-        shlex.split(words),
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=place,
-        env={**os.environ, "PATH": f"{environment}{os.pathsep}{os.environ['PATH']}"},
-    )
+    run = executed(shlex.split(words), place)
     assert run.returncode == 0, run.stdout + run.stderr
     if "--seeds" in command:
         assert "mean ± std" in run.stdout
@@ -117,3 +135,23 @@ def test_it_runs(command: str, place: Path) -> None:
         (folder,) = re.findall(r"^run folder: (.+)$", run.stdout, re.MULTILINE)
         assert (Path(folder) / "central.safetensors").is_file()
     assert [child for child in psutil.Process().children() if child.status() != "zombie"] == []
+
+
+@pytest.mark.slow
+def test_a_comparison(place: Path) -> None:
+    """README's block for a report of both recipes over seeds: one script, with tiny settings."""
+    (block,) = (block for block in blocks() if block[0].startswith("C="))
+    settings, *commands = block
+    assert re.fullmatch(r"C='[^']*'", settings)
+    script = "\n".join(["set -eu", f"C='{TINY} server-threads=1'", *commands])
+    script = script.replace("0,1,2", "0,1").replace("num-server-rounds=9", "")
+    script = script.replace("fedzge run", f"fedzge run --app {ROOT} --output-dir runs")
+    run = executed(["bash", "-c", script], place)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout.count("mean ± std") == 2
+    page = (place / "report.html").read_text()
+    for recipe in ("paper", "efficient"):
+        for seed in (0, 1):
+            assert f"fashionmnist-{recipe}-s{seed}" in page
+            folder = place / "runs" / f"fashionmnist-{recipe}-s{seed}"
+            assert json.loads((folder / "config.json").read_text())["settings"]["recipe"] == recipe
