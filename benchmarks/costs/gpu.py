@@ -6,18 +6,15 @@ import pickle
 import statistics
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from benchmarks.costs.simulated import Rows, simulate
+from benchmarks.costs.watch import Watch
 from fedzge_flwr.launch.simulate import Resources
 
 Row = dict[str, Any]
@@ -41,11 +38,11 @@ def gpu_row(config: Mapping[str, Any], share: float, rounds: int) -> Row:
     """
     with TemporaryDirectory(prefix="gpu-") as folder:
         write_random_cifar10(Path(folder))
-        more = {"dataset": "cifar10", "data-dir": folder, "min-partition-size": 10}
+        more = {"dataset": "cifar10", "data-dir": folder}
         rows, watched = simulate(
             {**config, **more},
             rounds,
-            lambda rows: GpuWatch(rows) if visible_gpu() else nullcontext(None),
+            GpuWatch,
             Resources(num_gpus=share),
         )
     later = rows[1:]
@@ -59,7 +56,7 @@ def gpu_row(config: Mapping[str, Any], share: float, rounds: int) -> Row:
             for name in later[0]["phase_seconds"]
         },
     }
-    return row | (watched.figures() if watched is not None else {})
+    return row | watched.figures()
 
 
 def visible_gpu() -> str:
@@ -81,8 +78,8 @@ def write_random_cifar10(folder: Path) -> None:
     (folder / _CIFAR_FOLDER / "batches.meta").write_bytes(pickle.dumps(names))
 
 
-class GpuWatch:
-    """Samples, in a thread, the GPU's memory as its driver tells it (``nvidia-smi``).
+class GpuWatch(Watch):
+    """Samples the GPU's memory as its driver tells it (``nvidia-smi``).
 
     Parameters
     ----------
@@ -91,25 +88,20 @@ class GpuWatch:
     """
 
     def __init__(self, rows: Rows) -> None:
+        super().__init__(_EVERY_S)
         self._rows = rows
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
         self._totals: list[float] = []
         self._largest: list[float] = []
         self._processes: list[int] = []
 
-    def __enter__(self) -> GpuWatch:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stopped.set()
-        self._thread.join()
+    def sample(self) -> None:
+        """Look once at the GPU and the processes on it."""
+        total = _ask("--query-gpu=memory.used")
+        by_process = _ask("--query-compute-apps=used_memory")
+        if self._rows.current_round() > 1:
+            self._totals += _numbers(total)
+            self._largest += [max(_numbers(by_process), default=0.0)]
+            self._processes += [len(by_process.split())]
 
     def figures(self) -> Row:
         """Return the most memory in use, in MB, altogether and by one process, and how many ran."""
@@ -119,17 +111,6 @@ class GpuWatch:
             "largest_process_mb": max(self._largest, default=0.0),
             "processes": max(self._processes, default=0),
         }
-
-    def _watch(self) -> None:
-        while not self._stopped.is_set():
-            began = time.monotonic()
-            total = _ask("--query-gpu=memory.used")
-            by_process = _ask("--query-compute-apps=used_memory")
-            if self._rows.current_round() > 1:
-                self._totals += _numbers(total)
-                self._largest += [max(_numbers(by_process), default=0.0)]
-                self._processes += [len(by_process.split())]
-            self._stopped.wait(max(_EVERY_S - (time.monotonic() - began), 0.0))
 
 
 def _numbers(text: str) -> list[float]:

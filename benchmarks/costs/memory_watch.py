@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from types import TracebackType
 
 import psutil
+
+from benchmarks.costs.watch import Watch
 
 _EVERY_S = 0.5
 
 
-class MemoryWatch:
+class MemoryWatch(Watch):
     """Samples resident memory of all descendants, in a thread.
 
     Parameters
@@ -27,23 +27,9 @@ class MemoryWatch:
     """
 
     def __init__(self, stage: Callable[[], int]) -> None:
+        super().__init__(_EVERY_S)
         self._stage = stage
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
         self.peaks: dict[tuple[int, str], int] = {}
-
-    def __enter__(self) -> MemoryWatch:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stopped.set()
-        self._thread.join()
 
     def at(self, stage: int, kind: str | None = None) -> int:
         """Return the largest resident bytes at a stage, of a kind or of any."""
@@ -60,15 +46,15 @@ class MemoryWatch:
         """Return the largest resident bytes of a kind."""
         return max((size for (_, what), size in self.peaks.items() if what == kind), default=0)
 
-    def _watch(self) -> None:
-        while not self._stopped.wait(_EVERY_S):
-            stage = self._stage()
-            for process in psutil.Process().children(recursive=True):
-                try:
-                    key = (stage, _kind(process))
-                    self.peaks[key] = max(self.peaks.get(key, 0), process.memory_info().rss)
-                except psutil.Error:
-                    continue
+    def sample(self) -> None:
+        """Look once at every descendant."""
+        stage = self._stage()
+        for process in psutil.Process().children(recursive=True):
+            try:
+                key = (stage, _kind(process))
+                self.peaks[key] = max(self.peaks.get(key, 0), process.memory_info().rss)
+            except psutil.Error:
+                continue
 
 
 def _kind(process: psutil.Process) -> str:
