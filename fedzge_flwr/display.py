@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
+
 
 def printable(text: str, most: int = 300) -> str:
     """Return a text of others' as one line for a log: control characters escaped, and cut."""
@@ -14,6 +17,17 @@ def printable(text: str, most: int = 300) -> str:
 def percent(fraction: float | None) -> str:
     """Return a fraction in per cent, or a dash for what was not measured."""
     return "–" if fraction is None else f"{100 * fraction:.1f} %"
+
+
+def percent_spread(fractions: Sequence[float | None]) -> str:
+    """Return mean ± standard deviation (no n − 1), in per cent, of those that were measured.
+
+    Without the deviation for a single one; a dash if there is none.
+    """
+    known = [fraction for fraction in fractions if fraction is not None]
+    if len(known) < 2:
+        return percent(next(iter(known), None))
+    return f"{100 * statistics.fmean(known):.1f} ± {100 * statistics.pstdev(known):.1f} %"
 
 
 def duration(seconds: float) -> str:

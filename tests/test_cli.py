@@ -22,6 +22,7 @@ from fedzge_flwr.config import from_run_config
 from fedzge_flwr.errors import ConfigError, RunFolderError
 from fedzge_flwr.launch.staging import stage
 from fedzge_flwr.presets import preset_names
+from fedzge_flwr.report.runs import load_run
 from tests.inprocess import InProcessGrid
 from tests.launching import ROOT
 from tests.running import run_server
@@ -141,9 +142,9 @@ def test_seeds_one_after_another_and_not_again(
     names = [Path(config["output-dir"]) / config["run-name"] for config in launcher.started]
     assert [path.name for path in names] == ["sweep-s3", "sweep-s4"]
     first = capsys.readouterr().out
-    figures = [run_module.last_figures(path) for path in names]
-    assert figures[0]["mean client"] is None
-    central = [100 * float(figure["central"] or 0) for figure in figures]
+    last = [load_run(path).rows[-1] for path in names]
+    assert last[0].mean_client_accuracy is None
+    central = [100 * float(row.central_accuracy or 0) for row in last]
     mean, spread = sum(central) / 2, abs(central[0] - central[1]) / 2
     assert f"{mean:.1f} ± {spread:.1f} %" in first
 
@@ -156,7 +157,7 @@ def test_seeds_one_after_another_and_not_again(
     assert "resume" not in launcher.started[3]
     out = capsys.readouterr().out
     assert f"seed 3: finished already, in {names[0]}" in out
-    assert run_module.last_figures(names[1]) == figures[1]
+    assert load_run(names[1]).rows[-1] == last[1]
 
 
 @pytest.mark.parametrize(

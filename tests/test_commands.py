@@ -29,7 +29,7 @@ TINY = (
 RUN_HERE = {
     "make run": f"make run RUN_CONFIG='{TINY}'",
     "make run RUN_CONFIG='alpha=0.1 seed=1 num-server-rounds=10'": (
-        f"make run RUN_CONFIG='alpha=0.1 seed=1 num-server-rounds=10 {TINY} alpha=10.0'"
+        f"make run RUN_CONFIG='alpha=10.0 seed=1 {TINY}'"
     ),
     "fedzge doctor": "fedzge doctor",
     "fedzge presets": "fedzge presets",

@@ -144,7 +144,7 @@ def test_one_page_without_a_network(runs: list[Path], tmp_path: Path) -> None:
     assert not re.search(r"(src|href)=['\"](?!data:)", before_the_scripts)
     assert before_the_scripts.count("data:image/png;base64,") == 9
     values = [load_run(folder).rows[-1].central_accuracy for folder in (runs[0], runs[2])]
-    mean = f"{100 * np.mean(values):.1f} % ± {100 * np.std(values):.1f}"  # type: ignore[arg-type]
+    mean = f"{100 * np.mean(values):.1f} ± {100 * np.std(values):.1f} %"  # type: ignore[arg-type]
     assert mean in before_the_scripts
 
 

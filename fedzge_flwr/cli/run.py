@@ -11,16 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fedzge_flwr.cli.given import Given
 from fedzge_flwr.config import NUMBERS_DO_NOT_DEPEND_ON, from_run_config
-from fedzge_flwr.display import percent
+from fedzge_flwr.display import percent, percent_spread
 from fedzge_flwr.errors import ConfigError, RunFolderError
 from fedzge_flwr.launch.deployment import deploy
 from fedzge_flwr.launch.simulate import Resources, simulate
-
-_FIGURES = ("central", "ensemble", "mean client")
+from fedzge_flwr.report.runs import ACCURACIES, Run, load_run
 
 
 @dataclass(frozen=True)
@@ -97,7 +94,7 @@ def run_seeds(seeds: str, given: Given, launch: Launcher) -> None:
             print(f"seed {seed}:", flush=True)
             launch({**config, "resume": str(folder)} if folder.exists() else config)
         folders[seed] = folder
-    sys.stdout.write(_table({seed: last_figures(folder) for seed, folder in folders.items()}))
+    sys.stdout.write(_table({seed: load_run(folder) for seed, folder in folders.items()}))
 
 
 def _is_finished(folder: Path, config: Mapping[str, Any]) -> bool:
@@ -125,30 +122,14 @@ def _is_finished(folder: Path, config: Mapping[str, Any]) -> bool:
     return False
 
 
-def last_figures(folder: Path) -> dict[str, float | None]:
-    """Return the accuracies of the last evaluated round of a run, each None if not evaluated."""
-    rows = [
-        json.loads(line)
-        for line in (folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
-    figures: dict[str, float | None] = dict.fromkeys(_FIGURES)
-    for row in rows:
-        for name in _FIGURES:
-            found = row[f"{name.replace(' ', '_')}_accuracy"]
-            figures[name] = figures[name] if found is None else float(found)
-    return figures
-
-
-def _table(by_seed: Mapping[int, Mapping[str, float | None]]) -> str:
-    lines = ["".join(text.rjust(14) for text in ("seed", *_FIGURES))]
-    for seed, figures in by_seed.items():
-        cells = [str(seed), *(percent(figures[name]) for name in _FIGURES)]
-        lines.append("".join(text.rjust(14) for text in cells))
-    cells = ["mean ± std"]
-    for name in _FIGURES:
-        known = [value for row in by_seed.values() if (value := row[name]) is not None]
-        cells.append(
-            f"{100 * np.mean(known):.1f} ± {100 * np.std(known):.1f} %" if known else percent(None)
-        )
-    lines.append("".join(text.rjust(14) for text in cells))
-    return "\n".join(lines) + "\n"
+def _table(by_seed: Mapping[int, Run]) -> str:
+    lines = [("seed", *ACCURACIES)]
+    for seed, run in by_seed.items():
+        cells = (percent(run.last(reading)) for reading in ACCURACIES.values())
+        lines.append((str(seed), *cells))
+    spreads = (
+        percent_spread([run.last(reading) for run in by_seed.values()])
+        for reading in ACCURACIES.values()
+    )
+    lines.append(("mean ± std", *spreads))
+    return "".join("".join(cell.rjust(16) for cell in line) + "\n" for line in lines)

@@ -13,19 +13,13 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from fedzge_flwr.display import percent
+from fedzge_flwr.display import percent_spread
 from fedzge_flwr.errors import RunFolderError
 from fedzge_flwr.files import atomic_path
-from fedzge_flwr.observers import RoundRow
 from fedzge_flwr.report import figures
-from fedzge_flwr.report.runs import Group, Reading, Run, group, load_run
+from fedzge_flwr.report.runs import ACCURACIES, Group, Run, group, load_run
 
 _MOST_PICTURES = 12
-_ACCURACIES: tuple[tuple[str, Reading], ...] = (
-    ("central", lambda row: row.central_accuracy),
-    ("ensemble", lambda row: row.ensemble_accuracy),
-    ("mean client", lambda row: row.mean_client_accuracy),
-)
 
 
 def write_report(folders: Sequence[Path], output: Path) -> None:
@@ -133,7 +127,7 @@ def _title(runs: Sequence[Run]) -> str:
 
 
 def _summary(groups: Iterable[Group]) -> str:
-    head = ("runs", "seeds", "rounds", "queries a client", "MB", *(name for name, _ in _ACCURACIES))
+    head = ("runs", "seeds", "rounds", "queries a client", "MB", *ACCURACIES)
     rows = [[_esc(text) for text in head]]
     for item in groups:
         last = [run.rows[-1] for run in item.runs]
@@ -144,25 +138,16 @@ def _summary(groups: Iterable[Group]) -> str:
                 _spread([row.round for row in last]),
                 _spread([row.queries_per_client for row in last]),
                 _spread([(row.bytes_down_total + row.bytes_up_total) / 1e6 for row in last]),
-                *(_accuracy(item, reading) for _, reading in _ACCURACIES),
+                *(
+                    percent_spread([run.last(reading) for run in item.runs])
+                    for reading in ACCURACIES.values()
+                ),
             ]
         )
     header, *body = rows
     cells = "".join(f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in body)
     heads = f"<tr><th>{'</th><th>'.join(header)}</th></tr>"
     return f"<div class='scroll'><table>{heads}{cells}</table></div>"
-
-
-def _accuracy(item: Group, reading: Reading) -> str:
-    values = [value for run in item.runs if (value := _last(run.rows, reading)) is not None]
-    if not values:
-        return "–"
-    mean = percent(float(np.mean(values)))
-    return mean if len(values) == 1 else f"{mean} ± {100 * float(np.std(values)):.1f}"
-
-
-def _last(rows: Sequence[RoundRow], reading: Reading) -> float | None:
-    return next((value for row in reversed(rows) if (value := reading(row)) is not None), None)
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -19,6 +19,13 @@ _MOST_KEYS = 3
 
 Reading = Callable[[RoundRow], float | None]
 
+ACCURACIES: Mapping[str, Reading] = {
+    "central": lambda row: row.central_accuracy,
+    "ensemble": lambda row: row.ensemble_accuracy,
+    "mean client": lambda row: row.mean_client_accuracy,
+}
+"""The accuracies by which runs are compared, by the names that they are shown under."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -46,6 +53,11 @@ class Run:
         """The run config, every key."""
         settings: Mapping[str, Any] = self.config["settings"]
         return settings
+
+    def last(self, reading: Reading) -> float | None:
+        """Return what the last round that has it reads; None if none has."""
+        found = (reading(row) for row in reversed(self.rows))
+        return next((value for value in found if value is not None), None)
 
 
 def load_run(folder: Path) -> Run:
