@@ -78,6 +78,7 @@ class TorchBlackBox:
         self._num_partitions = num_partitions
         self._data_path = data_path
         self._device = select_device(settings.client.client_device)
+        self._threads_before = torch.get_num_threads()
         torch.set_num_threads(settings.client.client_threads)
         self._model_name = model_name or settings.client.model_of(partition)
         lookup(MODELS, self._model_name, "model")
@@ -256,8 +257,9 @@ class TorchBlackBox:
         self._built = model.eval().to(self._device)
 
     def close(self) -> None:
-        """Let the model go, and leave nothing on a GPU that other clients share."""
+        """Let the model go, leave nothing on a GPU that other clients share, give threads back."""
         self._built = None
+        torch.set_num_threads(self._threads_before)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 

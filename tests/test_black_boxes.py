@@ -33,6 +33,7 @@ from fedzge_flwr.black_boxes.base import SMALLEST_PROBABILITY, log_probabilities
 from fedzge_flwr.data import load_split
 from fedzge_flwr.errors import ConfigError, DataError
 from fedzge_flwr.question import from_levels
+from fedzge_flwr.torch_blackbox import TorchBlackBox
 from tests.inprocess import InProcessGrid
 from tests.small_models import mlp
 
@@ -211,6 +212,22 @@ def test_evaluation_is_on_what_was_given_for_it(split: Any) -> None:
 def test_a_module_may_test_itself(makers: Any) -> None:
     outcome = makers["module"](context_of()).evaluate("held-out")
     assert (outcome.num_examples, outcome.loss, outcome.accuracy) == (4, 0.5, 0.25)
+
+
+@pytest.mark.parametrize("kind", ["module", "run's own"])
+def test_torch_has_the_clients_threads_until_the_box_is_closed(kind: str) -> None:
+    settings = make_settings(client_threads=2, num_clients=3)
+    before = torch.get_num_threads()
+    box = (
+        TorchBlackBox(settings, 0, 3)
+        if kind == "run's own"
+        else ModuleBlackBox(
+            context_of(), mlp(SHAPE, 10), train_a_little, SHAPE, 10, 200, client=settings.client
+        )
+    )
+    assert torch.get_num_threads() == 2 != before
+    box.close()
+    assert torch.get_num_threads() == before
 
 
 def test_an_onnx_model_answers_as_the_model_that_it_was(onnx_file: Path) -> None:

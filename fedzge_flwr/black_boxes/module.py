@@ -45,7 +45,8 @@ class ModuleBlackBox(ClassifierBlackBox):
     client : ClientSettings, optional
         Its ``client_distill_steps``, ``distill_batch_size``, ``client_distill_lr`` and
         ``class_balance`` say how the ensemble's answers are distilled, ``local_rounds`` in how many
-        rounds ``train`` is called.
+        rounds ``train`` is called, ``client_threads`` how many threads torch has here until
+        `close`, which gives the process back those that it had.
     optimizer : OptimizerSettings, optional
         With which optimiser.
     seed : int
@@ -80,6 +81,8 @@ class ModuleBlackBox(ClassifierBlackBox):
         self._client = client
         self._optimizer = optimizer or OptimizerSettings()
         self._seed = seed
+        self._threads_before = torch.get_num_threads()
+        torch.set_num_threads(client.client_threads)
 
     @property
     def device(self) -> str:
@@ -148,7 +151,8 @@ class ModuleBlackBox(ClassifierBlackBox):
             raise ValueError(f"not a state of this model: {error}") from error
 
     def close(self) -> None:
-        """Leave nothing on a GPU that other clients share."""
+        """Leave nothing on a GPU that other clients share, and give threads back."""
+        torch.set_num_threads(self._threads_before)
         if torch.cuda.is_available():
             self._model.cpu()
             torch.cuda.empty_cache()
