@@ -128,7 +128,7 @@ class BlackBox(Protocol):
         ...
 
     def load_state(self, state: State) -> None:
-        """Take up what `state` returned earlier.
+        """Take up what `state` returned earlier; the arrays may become the model's own memory.
 
         Raises
         ------

@@ -214,7 +214,8 @@ class FolderStore:
         with self._explained():
             with atomic_path(path) as temporary:
                 save_file(arrays, temporary, metadata=progress)
-            with atomic_path(self._folder / "client.safetensors") as temporary:
+            # The same content, which is on disk by now.
+            with atomic_path(self._folder / "client.safetensors", durable=False) as temporary:
                 temporary.unlink()
                 try:
                     os.link(path, temporary)

@@ -17,6 +17,11 @@ def to_tensor(array: npt.NDArray[Any], device: torch.device | str = "cpu") -> to
     return torch.from_numpy(np.array(array)).to(device)
 
 
+def taken_over(array: npt.NDArray[Any]) -> torch.Tensor:
+    """Return a tensor of the array's own memory, or of a copy's if that may not be written."""
+    return torch.from_numpy(array if array.flags.writeable else np.array(array))
+
+
 def to_numpy(tensor: torch.Tensor) -> FloatArray:
     """Return a tensor's values as float32 on the CPU."""
     array: FloatArray = tensor.float().cpu().numpy()

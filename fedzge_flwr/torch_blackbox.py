@@ -26,7 +26,7 @@ from fedzge_flwr.errors import DataError
 from fedzge_flwr.models import MODELS, build_model, rebuild_model
 from fedzge_flwr.randomness import Purpose, seeded_initialisation, torch_stream
 from fedzge_flwr.registry import lookup
-from fedzge_flwr.tensors import state_arrays, to_numpy, to_tensor
+from fedzge_flwr.tensors import state_arrays, taken_over, to_numpy, to_tensor
 from fedzge_flwr.training import (
     MIN_TRAINING_IMAGES,
     OwnImages,
@@ -245,14 +245,14 @@ class TorchBlackBox:
         return state_arrays(self._model)
 
     def load_state(self, state: State) -> None:
-        """Load parameters and buffers.
+        """Load parameters and buffers; arrays that may be written become the model's own memory.
 
         Raises
         ------
         ValueError
             If names or shapes are not this model's.
         """
-        tensors = {name: to_tensor(array) for name, array in state.items()}
+        tensors = {name: taken_over(array) for name, array in state.items()}
         model = rebuild_model(self._model_name, self.image_shape, self.num_classes, tensors)
         self._built = model.eval().to(self._device)
 

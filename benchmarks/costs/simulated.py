@@ -33,22 +33,38 @@ _ROOT = Path(__file__).parent.parent.parent
 
 
 def overhead_rows(config: Mapping[str, Any], rounds: int) -> Iterator[Row]:
-    """Yield mean seconds a round after the first: simulated, and the same work in plain loops."""
+    """Yield mean seconds a round after the first: simulated, and the same work in plain loops.
+
+    Loops run before the simulation and, in reverse, after it: a machine that grows slower or faster
+    meanwhile does so for all.
+    """
     calls = from_run_config(config).run.participants
-    found: dict[str, list[float]] = {}
-    settings = from_run_config({**config, "client-threads": 2, "server-threads": 2})
-    found["one process, 2 threads"] = looped(settings, LocalClients(settings), rounds)
-    settings = from_run_config({**config, "client-threads": 1, "server-threads": 2})
-    with parallel_clients(settings, 2) as clients:
-        found["2 processes, 1 thread each"] = looped(settings, clients, rounds)
+    one = from_run_config({**config, "client-threads": 2, "server-threads": 2})
     config = {**config, "client-threads": 1, "server-threads": 2}
-    rows, _ = simulate(config, rounds, lambda _: nullcontext())
-    found["simulation, 2 workers of 1 thread"] = [row["seconds"] for row in rows]
-    means = {name: statistics.fmean(seconds[1:]) for name, seconds in found.items()}
-    fastest = min(value for name, value in means.items() if "simulation" not in name)
+    two = from_run_config(config)
+
+    def in_one_process() -> list[float]:
+        return looped(one, LocalClients(one), rounds)
+
+    def in_two_processes() -> list[float]:
+        with parallel_clients(two, 2) as clients:
+            return looped(two, clients, rounds)
+
+    def simulated() -> list[float]:
+        rows, _ = simulate(config, rounds, lambda _: nullcontext())
+        return [row["seconds"] for row in rows]
+
+    loops = {"one process, 2 threads": in_one_process, "2 processes, 1 thread": in_two_processes}
+    ways = {**loops, "simulation, 2 workers of 1 thread": simulated}
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for name in (*ways, *reversed(loops)):
+        found[name] += ways[name]()[1:]
+    means = {name: statistics.fmean(seconds) for name, seconds in found.items()}
+    fastest = min(means[name] for name in loops)
     for name, mean in means.items():
         yield {
             "way": name,
+            "rounds": len(found[name]),
             "seconds": mean,
             "over_fastest_loop": mean / fastest - 1,
             "seconds_a_call_over_it": (mean - fastest) / calls,

@@ -36,6 +36,7 @@ class ProcessFamily:
         self._directory = directory
         self._started: list[subprocess.Popen[bytes]] = []
         self._seen: set[psutil.Process] = set()
+        self._present: list[psutil.Process] = []
 
     def start(self, command: Sequence[str | Path], output: IO[bytes]) -> subprocess.Popen[bytes]:
         """Start a process in a session of its own: Ctrl-C reaches the launcher only."""
@@ -71,29 +72,30 @@ class ProcessFamily:
         return finished.stdout.decode(errors="replace")
 
     def watch(self) -> None:
-        """Remember the started processes' present descendants; to be called now and then."""
+        """Remember the started processes' present descendants; to be called now and then.
+
+        It looks at every process of the machine, which takes milliseconds.
+        """
+        self._present = []
         for started in self._started:
             # Once waited for, its number may be another process's.
             if started.poll() is not None:
                 continue
             try:
                 process = psutil.Process(started.pid)
-                self._seen.update((process, *process.children(recursive=True)))
+                self._present += [process, *process.children(recursive=True)]
             except psutil.Error:
                 continue
+        self._seen.update(self._present)
 
     def has_lost(self, names: Collection[str]) -> bool:
-        """Whether a descendant of one of these names has ended, and nobody has asked how."""
-        for started in self._started:
-            if started.poll() is not None:
-                continue
+        """Whether one of these names, when last watched, has ended and nobody has asked how."""
+        for process in self._present:
             try:
-                children = psutil.Process(started.pid).children(recursive=True)
-                lost = [item for item in children if item.name() in names and not _runs(item)]
+                if process.name() in names and not _runs(process):
+                    return True
             except psutil.Error:
                 continue
-            if lost:
-                return True
         return False
 
     def alive(self) -> list[psutil.Process]:

@@ -36,6 +36,8 @@ CONNECTION = "fedzge"
 """The name by which Flower's commands know a launch's SuperLink."""
 
 _POLL_S = 0.3
+# Looking through the machine's processes takes longer than reading a run's files, from its clients.
+_WATCH_S = 1.5
 _SHORT_COMMAND_S = 120.0
 
 _SERVERS = ("flwr-simulation", "flwr-serverapp")
@@ -144,14 +146,16 @@ class Session:
         """
         before = self._written()
         flwr = self.start("flower", command)
-        there_until = time.monotonic()
+        there_until = watched = time.monotonic()
         while flwr.poll() is None:
             self.progress.poll(otherwise)
-            self.family.watch()
-            if not self.family.has_lost(_SERVERS):
-                there_until = time.monotonic()
-            elif time.monotonic() - there_until > _LAST_WORDS_S:
-                break
+            if time.monotonic() - watched > _WATCH_S:
+                self.family.watch()
+                watched = time.monotonic()
+                if not self.family.has_lost(_SERVERS):
+                    there_until = watched
+                elif watched - there_until > _LAST_WORDS_S:
+                    break
             time.sleep(_POLL_S)
         text = self.log("flower").read_text(encoding="utf-8", errors="replace")
         submitted = re.search(r"Successfully started run (\d+)", text)
