@@ -11,6 +11,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from fedzge_flwr import naming
@@ -54,6 +55,42 @@ def test_a_family_is_ended_whole(tmp_path: Path, wait: float) -> None:
     finally:
         bystander.kill()
         bystander.wait()
+
+
+def test_a_server_that_died_is_missed_and_one_that_was_waited_for_is_not(tmp_path: Path) -> None:
+    """Flower's own processes do not ask at once how the ServerApp's has ended."""
+    import os
+
+    server = tmp_path / "flwr-simulation"
+    server.symlink_to("/bin/sleep")
+    family = ProcessFamily(os.environ, tmp_path)
+    with (tmp_path / "log").open("wb") as output:
+        # `exec`: a sleep in the place of the shell waits for no child.
+        parent = family.start(["/bin/bash", "-c", f"{server} 100 & exec sleep 100"], output)
+    children: list[psutil.Process] = []
+    while [child.name() for child in children] != [server.name]:
+        children = psutil.Process(parent.pid).children()
+    family.watch()
+    assert not family.has_lost([server.name])
+    children[0].kill()
+    while children[0].status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    family.watch()
+    assert family.has_lost([server.name])
+    assert not family.has_lost(["flwr-serverapp"])
+    assert family.end() == []
+    family.watch()
+    assert not family.has_lost([server.name])
+
+
+def test_following_a_run_leaves_the_processor_to_it(tmp_path: Path) -> None:
+    with session({"output-dir": str(tmp_path)}, lambda _: {}) as launch:
+        looked: list[float] = []
+        watch = launch.family.watch
+        launch.family.watch = lambda: (looked.append(time.monotonic()), watch())[1]  # type: ignore[method-assign]
+        with pytest.raises(LaunchError, match="refused"):
+            launch.follow(["/bin/sleep", "4"], "waiting")
+        assert 1 <= len(looked) <= 3
 
 
 def make_row(number: int, **more: Any) -> RoundRow:
