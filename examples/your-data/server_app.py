@@ -13,6 +13,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run FedZGE and print accuracies."""
+    torch.manual_seed(0)
     run = context.run_config
     classes, rounds = int(run["num-classes"]), int(run["num-server-rounds"])
     central = MODELS["cnn"](SHAPE, classes)
