@@ -78,11 +78,12 @@ class TorchBlackBox:
         self._num_partitions = num_partitions
         self._data_path = data_path
         self._device = select_device(settings.client.client_device)
-        self._threads_before = torch.get_num_threads()
-        torch.set_num_threads(settings.client.client_threads)
         self._model_name = model_name or settings.client.model_of(partition)
         lookup(MODELS, self._model_name, "model")
         self._built: nn.Module | None = None
+        # Last: one that is not wholly made is never closed, and would keep the process's threads.
+        self._threads_before = torch.get_num_threads()
+        torch.set_num_threads(settings.client.client_threads)
 
     @property
     def _model(self) -> nn.Module:
@@ -295,11 +296,10 @@ def torch_black_box(context: Context) -> TorchBlackBox:
     if node.partition_id >= settings.run.num_clients and model_name is None:
         # Refused by the server; any model will do until then.
         model_name = settings.client.model_of(0)
-    box = TorchBlackBox(
+    cap_memory(select_device(settings.client.client_device), gpu_share())
+    return TorchBlackBox(
         settings, node.partition_id, node.num_partitions, model_name, node.data_path
     )
-    cap_memory(select_device(settings.client.client_device), gpu_share())
-    return box
 
 
 def gpu_share() -> float:

@@ -28,6 +28,7 @@ from fedzge_flwr import (
     export_onnx,
     make_settings,
     register_endpoints,
+    torch_blackbox,
 )
 from fedzge_flwr.black_boxes.base import SMALLEST_PROBABILITY, log_probabilities
 from fedzge_flwr.data import load_split
@@ -227,6 +228,25 @@ def test_torch_has_the_clients_threads_until_the_box_is_closed(kind: str) -> Non
     )
     assert torch.get_num_threads() == 2 != before
     box.close()
+    assert torch.get_num_threads() == before
+
+
+def test_a_box_that_cannot_be_made_leaves_torch_its_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(device: torch.device, share: float) -> None:
+        raise RuntimeError("no memory to cap")
+
+    settings = make_settings(client_threads=2, num_clients=3)
+    before = torch.get_num_threads()
+    with pytest.raises(ConfigError, match="cnm"):
+        TorchBlackBox(settings, 0, 3, "cnm")
+    assert torch.get_num_threads() == before
+    monkeypatch.setattr(torch_blackbox, "cap_memory", refused)
+    context = context_of()
+    context.run_config = settings.to_run_config()
+    with pytest.raises(RuntimeError, match="no memory to cap"):
+        torch_blackbox.torch_black_box(context)
     assert torch.get_num_threads() == before
 
 

@@ -15,7 +15,7 @@ from fedzge_flwr.blackbox import ClientEvaluation, EvaluationSplit, FitReport, S
 from fedzge_flwr.config import ClientSettings, OptimizerSettings
 from fedzge_flwr.distillation import distil
 from fedzge_flwr.randomness import Purpose, torch_stream
-from fedzge_flwr.tensors import state_arrays, to_numpy, to_tensor
+from fedzge_flwr.tensors import state_arrays, taken_over, to_numpy, to_tensor
 from fedzge_flwr.training import predict
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class ModuleBlackBox(ClassifierBlackBox):
         ValueError
             If names or shapes are not this model's.
         """
-        tensors = {name: to_tensor(array) for name, array in state.items()}
+        tensors = {name: taken_over(array) for name, array in state.items()}
         try:
             self._model.load_state_dict(tensors)
         except RuntimeError as error:
