@@ -52,19 +52,25 @@ class Problem:
         d: int = D,
     ) -> None:
         self.matrix, self.weights, self.quadratic = normal(2, K, d), normal(3, N, K), quadratic
+        curvature = normal(4, K, d, d)
+        self.curvature = (curvature + curvature.transpose(1, 2)) / 2
         self.central = nn.Sequential(nn.Flatten(), nn.Linear(d, K), nn.Tanh()).double()
         for number, parameter in enumerate(self.central.parameters()):
             parameter.data = normal(20 + number, *parameter.shape)
         self.surrogate = surrogate or self.central
 
     def black_box(self, x: Tensor) -> Tensor:
-        return x.flatten(1) @ self.matrix.T
+        flat = x.flatten(1)
+        linear = flat @ self.matrix.T
+        if not self.quadratic:
+            return linear
+        return linear + torch.einsum("nd,kde,ne->nk", flat, self.curvature, flat) / 2
 
     def terms(
         self, images_NCHW: Tensor, ensemble_logits_NK: Tensor, central_logits_NK: Tensor
     ) -> LossTerms:
         e = ensemble_logits_NK
-        clients = (e**2).sum() / 2 if self.quadratic else (self.weights * e).sum()
+        clients = (self.weights * e).sum() + (0.1 * (e**2).sum() if self.quadratic else 0)
         zero = torch.zeros(())
         # Neither goes through the clients: what the images do themselves, and the central model.
         direct = images_NCHW.pow(3).sum() + central_logits_NK.square().sum()
@@ -156,9 +162,21 @@ def problem_for(estimator: Estimator, **options: bool) -> Problem:
     return Problem(**options) if estimator.unbiased else well_guided(**options)
 
 
-# A direction's deviation is at most about √(N·d)·‖g‖: four times that of the mean, or rounding.
+# A direction's deviation is at most about √(N·d)·‖g‖: twice that of the mean, or rounding.
 def tolerance(estimator: Estimator) -> float:
-    return 4 * (N * D / (DRAWS * MANY)) ** 0.5 if estimator.unbiased else 1e-6
+    return 2 * (N * D / (DRAWS * MANY)) ** 0.5 if estimator.unbiased else 1e-6
+
+
+def forward_bias(problem: Problem, x: Tensor, q: int, eps: float) -> float:
+    """Bound the relative error of forward slopes along q orthonormal directions, by curvature.
+
+    Each is off by ε/2·uᵀ(Σₖ ∂L/∂eₖ Hₖ)u at most.
+    """
+    e = problem.black_box(x).requires_grad_()
+    (weights_NK,) = torch.autograd.grad(problem.loss(x, e), e)
+    hessians = torch.einsum("nk,kde->nde", weights_NK, problem.curvature)
+    largest = torch.linalg.matrix_norm(hessians, ord=2)
+    return float(eps / 2 * q**0.5 * largest.norm() / problem.gradient(x).norm())
 
 
 def test_scale_and_direction_on_a_linear_black_box(make: Make, x: Tensor) -> None:
@@ -167,9 +185,29 @@ def test_scale_and_direction_on_a_linear_black_box(make: Make, x: Tensor) -> Non
 
 
 @pytest.mark.parametrize("eps", [1e-3, 1e-1])
-def test_bias_on_a_quadratic_is_of_the_order_of_eps(make: Make, x: Tensor, eps: float) -> None:
-    error = error_of_mean(make, x, problem_for(make(), quadratic=True), eps)
-    assert error < tolerance(make()) + 4 * eps
+def test_bias_on_a_quadratic_black_box(
+    make: Make, differences: Differences, x: Tensor, eps: float
+) -> None:
+    """Forward slopes of a biased estimator are off by O(ε) of the curvature; nothing else is.
+
+    An unbiased one's directions are as often negative: in the mean the curvature falls out. What
+    remains of the paper's is the O(ε²) of the whole loss's third derivative.
+    """
+    problem = problem_for(make(), quadratic=True)
+    error = error_of_mean(make, x, problem, eps)
+    biased = not make().unbiased and differences == "forward"
+    assert error < tolerance(make()) + (forward_bias(problem, x, 2, eps) if biased else 0.0)
+
+
+def test_forward_slopes_of_a_biased_estimator_are_off_in_proportion_to_eps(x: Tensor) -> None:
+    def build(q: int = 2, eps: float = 1e-4) -> Estimator:
+        return ESTIMATORS["guided"](DIRECTIONS["sphere"], q, eps, "forward")
+
+    small, large = (
+        error_of_mean(build, x, well_guided(quadratic=True), eps) for eps in (1e-3, 1e-1)
+    )
+    assert large == pytest.approx(100 * small, rel=0.05)
+    assert small > 1e-5
 
 
 def test_same_stream_same_queries_and_estimate(make: Make, x: Tensor) -> None:
