@@ -2,7 +2,9 @@
 
 ``python -m benchmarks.central_accuracy --dataset fashionmnist --data-dir DIR --json FILE`` runs
 whole federations in this process, one thread, without Ray or messages, prints a table, and keeps
-finished runs in FILE: the same command again goes on where it stopped.
+finished runs in FILE: the same command again goes on where it stopped. Runs of other settings or
+lengths in FILE have rows of their own. A run knows its settings but not the code that made it:
+after a change of numbers take another FILE.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -44,6 +46,8 @@ ROWS: dict[str, dict[str, object]] = {
     "no generator": {"generator-share": 0.0},
     "generator alone": {"search-share": 0.0, "procedural-share": 0.0},
     "surrogate only": {"estimator": "surrogate"},
+    "per-image estimates": {"estimator": "per-image"},
+    "surrogate not shifted": {"surrogate-shift": 0},
     "no free generator steps": {"generator-steps": 0},
     "mean logits": {"ensemble": "mean"},
     "mean probability": {"ensemble": "mean-probability"},
@@ -57,6 +61,8 @@ ROWS: dict[str, dict[str, object]] = {
     "client distillation in every round": {"client-distill-rounds": 0},
     "no logit adjustment": {"logit-adjustment": False},
     "no mixup": {"mixup": False},
+    "local training in every round": {"local-rounds": 0},
+    "no least number of local steps": {"min-local-steps": 0},
     "no rehearsal": {"client-rehearsal": False},
     "answers not softened": {"answer-temperature": 1.0},
     LOCAL_ONLY: {"logit-adjustment": False, "mixup": False},
@@ -187,25 +193,56 @@ def _overrides(pairs: list[str]) -> dict[str, object]:
     return overrides
 
 
-def table(runs: list[dict[str, Any]]) -> str:
-    """Return the runs as a Markdown table, mean ± standard deviation over their seeds."""
+Runs: TypeAlias = list[dict[str, Any]]
+
+
+def grouped(runs: Runs) -> list[Runs]:
+    """Return the runs in groups that differ in their seed alone, one run a seed, the latest."""
+    groups: dict[str, dict[int, dict[str, Any]]] = {}
+    for run in runs:
+        same = {name: value for name, value in run["settings"].items() if name != "seed"}
+        key = (run["row"], run["alpha"], run["local_models"], run["rounds"], same)
+        groups.setdefault(json.dumps(key, sort_keys=True), {})[run["seed"]] = run
+    return [list(members.values()) for members in groups.values()]
+
+
+def name_of(group: Runs, groups: list[Runs]) -> str:
+    """Return the row's name, with the settings that tell it from others of that name."""
+    first = group[0]
+    name, models = first["row"], first["local_models"]
+    parts = [name] if "," not in models else [name, models]
+    others = [
+        other[0]
+        for other in groups
+        if all(other[0][key] == first[key] for key in ("row", "alpha", "local_models"))
+    ]
+    if any(other["rounds"] != first["rounds"] for other in others):
+        parts.append(f"{first['rounds']} rounds")
+    for key, value in first["settings"].items():
+        # The number of rounds is that of the budget, and named already.
+        if key not in ("seed", "num-server-rounds"):
+            values = [other["settings"].get(key) for other in others]
+            parts += [f"{key}={value}"] if any(other != value for other in values) else []
+    return ", ".join(parts)
+
+
+def table(runs: Runs) -> str:
+    """Return the runs as a Markdown table, mean ± standard deviation (of n) over their seeds."""
     lines = [
         "| run | α | seeds | queries a client | central | ensemble | central ÷ ensemble | "
         "mean client | minutes |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    groups: dict[tuple[str, float, str], list[dict[str, Any]]] = {}
-    for run in runs:
-        groups.setdefault((run["row"], run["alpha"], run["local_models"]), []).append(run)
-    for (row, alpha, models), members in groups.items():
+    groups = grouped(runs)
+    for members in groups:
         last = [member["points"][-1] for member in members]
         ratios = [
             point["central"] / point["ensemble"] if point["central"] is not None else None
             for point in last
         ]
         cells = (
-            row if "," not in models else f"{row}, {models}",
-            f"{alpha:g}",
+            name_of(members, groups),
+            f"{members[0]['alpha']:g}",
             str(len(members)),
             f"{max(point['queries'] for point in last):,}",
             _spread([point["central"] for point in last]),
@@ -230,8 +267,11 @@ def _spread(values: list[float | None], digits: int = 0) -> str:
     return text if len(known) == 1 else f"{text} ± {spread}"
 
 
-def draw(runs: list[dict[str, Any]], path: Path) -> None:
-    """Draw accuracy against queries as PNG: paper and efficient, a panel for each α."""
+def draw(runs: Runs, path: Path) -> None:
+    """Draw accuracy against queries as PNG: paper and efficient, a panel for each α.
+
+    Of several groups of runs of one name the latest is drawn.
+    """
     from matplotlib.figure import Figure
 
     from fedzge_flwr.files import atomic_path
@@ -243,11 +283,14 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
     styles = {"central": "-", "ensemble": "--", "mean_client": ":"}
     for axes, alpha in zip(axes_row, alphas, strict=True):
         for row, colour in colours.items():
-            members = [
-                run
-                for run in runs
-                if run["row"] == row and run["alpha"] == alpha and "," not in run["local_models"]
+            found = [
+                group
+                for group in grouped(runs)
+                if group[0]["row"] == row
+                and group[0]["alpha"] == alpha
+                and "," not in group[0]["local_models"]
             ]
+            members = found[-1] if found else []
             for name, style in styles.items() if members else ():
                 points = [[p[name] for p in run["points"]] for run in members]
                 mean, deviation = np.mean(points, axis=0), np.std(points, axis=0)
@@ -311,9 +354,7 @@ def main(given: list[str] | None = None) -> None:
         draw(runs, arguments.plot)
 
 
-def _one_run(
-    arguments: argparse.Namespace, row: str, alpha: float, seed: int, runs: list[dict[str, Any]]
-) -> None:
+def _one_run(arguments: argparse.Namespace, row: str, alpha: float, seed: int, runs: Runs) -> None:
     settings = settings_of(arguments, row, alpha, seed)
     num_rounds = rounds_within(settings, arguments.budget)
     key = {
@@ -344,10 +385,10 @@ def _one_run(
         atomic_write_text(arguments.json, json.dumps(runs, indent=1))
 
 
-def _finished(path: Path | None) -> list[dict[str, Any]]:
+def _finished(path: Path | None) -> Runs:
     if path is None or not path.exists():
         return []
-    runs: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    runs: Runs = json.loads(path.read_text(encoding="utf-8"))
     return runs
 
 

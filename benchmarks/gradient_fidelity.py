@@ -83,6 +83,8 @@ def cases() -> dict[str, list[Case]]:
             Case(stage, "surrogate"),
             Case(stage, "guided", q=1),
             Case(stage, "guided"),
+            # As by default, but for the temperatures and the way to combine.
+            Case(stage, "guided", q=2, eps=1e-1, directions="rademacher"),
         )
     ]
     half = Case("half", "guided")
@@ -241,9 +243,9 @@ def markdown(rows: Iterable[Row]) -> str:
     """Return the table: a line a case, its seeds averaged, a column for each kind of image."""
     lines = [
         "| central (agreement) | estimator | q | queries | ε | directions | differences | shift | "
-        "format | " + " | ".join(f"{kind} cos" for kind in IMAGES) + " | mean cos | "
+        "format | draws | " + " | ".join(f"{kind} cos" for kind in IMAGES) + " | mean cos | "
         "mean cos, clients' part | norm ratio |",
-        "|" + "---|" * 15,
+        "|" + "---|" * 16,
     ]
     by_case: dict[Case, list[Row]] = {}
     for row in rows:
@@ -260,8 +262,9 @@ def markdown(rows: Iterable[Row]) -> str:
         lines.append(
             f"| {case.stage} ({agreements:.2f}) | {case.estimator} | {case.q} | {copies_of(case)} "
             f"| {case.eps:g} | {case.directions} | {case.differences} | {case.shift} "
-            f"| {case.format} | {' | '.join(cells)} | {_mean(found, 'cosine'):.3f} "
-            f"| {_mean(found, 'clients_cosine'):.3f} | {min(ratios):.2g}–{max(ratios):.2g} |"
+            f"| {case.format} | {found[0]['draws']} | {' | '.join(cells)} "
+            f"| {_mean(found, 'cosine'):.3f} | {_mean(found, 'clients_cosine'):.3f} "
+            f"| {min(ratios):.2g}–{max(ratios):.2g} |"
         )
     return "\n".join(lines)
 
@@ -374,7 +377,7 @@ def settings_of(options: argparse.Namespace, seed: int) -> Settings:
 def num_draws(table: str, case: Case, draws: int) -> int:
     """Return how often to measure: all draws where estimators are compared, fewer elsewhere."""
     if table in ("estimators", TF32):
-        return draws if case.stage == "half" else max(draws // 10, 1)
+        return draws if case.stage == "half" else max(draws // 2, 1)
     return max(draws // (10 if table == "settings" else 20), 1)
 
 

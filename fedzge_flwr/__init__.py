@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fedzge_flwr.losses import generator_objective
     from fedzge_flwr.models import MODELS
     from fedzge_flwr.observers import Observer, RoundRow
+    from fedzge_flwr.question import COPIES
     from fedzge_flwr.results import RunFolder
     from fedzge_flwr.strategy import FedZGE
     from fedzge_flwr.torch_blackbox import TorchBlackBox, torch_black_box
@@ -52,6 +53,7 @@ _HOMES = {
     "losses": ("generator_objective",),
     "models": ("MODELS",),
     "observers": ("Observer", "RoundRow"),
+    "question": ("COPIES",),
     "results": ("RunFolder",),
     "strategy": ("FedZGE",),
     "torch_blackbox": ("TorchBlackBox", "torch_black_box"),
@@ -59,6 +61,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "COPIES",
     "DATASETS",
     "ESTIMATORS",
     "GENERATORS",

@@ -7,6 +7,7 @@ they need not travel. NumPy only: a client of any library can answer.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,6 +17,11 @@ import numpy.typing as npt
 from fedzge_flwr.arrays import ByteArray, FloatArray
 from fedzge_flwr.directions import Directions
 from fedzge_flwr.pixels import PIXEL_RANGE
+
+COPIES: dict[str, Callable[[int, bool], int]] = {"surrogate": lambda q, two_sided: 1}
+"""Copies of a generated image that an estimator asks about, of q and of ``differences`` being
+"central", where they are not those of `num_copies`. Clients limit questions by it and build no
+estimator, so one from outside the package that asks otherwise is named here on both sides."""
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,44 @@ def test_central_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert [line for line in again.splitlines() if line.startswith("|")] == table
 
 
+def kept_run(seed: int, central: float, rounds: int = 2, **settings: object) -> dict[str, Any]:
+    points = [
+        {"round": number, "queries": 10 * number, "central": central, "ensemble": 0.8}
+        for number in range(1, rounds + 1)
+    ]
+    return {
+        "row": "efficient",
+        "alpha": 1.0,
+        "seed": seed,
+        "local_models": "cnn",
+        "rounds": rounds,
+        "settings": {"seed": seed, "client-distill-steps": 600, **settings},
+        "points": [{**point, "mean_client": 0.5} for point in points],
+        "seconds": 60,
+    }
+
+
+def test_unlike_runs_are_not_averaged(tmp_path: Path) -> None:
+    """Other lengths and settings have rows of their own; a seed counts once, as measured last."""
+    runs = [
+        kept_run(0, 0.1),
+        kept_run(0, 0.6),
+        kept_run(1, 0.8),
+        kept_run(0, 0.4, rounds=3),
+        kept_run(1, 0.3, **{"client-distill-steps": 0}),
+    ]
+    rows = [line.split(" | ") for line in central_accuracy.table(runs).splitlines()[2:]]
+    assert [(row[0], row[2], row[4]) for row in rows] == [
+        ("| efficient, 2 rounds, client-distill-steps=600", "2", "70.0 ± 10.0"),
+        ("| efficient, 3 rounds, client-distill-steps=600", "1", "40.0"),
+        ("| efficient, 2 rounds, client-distill-steps=0", "1", "30.0"),
+    ]
+    central_accuracy.draw(runs, tmp_path / "drawn.png")
+    assert (tmp_path / "drawn.png").stat().st_size > 0
+    alone = central_accuracy.table(runs[:3]).splitlines()
+    assert alone[2].startswith("| efficient | 1 | 2 | 20 | 70.0 ± 10.0 |")
+
+
 @pytest.mark.parametrize(
     "row",
     [

@@ -12,6 +12,7 @@ import torch
 from fedzge_flwr.config import from_run_config
 from fedzge_flwr.pixels import PIXEL_RANGE
 from fedzge_flwr.question import Question
+from fedzge_flwr.server import efficient
 from fedzge_flwr.server.build import build_central, build_generator
 from fedzge_flwr.server.clients import ClientAccuracy, ClientAnswer
 from fedzge_flwr.server.efficient import EFFICIENT_ROUND, image_counts
@@ -152,8 +153,44 @@ PARTS: dict[str, dict[str, object]] = {
 }
 
 
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
+    """What the round's parts return, or of the central model's steps the images, by name."""
+    calls: dict[str, list[Any]] = {}
+
+    def watch(name: str, *, keep_given: bool = False) -> None:
+        real = getattr(efficient, name)
+
+        def seen(*given: Any) -> Any:
+            found = real(*given)
+            calls[name].append(given[1] if keep_given else found)
+            return found
+
+        calls[name] = []
+        monkeypatch.setattr(efficient, name, seen)
+
+    for name in ("breed", "screen", "procedural_images", "class_weights"):
+        watch(name)
+    watch("distillation_step", keep_given=True)
+    return calls
+
+
+def test_all_parts_are_on_by_default(used: dict[str, list[Any]]) -> None:
+    """Else that one is off when it is switched off shows nothing."""
+    server, clients = make_server(), FunctionClients()
+    rounds = run(server, 2, clients)
+    assert all(used.values())
+    assert server.memory is not None
+    assert all(state.batch is not None for state in rounds)
+    assert "distill" in clients.calls
+    assert len(set(used["class_weights"][-1].tolist())) > 1
+    size = server.settings.client.distill_batch_size
+    assert {len(images) for images in used["distillation_step"]} == {size}
+    assert max(clients.queries, key=len).shape[0] > 20
+
+
 @pytest.mark.parametrize("part", PARTS)
-def test_every_part_can_be_switched_off_by_one_key(part: str) -> None:
+def test_every_part_can_be_switched_off_by_one_key(part: str, used: dict[str, list[Any]]) -> None:
     server, clients = make_server(**PARTS[part]), FunctionClients()
     before = flat(server.central)
     rounds = run(server, 2, clients)
@@ -166,7 +203,19 @@ def test_every_part_can_be_switched_off_by_one_key(part: str) -> None:
         assert asked == [20, 20]
     elif part == "procedural":
         # Until there is something to breed from, the generator makes all images.
-        assert asked == [3 * 15 + 5, 3 * 10 + 10] or asked[1] < asked[0]
+        assert used["procedural_images"] == []
+        assert asked[1] < asked[0] == 20 * server.settings.server.copies
+    elif part == "search":
+        assert used["breed"] == []
+    elif part == "screening":
+        assert used["screen"] == []
+    elif part == "class balance":
+        assert all((weights == 1).all() for weights in used["class_weights"])
+    elif part == "minibatches":
+        # Every image of the memory once, as it lies there.
+        assert server.memory is not None
+        wanted = PIXEL_RANGE.from_uint8(server.memory.images_u8_MCHW)
+        assert torch.equal(used["distillation_step"][-1], wanted)
     elif part == "zeroth-order":
         assert asked == [20, 20]
     elif part == "client distillation":

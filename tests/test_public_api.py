@@ -20,7 +20,7 @@ from tests.test_imports import ROOT, modules_after
 
 # fmt: off
 PUBLIC = {
-    "BlackBox", "ClassifierBlackBox", "ClientEvaluation", "ClientProfile", "DATASETS",
+    "BlackBox", "COPIES", "ClassifierBlackBox", "ClientEvaluation", "ClientProfile", "DATASETS",
     "DatasetSpec", "ESTIMATORS", "Estimate", "Estimator", "FedZGE", "FedZGEError", "FitReport",
     "FunctionBlackBox", "GENERATORS", "ImageSet", "LOADERS", "MODELS",
     "ModuleBlackBox", "Objective", "Observer", "OnnxBlackBox", "Queries", "RoundRow",

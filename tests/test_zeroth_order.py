@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fedzge_flwr.config import ServerSettings, from_run_config
 from fedzge_flwr.directions import Directions
 from fedzge_flwr.losses import LossTerms
+from fedzge_flwr.question import COPIES
 from fedzge_flwr.server.build import check_names
 from fedzge_flwr.zeroth_order import (
     DIRECTIONS,
@@ -238,6 +239,16 @@ def test_asks_exactly_the_declared_queries(
     ).server
     assert server.copies == estimator.copies
     assert server.max_query_images == 7 * estimator.copies
+
+
+def test_an_estimator_from_outside_may_ask_another_number_of_copies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = {"estimator": "mine", "q": 3, "synthetic-batch-size": 7}
+    assert from_run_config(config).server.copies == 4
+    monkeypatch.setitem(COPIES, "mine", lambda q, two_sided: 2 * q + two_sided)
+    assert from_run_config(config).server.copies == 6
+    assert from_run_config({**config, "differences": "central"}).server.max_query_images == 49
 
 
 def test_the_settings_know_every_registered_name() -> None:

@@ -21,7 +21,7 @@ from pydantic import (
 
 from fedzge_flwr.datasets_spec import DATASETS, OWN, DatasetSpec
 from fedzge_flwr.models import MODELS
-from fedzge_flwr.question import num_copies
+from fedzge_flwr.question import COPIES, num_copies
 from fedzge_flwr.registry import lookup
 from fedzge_flwr.server.ensemble import ENSEMBLES
 
@@ -368,9 +368,10 @@ class ServerSettings(Section):
     @property
     def copies(self) -> int:
         """Queries per image, as the estimator's own ``copies`` (which a client need not build)."""
-        if self.estimator == "surrogate":
-            return 1
-        return num_copies(self.q, two_sided=self.differences == "central")
+        two_sided = self.differences == "central"
+        if self.estimator in COPIES:
+            return COPIES[self.estimator](self.q, two_sided)
+        return num_copies(self.q, two_sided=two_sided)
 
     @property
     def max_query_images(self) -> int:

@@ -111,7 +111,11 @@ def remember(server: ServerState, clients: Clients, current: RoundState) -> None
 
 @reproducible()
 def distil_central_from_memory(server: ServerState, clients: Clients, current: RoundState) -> None:
-    """Take E2 minibatch steps over the memory with the run's one optimiser and schedule."""
+    """Take E2 minibatch steps over the memory with the run's one optimiser and schedule.
+
+    Answers that are kept and drawn from many times, evenly over classes, are experience replay
+    (Lin, 1992, "Self-improving reactive agents based on reinforcement learning").
+    """
     settings = server.settings
     stream = _stream(server, current, Purpose.CENTRAL_DISTILLATION)
     if server.memory is not None:
@@ -120,13 +124,16 @@ def distil_central_from_memory(server: ServerState, clients: Clients, current: R
         transfer = present(current.transfer)
         images = PIXEL_RANGE.to_uint8(transfer.x_NCHW).cpu()
         logits_MK = torch.from_numpy(transfer.logits_NK)
-    batch_size = settings.client.distill_batch_size or len(images)
+    batch_size = settings.client.distill_batch_size
     weights_M = class_weights(logits_MK, settings.client.class_balance)
     server.central.train()
     loss_sum = torch.zeros((), device=server.device)
     steps = settings.server.central_distill_steps
     for _ in range(steps):
-        chosen = torch.multinomial(weights_M, batch_size, True, generator=stream)
+        # As at the clients: the full batch is every image once, and is not drawn.
+        chosen = torch.arange(len(images))
+        if 0 < batch_size < len(images):
+            chosen = torch.multinomial(weights_M, batch_size, True, generator=stream)
         loss_sum += distillation_step(
             server.central,
             PIXEL_RANGE.from_uint8(images[chosen].to(server.device)),

@@ -43,7 +43,8 @@ class Answers:
     temperature : float
         Divides the logits before they are combined, above 0. Classifiers are surer of synthetic
         images than of real ones, the more so the longer they train; softened, their answers teach
-        more. The paper's mean of logits takes none.
+        more (Hinton et al., 2015, arXiv 1503.02531, who soften teacher and student alike). The
+        paper's mean of logits takes none.
     """
 
     logits: Mapping[int, FloatArray]

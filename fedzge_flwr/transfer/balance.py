@@ -42,6 +42,8 @@ def screen(candidates_NCHW: Tensor, logits_NK: Tensor, num: int, stream: torch.G
     """Choose images so that their classes are as even as the candidates allow.
 
     Candidates cost no query. Drawn without replacement, weighed by `class_weights` with power 1.
+    The criterion is this project's own; that a student should choose what its black-box teacher is
+    asked about is active learning (Orekondy et al., 2019, "Knockoff nets", arXiv 1812.02766).
 
     Parameters
     ----------
