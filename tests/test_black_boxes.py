@@ -261,6 +261,38 @@ def test_an_onnx_model_answers_as_the_model_that_it_was(onnx_file: Path) -> None
     assert box.logits(images[:0]).shape == (0, 10)
 
 
+def test_an_onnx_model_of_one_batch_size_and_another_float_answers_any_number(
+    tmp_path: Path,
+) -> None:
+    """As ``torch.onnx.export`` writes it unless it is told otherwise."""
+    model = mlp(SHAPE, 10).double().eval()
+    path = tmp_path / "fixed.onnx"
+    torch.onnx.export(
+        model, (torch.zeros(4, *SHAPE).double(),), str(path), dynamo=True, verbose=False
+    )
+    box = OnnxBlackBox(context_of(), path, SHAPE, 10, 50)
+    for images in (QUERY, QUERY[:4], QUERY[:1], QUERY[:0]):
+        with torch.inference_mode():
+            wanted = model(torch.from_numpy(images).double()).float().numpy()
+        found = box.logits(images)
+        assert found.dtype == np.float32
+        assert found.shape == (len(images), 10)
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_images_that_an_onnx_model_does_not_take(onnx_file: Path) -> None:
+    def flat(images: Any) -> Any:
+        return images.reshape(len(images), -1)
+
+    box = OnnxBlackBox(context_of(), onnx_file, SHAPE, 10, 50, prepare=flat)
+    with pytest.raises(
+        DataError, match=r"'images' is tensor\(float\) of shape .*\(7, 64\)"
+    ) as caught:
+        box.logits(QUERY)
+    assert "\n" not in str(caught.value)
+    assert "prepare" in str(caught.value)
+
+
 def test_bad_onnx_files(onnx_file: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.onnx"
     bad.write_bytes(b"no model")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fedzge_flwr.arrays import FloatArray
 from fedzge_flwr.black_boxes.base import ClassifierBlackBox
@@ -15,6 +16,12 @@ from fedzge_flwr.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from flwr.app import Context
+
+_DTYPES: dict[str, type[np.floating[Any]]] = {
+    "tensor(float16)": np.float16,
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+}
 
 
 class OnnxBlackBox(ClassifierBlackBox):
@@ -25,21 +32,23 @@ class OnnxBlackBox(ClassifierBlackBox):
     context : Context
         The node's.
     path : str or Path
-        The ``.onnx`` file: one input, float32 (N, C, H, W) with any N; its first output is (N, K).
+        The ``.onnx`` file: one input, (N, C, H, W) of any floating-point type, where N may be any
+        or, as exporters write it unless they are told otherwise, one size; its first output is
+        (N, K).
     image_shape, num_classes, num_examples, **options
         As for `ClassifierBlackBox`.
     prepare : Callable[[ndarray], ndarray], optional
         From images in the shared pixel range [−1, 1] to the model's own input, e.g.
         ``lambda x: (x + 1) / 2``.
     batch_size : int
-        Images a call.
+        Images a call, for a model that takes any number.
 
     Raises
     ------
     ConfigError
         If ONNX Runtime is not installed.
     DataError
-        If the file is no such model.
+        If the file is no such model; by `logits` if the images do not suit it.
     """
 
     def __init__(
@@ -60,22 +69,42 @@ class OnnxBlackBox(ClassifierBlackBox):
         self._batch_size = batch_size
 
     def logits(self, images_NCHW: FloatArray) -> FloatArray:
-        """Run the model, ``batch_size`` images at a time."""
+        """Run the model, as many images at a time as it takes."""
         (given, *others) = self._session.get_inputs()
         if others:
             raise DataError(f"the ONNX model has {1 + len(others)} inputs; give one with one input")
         inputs = images_NCHW if self._prepare is None else self._prepare(images_NCHW)
+        inputs = inputs.astype(_DTYPES.get(given.type, inputs.dtype), copy=False)
+        fixed = given.shape[0] if given.shape and isinstance(given.shape[0], int) else None
+        size = fixed or self._batch_size
+        if fixed:
+            # Filled up with zeros, whose answers are left out.
+            missing = max(-len(inputs) % fixed, 0 if len(inputs) else fixed)
+            inputs = np.pad(inputs, [(0, missing)] + [(0, 0)] * (inputs.ndim - 1))
         batches = [
-            self._session.run(None, {given.name: inputs[start : start + self._batch_size]})[0]
-            for start in range(0, max(len(inputs), 1), self._batch_size)
+            self._run(given, inputs[start : start + size])
+            for start in range(0, max(len(inputs), 1), size)
         ]
         logits_NK: FloatArray = np.concatenate(batches).astype(np.float32)
+        if fixed:
+            logits_NK = logits_NK[: len(images_NCHW)]
         if logits_NK.shape != (len(images_NCHW), self.num_classes):
             raise DataError(
                 f"the ONNX model's first output has shape {logits_NK.shape} for "
                 f"{len(images_NCHW)} images and {self.num_classes} classes"
             )
         return logits_NK
+
+    def _run(self, given: Any, inputs: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        try:
+            first: npt.NDArray[Any] = self._session.run(None, {given.name: inputs})[0]
+        except Exception as error:  # its exceptions have no common base
+            raise DataError(
+                f"the ONNX model's input '{given.name}' is {given.type} of shape {given.shape}, "
+                f"but images are {inputs.dtype} of shape {inputs.shape}: give `prepare`, a "
+                "function from images (N, C, H, W) in [−1, 1] to what the model takes"
+            ) from error
+        return first
 
 
 # A black box is made for every message, and reading a model takes a while.
