@@ -91,7 +91,7 @@ def hello(visit: Visit, request: HelloRequest) -> HelloReply:
         round=request.round,
         partition=profile.partition,
         num_partitions=profile.num_partitions,
-        num_examples=profile.num_examples,
+        num_examples=int(profile.num_examples),
         device=profile.device,
         gpu_share=profile.gpu_share,
         version=__version__,
@@ -101,7 +101,9 @@ def hello(visit: Visit, request: HelloRequest) -> HelloReply:
 def train(visit: Visit, request: TrainRequest) -> TrainReply:
     """Train on the client's own data."""
     report = _fit(visit, request)
-    return TrainReply(round=request.round, num_examples=report.num_examples, loss=report.loss)
+    return TrainReply(
+        round=request.round, num_examples=int(report.num_examples), loss=float(report.loss)
+    )
 
 
 def answer(visit: Visit, request: LogitsRequest) -> LogitsReply:
@@ -158,8 +160,8 @@ def take_part(visit: Visit, request: RoundRequest) -> RoundReply | ImagesNeeded:
         visit.asked = {asked.digest: request.base}
     return RoundReply(
         round=request.round,
-        num_examples=report.num_examples,
-        train_loss=report.loss,
+        num_examples=int(report.num_examples),
+        train_loss=float(report.loss),
         distill_loss=done.loss,
         distill_problem=done.problem,
         query=asked.fingerprint,
@@ -179,9 +181,9 @@ def evaluate(visit: Visit, request: EvaluateRequest) -> EvaluateReply:
         )
     return EvaluateReply(
         round=request.round,
-        num_examples=outcome.num_examples,
-        loss=outcome.loss,
-        accuracy=outcome.accuracy,
+        num_examples=int(outcome.num_examples),
+        loss=float(outcome.loss),
+        accuracy=float(outcome.accuracy),
         logits=visit.guard.perturbed(outcome.logits_NK[:num_logits]),
     )
 
@@ -204,7 +206,14 @@ def _fit(visit: Visit, request: TrainRequest | RoundRequest) -> FitReport:
 
 
 def _logits(visit: Visit, images_BCHW: FloatArray) -> FloatArray:
-    return visit.guard.perturbed(visit.box.logits(images_BCHW))
+    found_BK = np.asarray(visit.box.logits(images_BCHW), dtype=np.float32)
+    wanted = (len(images_BCHW), visit.box.num_classes)
+    if found_BK.shape != wanted:
+        raise DataError(
+            f"{type(visit.box).__name__}.logits returned shape {found_BK.shape} for "
+            f"{wanted[0]} images and {wanted[1]} classes: return {wanted}"
+        )
+    return visit.guard.perturbed(found_BK)
 
 
 class _Asked(NamedTuple):

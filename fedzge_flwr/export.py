@@ -72,7 +72,8 @@ def load_central(run: Path) -> tuple[nn.Module, tuple[int, int, int]]:
     Raises
     ------
     RunFolderError
-        If it is not the folder of a finished run.
+        If it is not the folder of a finished run, or its central model is not the one that its
+        settings name: a strategy may be given any.
     """
     try:
         settings = from_run_config(json.loads((run / "config.json").read_text())["settings"])
@@ -80,7 +81,14 @@ def load_central(run: Path) -> tuple[nn.Module, tuple[int, int, int]]:
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise RunFolderError(f"{run} is not the folder of a finished run ({error})") from error
     spec = settings.data.spec
-    model = rebuild_model(settings.server.central_model, spec.image_shape, spec.num_classes, state)
+    name = settings.server.central_model
+    try:
+        model = rebuild_model(name, spec.image_shape, spec.num_classes, state)
+    except ValueError as error:
+        raise RunFolderError(
+            f"{run}: its central model is not the {name!r} of its settings; load "
+            "central.safetensors into your own model and call fedzge_flwr.export_onnx"
+        ) from error
     return model, spec.image_shape
 
 

@@ -32,6 +32,12 @@ class ImageSet:
     ------
     DataError
         If they have another type, or do not fit one another.
+
+    Examples
+    --------
+    >>> images = ImageSet(np.zeros((2, 1, 8, 8), np.uint8), np.array([3, 0]))
+    >>> len(images), images.inputs_NCHW.min()
+    (2, np.float32(-1.0))
     """
 
     images_NCHW: ByteArray

@@ -55,7 +55,8 @@ class FedZGE(Strategy):
     settings : Settings
         The run's settings (`fedzge_flwr.config.from_run_config`).
     central_model : nn.Module
-        Student: maps images (N, C, H, W) in the shared pixel range to logits (N, K).
+        Student: maps images (N, C, H, W) in the shared pixel range to logits (N, K). It is moved to
+        ``server-device`` and trained in place.
     generator : nn.Module, optional
         Maps noise (N, nz) and labels (N,) to images in the shared pixel range; without it, the one
         that the settings name.

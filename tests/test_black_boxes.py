@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, Context, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from sklearn.ensemble import RandomForestClassifier
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
@@ -20,10 +21,13 @@ from fedzge_flwr import (
     BlackBox,
     ClassifierBlackBox,
     FedZGE,
+    FitReport,
     FunctionBlackBox,
     ImageSet,
     ModuleBlackBox,
+    Observer,
     OnnxBlackBox,
+    RoundRow,
     SklearnBlackBox,
     export_onnx,
     make_settings,
@@ -174,6 +178,50 @@ def test_a_classifier_may_ignore_the_others() -> None:
     before = pickle.dumps(box.logits(QUERY))
     assert box.distill(1, QUERY, np.eye(10, dtype=np.float32)[:7], 1.0) == 0.0
     assert pickle.dumps(box.logits(QUERY)) == before
+
+
+@pytest.mark.parametrize(
+    "classifier", [forest(), LogisticRegression(), HistGradientBoostingClassifier()]
+)
+def test_a_client_of_one_class_answers_with_it_until_it_distils(classifier: Any) -> None:
+    own = ImageSet(digits().images_NCHW[:20], np.full(20, 3))
+    box = SklearnBlackBox(context_of(), classifier, own, 10)
+    assert np.ptp(box.logits(QUERY)) > 0
+    report = box.fit(1)
+    assert (report.num_examples, report.loss) == (20, 0.0)
+    assert (box.logits(QUERY).argmax(axis=1) == 3).all()
+    again = SklearnBlackBox(context_of(), classifier, own, 10)
+    again.load_state(box.state())
+    assert np.array_equal(again.logits(QUERY), box.logits(QUERY))
+    # Nobody knows another class: there is still nothing to fit.
+    threes = np.tile(50 * np.eye(10, dtype=np.float32)[3], (len(QUERY), 1))
+    assert box.distill(1, QUERY, threes, 1.0) == 0.0
+    images = np.concatenate((np.full((60, *SHAPE), 1, "f4"), np.full((60, *SHAPE), -1, "f4")))
+    teacher = 50 * np.eye(10, dtype=np.float32)[np.repeat([5, 7], 60)]
+    box.distill(2, images, teacher, 1.0)
+    assert box.logits(images[[0, -1]]).argmax(axis=1).tolist() == [5, 7]
+
+
+@pytest.mark.parametrize("label", [-1, 10])
+def test_labels_beyond_the_classes(label: int) -> None:
+    own = ImageSet(digits().images_NCHW[:3], np.array([0, label, 1]))
+    with pytest.raises(DataError, match=r"labels of the training images.*from 0 to 9"):
+        SklearnBlackBox(context_of(), forest(), own, 10)
+
+
+def test_clients_of_one_process_do_not_share_a_model_that_was_given_once() -> None:
+    """Else one begins from what another has trained on its own images."""
+    model = mlp(SHAPE, 10)
+    first, second = (
+        ModuleBlackBox(context_of(number), model, train_a_little, SHAPE, 10, 50)
+        for number in (0, 1)
+    )
+    before = second.logits(QUERY)
+    first.fit(1)
+    assert not np.array_equal(first.logits(QUERY), before)
+    assert np.array_equal(second.logits(QUERY), before)
+    later = ModuleBlackBox(context_of(2), model, train_a_little, SHAPE, 10, 50)
+    assert np.array_equal(later.logits(QUERY), before)
 
 
 def test_classes_that_a_client_has_no_image_of_are_improbable() -> None:
@@ -383,6 +431,61 @@ def test_a_federation_of_every_kind(
     again = mlp(SHAPE, 10)
     again.load_state_dict(result.arrays.to_torch_state_dict())
     assert len(list(tmp_path.glob("*/client-*"))) == (4 if state_dir else 0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "complaint"),
+    [
+        (lambda images: np.zeros((len(images), 10)), None),
+        (lambda images: torch.zeros(len(images), 10), None),
+        (lambda images: np.zeros(len(images)), r"returned shape \(20,\) for 20 images and 10 cl"),
+        (lambda images: np.zeros((len(images), 11)), r"returned shape \(20, 11\) for 20 images"),
+    ],
+)
+def test_logits_of_another_type_are_taken_and_of_another_shape_explained(
+    answer: Any, complaint: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Mine(ClassifierBlackBox):
+        def fit(self, round_: int) -> FitReport:
+            return FitReport(num_examples=np.int64(5), loss=np.float32(0.5))
+
+        def logits(self, images_NCHW: Any) -> Any:
+            return answer(images_NCHW)
+
+    def make(context: Context) -> BlackBox:
+        own = int(context.node_config["partition-id"]) == 1
+        kind = Mine if own else makers_of_zeros
+        return kind(context, SHAPE, 10, np.int64(5))
+
+    def makers_of_zeros(*given: Any) -> BlackBox:
+        context, *rest = given
+        return FunctionBlackBox(context, lambda x: np.zeros((len(x), 10), np.float32), *rest)
+
+    app = ClientApp()
+    register_endpoints(app, make)
+    settings = make_settings(
+        image_shape=SHAPE,
+        num_classes=10,
+        num_clients=2,
+        synthetic_batch_size=20,
+        generator_share=0.0,
+        central_distill_steps=2,
+    )
+    central = mlp(SHAPE, 10)
+    took_part = []
+
+    class Notes(Observer):
+        def on_round(self, server: object, current: object, row: RoundRow) -> None:
+            took_part.append(sorted(set(row.participants) - set(row.missing)))
+
+    FedZGE(settings, central, observers=[Notes()]).start(
+        InProcessGrid(app, {}, 2), ArrayRecord(central.state_dict()), num_rounds=1
+    )
+    if complaint is None:
+        assert took_part == [[0, 1]]
+    else:
+        assert took_part == [[0]]
+        assert re.search("Mine.logits " + complaint, caplog.text)
 
 
 def test_an_image_set_is_read_only_and_the_arrays_given_are_not() -> None:

@@ -14,7 +14,16 @@ import pytest
 import torch
 from flwr.app import ArrayRecord
 
-from fedzge_flwr import DATASETS, ESTIMATORS, GENERATORS, LOADERS, MODELS, FedZGE, make_settings
+from fedzge_flwr import (
+    DATASETS,
+    ESTIMATORS,
+    GENERATORS,
+    LOADERS,
+    MODELS,
+    ClientEvaluation,
+    FedZGE,
+    make_settings,
+)
 from fedzge_flwr.config import SECTIONS
 from fedzge_flwr.config.node import NodeSettings
 from fedzge_flwr.config.owner import OwnerSettings
@@ -124,9 +133,14 @@ def test_the_defence_hides_all_but_three(make_grid: Any, efficient_config: dict[
         def logits(self, images: Any) -> Any:
             return np.array([[5.0, 1.0, 4.0, 2.0, 3.0]])
 
+        def evaluate(self, split: str) -> ClientEvaluation:
+            return ClientEvaluation(1, 0.5, 1.0, self.logits(None))
+
     defended = names["OnlyTopThree"](Box())
     assert defended.num_classes == 5
     assert defended.logits(None).tolist() == [[5.0, 3.0, 4.0, 3.0, 3.0]]
+    assert defended.evaluate("test").logits_NK.tolist() == [[5.0, 3.0, 4.0, 3.0, 3.0]]
+    assert defended.evaluate("test").accuracy == 1.0
     grid = make_grid(efficient_config, app=names["app"])
     assert [row["missing"] for row in rows_of(run_server(grid, efficient_config))] == [[], []]
 

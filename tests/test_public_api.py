@@ -7,15 +7,18 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import fedzge_flwr
 from fedzge_flwr import DatasetSpec, FedZGE, FedZGEError, make_settings
 from fedzge_flwr.export import export_onnx, load_central, main
 from fedzge_flwr.models import build_model
+from tests.running import run_server
 from tests.test_imports import ROOT, modules_after
 
 # fmt: off
@@ -115,6 +118,27 @@ def test_a_model_leaves_as_onnx(tmp_path: Path) -> None:
         np.testing.assert_allclose(found, wanted[:count], atol=1e-5)
 
 
+def test_a_run_is_exported_and_answers_as_its_central_model(
+    tmp_path: Path, make_grid: Any, tiny_config: dict[str, Any]
+) -> None:
+    import onnxruntime
+
+    folder = run_server(make_grid(tiny_config), tiny_config)
+    model, shape = load_central(folder)
+    main([str(folder), str(tmp_path / "central.onnx")])
+    images = np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32)
+    session = onnxruntime.InferenceSession(tmp_path / "central.onnx")
+    with torch.inference_mode():
+        wanted = model.eval()(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(session.run(["logits"], {"images": images})[0], wanted, atol=1e-5)
+    # A strategy may be given any model, and its run's settings name another.
+    save_file({"mine": torch.zeros(2)}, folder / "central.safetensors")
+    with pytest.raises(SystemExit, match=r"central model is not the 'cnn'.*export_onnx") as caught:
+        main([str(folder), str(tmp_path / "other.onnx")])
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "other.onnx").exists()
+
+
 def test_export_of_what_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"error: .* is not the folder of a finished run"):
         main([str(tmp_path), str(tmp_path / "x.onnx")])
@@ -125,11 +149,12 @@ def test_export_of_what_is_no_run(tmp_path: Path) -> None:
 def test_docstring_examples() -> None:
     code = """
 import doctest, importlib, pkgutil, sys, fedzge_flwr
-failed = 0
+failed = attempted = 0
 for module in pkgutil.walk_packages(fedzge_flwr.__path__, "fedzge_flwr."):
     if not module.name.endswith("__main__"):
-        failed += doctest.testmod(importlib.import_module(module.name)).failed
-sys.exit(failed)
+        found = doctest.testmod(importlib.import_module(module.name))
+        failed, attempted = failed + found.failed, attempted + found.attempted
+sys.exit(failed or attempted < 5)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr

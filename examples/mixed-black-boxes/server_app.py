@@ -29,8 +29,10 @@ def main(grid: Grid, context: Context) -> None:
     central = SmallNet()
 
     def evaluate(_round: int, arrays: ArrayRecord) -> MetricRecord:
-        central.load_state_dict(arrays.to_torch_state_dict())
-        return MetricRecord({"accuracy": accuracy(central)})
+        # Not the strategy's own, which may be on a GPU.
+        model = SmallNet()
+        model.load_state_dict(arrays.to_torch_state_dict())
+        return MetricRecord({"accuracy": accuracy(model)})
 
     strategy = FedZGE(settings, central, observers=[Table()])
     strategy.start(grid, ArrayRecord(central.state_dict()), rounds, evaluate_fn=evaluate)

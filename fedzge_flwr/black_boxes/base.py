@@ -182,6 +182,11 @@ def log_probabilities(
     -------
     ndarray of float32
         (N, K): logarithms, with `SMALLEST_PROBABILITY` for what is less, unknown classes included.
+
+    Examples
+    --------
+    >>> log_probabilities(np.array([[0.25, 0.75]]), np.array([0, 2]), 3).round(2).tolist()[0][::2]
+    [-1.3899999856948853, -0.28999999165534973]
     """
     whole_NK = np.zeros((len(probabilities_NC), num_classes))
     whole_NK[:, classes_C] = probabilities_NC

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +32,9 @@ class ModuleBlackBox(ClassifierBlackBox):
         The node's.
     model : nn.Module
         Maps images (N, C, H, W) in the shared pixel range [−1, 1] to logits (N, K); on the device
-        that it shall be used on. One that wants another normalisation goes behind a first layer
-        that makes it.
+        that it shall be used on. It is copied: a process serves many clients, and none may begin
+        from what another has trained. One that wants another normalisation goes behind a first
+        layer that makes it.
     train : Callable[[nn.Module], float | None]
         Trains the model in place for a round and returns its loss, if it has one.
     image_shape, num_classes, num_examples
@@ -74,7 +76,7 @@ class ModuleBlackBox(ClassifierBlackBox):
         client = client or ClientSettings()
         options = {"local_rounds": client.local_rounds, **options}
         super().__init__(context, image_shape, num_classes, num_examples, **options)
-        self._model = model
+        self._model = copy.deepcopy(model)
         self._train = train
         self._test = test
         self._num_test_examples = num_test_examples

@@ -10,6 +10,7 @@ import numpy as np
 from fedzge_flwr.arrays import FloatArray
 from fedzge_flwr.black_boxes.base import ClassifierBlackBox, log_probabilities
 from fedzge_flwr.blackbox import FitReport, State
+from fedzge_flwr.errors import DataError
 from fedzge_flwr.images import ImageSet
 from fedzge_flwr.randomness import Purpose, numpy_stream
 
@@ -39,7 +40,8 @@ class SklearnBlackBox(ClassifierBlackBox):
     train : ImageSet
         The client's own images.
     num_classes : int
-        Number of classes K; the client need not have images of all.
+        Number of classes K; the client need not have images of all. One with images of a single
+        class, which no classifier can be fitted to, answers with that until it has distilled.
     distillation : {"sampled-labels", "none"}
         What becomes of the ensemble's answers.
     labels_per_image : int
@@ -48,6 +50,11 @@ class SklearnBlackBox(ClassifierBlackBox):
         Of these draws.
     **options
         As for `ClassifierBlackBox`.
+
+    Raises
+    ------
+    DataError
+        If a label is not below K.
     """
 
     def __init__(
@@ -63,6 +70,13 @@ class SklearnBlackBox(ClassifierBlackBox):
         **options: Any,
     ) -> None:
         super().__init__(context, train.images_NCHW.shape[1:], num_classes, len(train), **options)
+        classes = np.unique(train.labels_N)
+        if len(classes) and not 0 <= classes[0] <= classes[-1] < num_classes:
+            raise DataError(
+                f"labels of the training images go from {classes[0]} to {classes[-1]}; "
+                f"{num_classes} classes are numbered from 0 to {num_classes - 1}"
+            )
+        self._only_class = classes if len(classes) == 1 else None
         self._classifier = classifier
         self._train = train
         self._distillation = distillation
@@ -73,13 +87,20 @@ class SklearnBlackBox(ClassifierBlackBox):
     def fit(self, round_: int) -> FitReport:
         """Fit the classifier the first time; its data stay the same until it distils."""
         inputs, labels = _flat(self._train.inputs_NCHW), self._train.labels_N
-        if not self._fitted:
+        if not self._fitted and self._only_class is None:
             self._classifier.fit(inputs, labels)
             self._fitted = True
         return FitReport(num_examples=len(self._train), loss=self._loss())
 
     def logits(self, images_NCHW: FloatArray) -> FloatArray:
-        """Return clamped log-probabilities; of an unfitted classifier, all alike."""
+        """Return clamped log-probabilities; of an unfitted classifier, all alike.
+
+        Of one that cannot be fitted, since it has a single class, that class.
+        """
+        if not self._fitted and self._only_class is not None:
+            return log_probabilities(
+                np.ones((len(images_NCHW), 1)), self._only_class, self.num_classes
+            )
         if not self._fitted:
             return np.full((len(images_NCHW), self.num_classes), -np.log(self.num_classes), "f4")
         found = self._classifier.predict_proba(_flat(images_NCHW))
@@ -102,10 +123,10 @@ class SklearnBlackBox(ClassifierBlackBox):
         images = np.repeat(_flat(images_NCHW), self._labels_per_image, axis=0)
         scaled = np.repeat(teacher_logits_NK / temperature, self._labels_per_image, axis=0)
         labels = (scaled + stream.gumbel(size=scaled.shape)).argmax(axis=1)
-        self._classifier.fit(
-            np.concatenate([_flat(self._train.inputs_NCHW), images]),
-            np.concatenate([self._train.labels_N, labels]),
-        )
+        labels = np.concatenate([self._train.labels_N, labels])
+        if len(np.unique(labels)) == 1:
+            return 0.0
+        self._classifier.fit(np.concatenate([_flat(self._train.inputs_NCHW), images]), labels)
         self._fitted = True
         return self._loss()
 

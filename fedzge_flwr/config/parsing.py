@@ -137,6 +137,12 @@ def make_settings(
     ------
     ConfigError
         As in `from_run_config`.
+
+    Examples
+    --------
+    >>> settings = make_settings(image_shape=(3, 32, 32), num_classes=10, num_clients=5, q=4)
+    >>> settings.server.q, settings.run.num_clients, settings.data.dataset
+    (4, 5, 'own')
     """
     config: dict[str, object] = {}
     if image_shape is not None:
