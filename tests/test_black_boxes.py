@@ -406,14 +406,9 @@ def test_a_federation_of_every_kind(
     central = mlp(SHAPE, 10)
     rows = []
 
-    class Notes:
-        def on_start(self, *_: object) -> None: ...
-        def on_phase(self, *_: object) -> None: ...
-        def on_replies(self, *_: object) -> None: ...
-        def on_round(self, server: object, current: object, row: Any) -> None:
+    class Notes(Observer):
+        def on_round(self, server: object, current: object, row: RoundRow) -> None:
             rows.append(row)
-
-        def on_end(self, *_: object) -> None: ...
 
     strategy = FedZGE(settings, central, observers=[Notes()])
     grid = InProcessGrid(app, {}, 4)
@@ -453,13 +448,9 @@ def test_logits_of_another_type_are_taken_and_of_another_shape_explained(
             return answer(images_NCHW)
 
     def make(context: Context) -> BlackBox:
-        own = int(context.node_config["partition-id"]) == 1
-        kind = Mine if own else makers_of_zeros
-        return kind(context, SHAPE, 10, np.int64(5))
-
-    def makers_of_zeros(*given: Any) -> BlackBox:
-        context, *rest = given
-        return FunctionBlackBox(context, lambda x: np.zeros((len(x), 10), np.float32), *rest)
+        if context.node_config["partition-id"] == 1:
+            return Mine(context, SHAPE, 10, np.int64(5))
+        return FunctionBlackBox(context, lambda x: np.zeros((len(x), 10)), SHAPE, 10, 5)
 
     app = ClientApp()
     register_endpoints(app, make)
