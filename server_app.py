@@ -2,7 +2,6 @@
 
 import logging
 
-import torch
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -27,7 +26,6 @@ def main(grid: Grid, context: Context) -> None:
     """Run FedZGE as the run config says."""
     try:
         settings = from_run_config(context.run_config)
-        torch.set_num_threads(settings.run.server_threads)
         evaluation = None
         if settings.run.server_evaluation == "test":
             evaluation = TestSetEvaluation(settings)
@@ -54,8 +52,6 @@ def main(grid: Grid, context: Context) -> None:
         strategy.start(
             grid,
             ArrayRecord(central.state_dict()),
-            num_rounds=settings.run.num_server_rounds,
-            timeout=settings.run.exchange_timeout,
             evaluate_fn=evaluation.central if evaluation else None,
         )
         LOGGER.info("run folder: %s", folder.path)

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from fedzge_flwr.config import Settings
 from fedzge_flwr.data import load_split
 from fedzge_flwr.files import atomic_path
-from fedzge_flwr.losses import ObjectiveWeights, distillation_loss, generator_objective
+from fedzge_flwr.losses import distillation_loss
 from fedzge_flwr.models import rebuild_model
 from fedzge_flwr.pixels import PIXEL_RANGE
 from fedzge_flwr.randomness import Purpose, torch_stream
 from fedzge_flwr.server.build import build_central, build_generator
 from fedzge_flwr.server.round import draw_noise
-from fedzge_flwr.server.state import SyntheticBatch
+from fedzge_flwr.server.state import SyntheticBatch, objective_of
 from fedzge_flwr.torch_blackbox import TorchBlackBox
 from fedzge_flwr.training import predict, select_device
 from fedzge_flwr.transfer.procedural import procedural_images
@@ -175,25 +175,18 @@ def train_generator(settings: Settings, effort: Effort, central: nn.Module) -> S
     device = next(central.parameters()).device
     generator = build_generator(settings).to(device)
     optimizer = torch.optim.Adam(generator.parameters(), lr=settings.server.generator_lr)
+    objective = objective_of(settings)
     for step in range(effort.generator_steps):
         stream = torch_stream(settings.run.seed, Purpose.LATENT, round_=2 + step)
         drawn = draw_noise(settings, settings.server.synthetic_batch_size, stream)
         batch = drawn[0].to(device), drawn[1].to(device)
         x_NCHW = generator(*batch)
         logits_NK = central(x_NCHW)
-        loss = generator_objective(
-            x_NCHW, *batch, logits_NK, logits_NK.detach(), objective_weights(settings)
-        ).total
+        loss = objective(x_NCHW, *batch, logits_NK, logits_NK.detach())["total"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     return _copy(generator)
-
-
-def objective_weights(settings: Settings) -> ObjectiveWeights:
-    """Return T and β of the settings."""
-    server = settings.server
-    return ObjectiveWeights(server.temperature, server.beta1, server.beta2, server.beta3)
 
 
 def images_for(

@@ -29,7 +29,6 @@ from benchmarks.fidelity_models import (
     Images,
     agreement,
     images_for,
-    objective_weights,
     test_images,
     train_central,
     train_ensemble,
@@ -39,7 +38,7 @@ from fedzge_flwr.files import atomic_write_text
 from fedzge_flwr.pixels import PIXEL_RANGE
 from fedzge_flwr.randomness import Purpose, torch_stream
 from fedzge_flwr.server.objective import BatchObjective
-from fedzge_flwr.server.state import SyntheticBatch
+from fedzge_flwr.server.state import SyntheticBatch, objective_of
 from fedzge_flwr.training import exact_float32, predict, tensor_float32
 from fedzge_flwr.zeroth_order import DIRECTIONS, ESTIMATORS, Differences
 from fedzge_flwr.zeroth_order.chain_rule import exact_parts
@@ -181,7 +180,7 @@ class Scene:
             objective = BatchObjective(
                 self.central,
                 batch,
-                objective_weights(self.settings),
+                objective_of(self.settings),
                 surrogate_shift=0,
                 chunk=self.settings.server.gradient_batch_size,
             )

@@ -18,21 +18,25 @@ if TYPE_CHECKING:
     from fedzge_flwr.black_boxes.onnx import OnnxBlackBox
     from fedzge_flwr.black_boxes.scikit import SklearnBlackBox
     from fedzge_flwr.blackbox import BlackBox, ClientEvaluation, ClientProfile, FitReport
+    from fedzge_flwr.checkpoints import Checkpoint, CheckpointFolder
     from fedzge_flwr.client import register_endpoints
     from fedzge_flwr.config import Settings, from_run_config, make_settings
     from fedzge_flwr.data.loading import LOADERS
     from fedzge_flwr.datasets_spec import DATASETS, DatasetSpec
+    from fedzge_flwr.directions import Directions
     from fedzge_flwr.errors import FedZGEError
     from fedzge_flwr.export import export_onnx
     from fedzge_flwr.generators import GENERATORS
     from fedzge_flwr.images import ImageSet
-    from fedzge_flwr.losses import generator_objective
+    from fedzge_flwr.losses import OBJECTIVES, ObjectiveWeights, generator_objective
     from fedzge_flwr.models import MODELS
     from fedzge_flwr.observers import Observer, RoundRow
     from fedzge_flwr.question import COPIES
     from fedzge_flwr.results import RunFolder
-    from fedzge_flwr.strategy import FedZGE
+    from fedzge_flwr.server.ensemble import ENSEMBLES, Answers
+    from fedzge_flwr.strategy import CommonTestSet, FedZGE
     from fedzge_flwr.torch_blackbox import TorchBlackBox, torch_black_box
+    from fedzge_flwr.tracking import TensorBoard
     from fedzge_flwr.zeroth_order import ESTIMATORS, Estimate, Estimator, Objective, Queries
 
 _HOMES = {
@@ -42,36 +46,47 @@ _HOMES = {
     "black_boxes.onnx": ("OnnxBlackBox",),
     "black_boxes.scikit": ("SklearnBlackBox",),
     "blackbox": ("BlackBox", "ClientEvaluation", "ClientProfile", "FitReport"),
+    "checkpoints": ("Checkpoint", "CheckpointFolder"),
     "client": ("register_endpoints",),
     "config": ("Settings", "from_run_config", "make_settings"),
     "images": ("ImageSet",),
     "data.loading": ("LOADERS",),
     "datasets_spec": ("DATASETS", "DatasetSpec"),
+    "directions": ("Directions",),
     "errors": ("FedZGEError",),
     "export": ("export_onnx",),
     "generators": ("GENERATORS",),
-    "losses": ("generator_objective",),
+    "losses": ("OBJECTIVES", "ObjectiveWeights", "generator_objective"),
     "models": ("MODELS",),
     "observers": ("Observer", "RoundRow"),
     "question": ("COPIES",),
     "results": ("RunFolder",),
-    "strategy": ("FedZGE",),
+    "server.ensemble": ("ENSEMBLES", "Answers"),
+    "strategy": ("CommonTestSet", "FedZGE"),
     "torch_blackbox": ("TorchBlackBox", "torch_black_box"),
+    "tracking": ("TensorBoard",),
     "zeroth_order": ("ESTIMATORS", "Estimate", "Estimator", "Objective", "Queries"),
 }
 
 __all__ = [
     "COPIES",
     "DATASETS",
+    "ENSEMBLES",
     "ESTIMATORS",
     "GENERATORS",
     "LOADERS",
     "MODELS",
+    "OBJECTIVES",
+    "Answers",
     "BlackBox",
+    "Checkpoint",
+    "CheckpointFolder",
     "ClassifierBlackBox",
     "ClientEvaluation",
     "ClientProfile",
+    "CommonTestSet",
     "DatasetSpec",
+    "Directions",
     "Estimate",
     "Estimator",
     "FedZGE",
@@ -81,6 +96,7 @@ __all__ = [
     "ImageSet",
     "ModuleBlackBox",
     "Objective",
+    "ObjectiveWeights",
     "Observer",
     "OnnxBlackBox",
     "Queries",
@@ -88,6 +104,7 @@ __all__ = [
     "RunFolder",
     "Settings",
     "SklearnBlackBox",
+    "TensorBoard",
     "TorchBlackBox",
     "__version__",
     "export_onnx",

@@ -46,7 +46,15 @@ class ClientProfile:
 
 @dataclass(frozen=True)
 class FitReport:
-    """Outcome of local training: images trained on (0: too few to train), last epoch's loss."""
+    """Outcome of local training.
+
+    Parameters
+    ----------
+    num_examples : int
+        Images trained on; 0: too few to train, or a model that does not.
+    loss : float
+        That of the last epoch, at least 0.
+    """
 
     num_examples: int
     loss: float

@@ -75,12 +75,12 @@ class CheckpointFolder:
 
     Parameters
     ----------
-    path : Path
+    path : str or Path
         Made when the first is saved, in a folder that exists.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser()
 
     def save(self, checkpoint: Checkpoint) -> list[int]:
         """Write a checkpoint, remove those that are no longer needed, and return which remain.

@@ -179,12 +179,13 @@ def evaluate(visit: Visit, request: EvaluateRequest) -> EvaluateReply:
             f"the test set has {len(outcome.logits_NK)} images here and {num_logits} at the "
             "server; give both the same 'num-test-images' and files"
         )
+    logits_NK = _checked(visit.box, "evaluate", outcome.logits_NK[:num_logits], num_logits)
     return EvaluateReply(
         round=request.round,
         num_examples=int(outcome.num_examples),
         loss=float(outcome.loss),
         accuracy=float(outcome.accuracy),
-        logits=visit.guard.perturbed(outcome.logits_NK[:num_logits]),
+        logits=visit.guard.perturbed(logits_NK),
     )
 
 
@@ -206,14 +207,20 @@ def _fit(visit: Visit, request: TrainRequest | RoundRequest) -> FitReport:
 
 
 def _logits(visit: Visit, images_BCHW: FloatArray) -> FloatArray:
-    found_BK = np.asarray(visit.box.logits(images_BCHW), dtype=np.float32)
-    wanted = (len(images_BCHW), visit.box.num_classes)
-    if found_BK.shape != wanted:
+    found_BK = visit.box.logits(images_BCHW)
+    return visit.guard.perturbed(_checked(visit.box, "logits", found_BK, len(images_BCHW)))
+
+
+def _checked(box: BlackBox, method: str, logits_NK: Any, num_images: int) -> FloatArray:
+    """Return a black box's logits as float32, of whatever type they were."""
+    found_NK: FloatArray = np.asarray(logits_NK, dtype=np.float32)
+    wanted = (num_images, box.num_classes)
+    if found_NK.shape != wanted:
         raise DataError(
-            f"{type(visit.box).__name__}.logits returned shape {found_BK.shape} for "
-            f"{wanted[0]} images and {wanted[1]} classes: return {wanted}"
+            f"{type(box).__name__}.{method} returned logits of shape {found_NK.shape} for "
+            f"{num_images} images and {box.num_classes} classes: return {wanted}"
         )
-    return visit.guard.perturbed(found_BK)
+    return found_NK
 
 
 class _Asked(NamedTuple):

@@ -1,23 +1,28 @@
 """The generator's objective and the distillation loss (arXiv 2503.06028).
 
 All functions are differentiable, keep the dtype of their inputs, and call no model. Shapes: N
-images of d = C·H·W pixels, K classes, latent dimension nz.
+images of d = C·H·W pixels, K classes, latent dimension nz. Another objective is added with
+``OBJECTIVES["name"] = function``.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from fedzge_flwr.errors import ConfigError
+from fedzge_flwr.registry import lookup
+
 
 @dataclass(frozen=True)
 class ObjectiveWeights:
-    """The constants of the generator's objective.
+    """The constants of the generator's objective, as the settings have them.
 
     Parameters
     ----------
@@ -33,14 +38,18 @@ class ObjectiveWeights:
     beta3: float
 
 
-class LossTerms(NamedTuple):
-    """The generator's objective and its four terms, each a scalar tensor."""
+LossTerms: TypeAlias = Mapping[str, Tensor]
+"""An objective and its terms by name, each a scalar: the generator minimises "total", the others
+are for the record."""
 
-    fidelity: Tensor
-    adversarial: Tensor
-    diversity: Tensor
-    information: Tensor
-    total: Tensor
+GeneratorObjective: TypeAlias = Callable[
+    [Tensor, Tensor, Tensor, Tensor, Tensor, ObjectiveWeights], LossTerms
+]
+"""As `generator_objective`: images, noise, labels, the ensemble's and the central model's logits,
+weights; differentiable in images and logits, any number of times, in any floating-point type."""
+
+BoundObjective: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], LossTerms]
+"""A `GeneratorObjective` with its weights."""
 
 
 def fidelity_loss(ensemble_logits_NK: Tensor, y_N: Tensor) -> Tensor:
@@ -109,18 +118,23 @@ def generator_objective(
     central_logits_NK: Tensor,
     weights: ObjectiveWeights,
 ) -> LossTerms:
-    """Return L = L_fid + β1·L_adv + β2·L_div + β3·L_info and its terms.
+    """Return L = L_fid + β1·L_adv + β2·L_div + β3·L_info (arXiv 2503.06028) and its terms.
 
     Parameters
     ----------
     x_NCHW : Tensor
-        Generated images.
+        Generated images, in the shared pixel range.
     z_ND, y_N : Tensor
         The noise and the int64 labels that they were generated from.
     ensemble_logits_NK, central_logits_NK : Tensor
         Logits of the clients' ensemble and of the central model on these images.
     weights : ObjectiveWeights
         T and β1 … β3.
+
+    Returns
+    -------
+    Mapping[str, Tensor]
+        Scalars: "fidelity", "adversarial", "diversity", "information", "total".
     """
     fidelity = fidelity_loss(ensemble_logits_NK, y_N)
     adversarial = adversarial_loss(ensemble_logits_NK, central_logits_NK, weights.temperature)
@@ -132,7 +146,50 @@ def generator_objective(
         + weights.beta2 * diversity
         + weights.beta3 * information
     )
-    return LossTerms(fidelity, adversarial, diversity, information, total)
+    return {
+        "fidelity": fidelity,
+        "adversarial": adversarial,
+        "diversity": diversity,
+        "information": information,
+        "total": total,
+    }
+
+
+OBJECTIVES: dict[str, GeneratorObjective] = {"fedzge": generator_objective}
+
+
+def bound_objective(name: str, weights: ObjectiveWeights) -> BoundObjective:
+    """Return an objective of the registry with its weights.
+
+    Raises
+    ------
+    ConfigError
+        If there is none of that name; when it is called, if it returns no scalar "total".
+    """
+    objective = lookup(OBJECTIVES, name, "objective")
+
+    def bound(
+        x_NCHW: Tensor,
+        z_ND: Tensor,
+        y_N: Tensor,
+        ensemble_logits_NK: Tensor,
+        central_logits_NK: Tensor,
+    ) -> LossTerms:
+        terms = objective(x_NCHW, z_ND, y_N, ensemble_logits_NK, central_logits_NK, weights)
+        named = isinstance(terms, Mapping) and "total" in terms
+        if not named or any(getattr(term, "shape", None) != () for term in terms.values()):
+            raise ConfigError(
+                f"objective '{name}' must return scalar tensors by name, with what is minimised as "
+                "'total'"
+            )
+        return terms
+
+    return bound
+
+
+def detached(terms: LossTerms) -> LossTerms:
+    """Return the terms without their graph."""
+    return {name: term.detach() for name, term in terms.items()}
 
 
 def distillation_loss(

@@ -160,7 +160,11 @@ class RoundRow:
 
 
 class Observer(Protocol):
-    """Follows a run; the run folder is one."""
+    """Follows a run; `RunFolder` and `TensorBoard` are ones.
+
+    ``row`` is the record. ``server`` and ``current`` are the strategy's own state, to be looked at
+    and not changed: central model, generator and the round's images, as this version has them.
+    """
 
     def on_start(self, server: ServerState, clients: Mapping[int, str]) -> None:
         """Take note that the run starts; ``clients`` describes each known one, by partition."""

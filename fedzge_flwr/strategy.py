@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, TypeAlias
 
 import numpy as np
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
@@ -53,7 +54,8 @@ class FedZGE(Strategy):
     Parameters
     ----------
     settings : Settings
-        The run's settings (`fedzge_flwr.config.from_run_config`).
+        The run's settings (`make_settings`, `from_run_config`). What is a client's own is not read
+        here: give the clients the same settings.
     central_model : nn.Module
         Student: maps images (N, C, H, W) in the shared pixel range to logits (N, K). It is moved to
         ``server-device`` and trained in place.
@@ -68,7 +70,8 @@ class FedZGE(Strategy):
     checkpoints : CheckpointFolder, optional
         Gets the server's whole state every ``checkpoint-every`` rounds.
     resume_from : Checkpoint, optional
-        The state to go on from; ``initial_arrays`` of `start` then do not matter.
+        The state to go on from (`CheckpointFolder.newest`); ``initial_arrays`` of `start` then do
+        not matter.
 
     Raises
     ------
@@ -119,13 +122,15 @@ class FedZGE(Strategy):
         self,
         grid: Grid,
         initial_arrays: ArrayRecord,
-        num_rounds: int = 3,
-        timeout: float = 3600,
+        num_rounds: int | None = None,
+        timeout: float | None = None,
         train_config: ConfigRecord | None = None,
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: EvaluateFn | None = None,
     ) -> Result:
         """Run FedZGE.
+
+        Torch has ``server-threads`` threads meanwhile, and afterwards as many as before.
 
         Parameters
         ----------
@@ -133,10 +138,11 @@ class FedZGE(Strategy):
             Flower's grid.
         initial_arrays : ArrayRecord
             Initial state of the central model; no client sees it.
-        num_rounds : int
-            Rounds R, and the span of the generator's schedule.
-        timeout : float
-            Seconds to wait for the replies of one exchange.
+        num_rounds : int, optional
+            Rounds R, and the span of the schedules; by default ``num-server-rounds``.
+        timeout : float, optional
+            Seconds to wait for the replies of one exchange, where the settings have no other for
+            its kind; by default ``exchange-timeout``.
         train_config, evaluate_config : ConfigRecord, optional
             Must be empty: clients take their settings from the run config, not from messages.
         evaluate_fn : Callable[[int, ArrayRecord], MetricRecord | None], optional
@@ -166,6 +172,28 @@ class FedZGE(Strategy):
             raise ValueError(
                 "FedZGE sends clients no configuration: leave train_config and evaluate_config out"
             )
+        run = self._settings.run
+        threads_before = torch.get_num_threads()
+        torch.set_num_threads(run.server_threads)
+        try:
+            return self._run(
+                grid,
+                initial_arrays,
+                run.num_server_rounds if num_rounds is None else num_rounds,
+                run.exchange_timeout if timeout is None else timeout,
+                evaluate_fn,
+            )
+        finally:
+            torch.set_num_threads(threads_before)
+
+    def _run(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int,
+        timeout: float,
+        evaluate_fn: EvaluateFn | None,
+    ) -> Result:
         self._central.load_state_dict(initial_arrays.to_torch_state_dict())
         server = ServerState.create(
             self._settings,
@@ -422,7 +450,7 @@ def _losses(current: RoundState) -> dict[str, float]:
     if trained := [loss for loss in current.train_losses.values() if loss is not None]:
         losses["local_training"] = float(np.mean(trained))
     if current.terms is not None:
-        losses |= {name: float(value) for name, value in current.terms._asdict().items()}
+        losses |= {name: float(value) for name, value in current.terms.items()}
     if current.gradient_norm is not None:
         losses["gradient_norm"] = current.gradient_norm
     if current.central_distill_loss is not None:

@@ -276,21 +276,24 @@ def cap_memory(device: torch.device, share: float) -> None:
         torch.cuda.set_per_process_memory_fraction(share, number)
 
 
-def torch_black_box(context: Context) -> TorchBlackBox:
+def torch_black_box(context: Context, settings: Settings | None = None) -> TorchBlackBox:
     """Make the black box of the node that a Flower ``Context`` belongs to.
 
     Parameters
     ----------
     context : Context
-        Its run config holds the settings, its node config what the node's owner says
-        (`fedzge_flwr.config.NodeSettings`).
+        Its node config has what the node's owner says (``partition-id``, ``model``, ``data-path``).
+    settings : Settings, optional
+        The run's; by default those that the context's run config holds, which may then have no
+        other keys.
 
     Raises
     ------
     ConfigError
         If a setting of the run or of the node is wrong or missing.
     """
-    settings = from_run_config(context.run_config)
+    if settings is None:
+        settings = from_run_config(context.run_config)
     node = from_node_config(context.node_config, settings)
     model_name = node.model
     if node.partition_id >= settings.run.num_clients and model_name is None:

@@ -15,7 +15,7 @@ class TensorBoard(Observer):
 
     Parameters
     ----------
-    folder : Path
+    folder : str or Path
         Where to; ``tensorboard --logdir`` of it or of a folder above shows them.
 
     Raises
@@ -24,7 +24,7 @@ class TensorBoard(Observer):
         If TensorBoard is not installed.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: str | Path) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:

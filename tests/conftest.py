@@ -11,8 +11,9 @@ import torch
 from tests.inprocess import InProcessGrid
 from tests.launching import start
 from tests.small_models import models
+from tests.snippets import registries
 
-__all__ = ["models", "start"]
+__all__ = ["models", "registries", "start"]
 
 
 @pytest.fixture(autouse=True, scope="session")

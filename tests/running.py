@@ -21,7 +21,6 @@ def run_server(grid: InProcessGrid, config: dict[str, Any]) -> Path:
         run_id=7, node_id=0, node_config={}, state=RecordDict(), run_config=dict(config)
     )
     server_app.app(grid, context)
-    torch.set_num_threads(1)
     return folder_of(config)
 
 

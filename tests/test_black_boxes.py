@@ -20,6 +20,7 @@ from torch import nn
 from fedzge_flwr import (
     BlackBox,
     ClassifierBlackBox,
+    ClientEvaluation,
     FedZGE,
     FitReport,
     FunctionBlackBox,
@@ -35,6 +36,7 @@ from fedzge_flwr import (
     torch_blackbox,
 )
 from fedzge_flwr.black_boxes.base import SMALLEST_PROBABILITY, log_probabilities
+from fedzge_flwr.blackbox import EvaluationSplit
 from fedzge_flwr.data import load_split
 from fedzge_flwr.errors import ConfigError, DataError
 from fedzge_flwr.question import from_levels
@@ -271,7 +273,7 @@ def test_torch_has_the_clients_threads_until_the_box_is_closed(kind: str) -> Non
         TorchBlackBox(settings, 0, 3)
         if kind == "run's own"
         else ModuleBlackBox(
-            context_of(), mlp(SHAPE, 10), train_a_little, SHAPE, 10, 200, client=settings.client
+            context_of(), mlp(SHAPE, 10), train_a_little, SHAPE, 10, 200, settings=settings
         )
     )
     assert torch.get_num_threads() == 2 != before
@@ -341,15 +343,71 @@ def test_images_that_an_onnx_model_does_not_take(onnx_file: Path) -> None:
     assert "prepare" in str(caught.value)
 
 
-def test_bad_onnx_files(onnx_file: Path, tmp_path: Path) -> None:
+def test_bad_onnx_files(onnx_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where a file lies is told to the node's own log; what is raised goes to the server."""
     bad = tmp_path / "bad.onnx"
-    bad.write_bytes(b"no model")
-    with pytest.raises(DataError, match=r"bad\.onnx: not an ONNX model that can be read") as caught:
-        OnnxBlackBox(context_of(), bad, SHAPE, 10, 50)
-    assert "\n" not in str(caught.value)
+    for _ in range(2):
+        with pytest.raises(DataError, match="ONNX model cannot be read; its own log") as caught:
+            OnnxBlackBox(context_of(), bad, SHAPE, 10, 50)
+        assert "\n" not in str(caught.value)
+        assert str(tmp_path) not in str(caught.value)
+        bad.write_bytes(b"no model")
+    assert caplog.text.count(f"{bad}: not an ONNX model that can be read") == 2
     box = OnnxBlackBox(context_of(), onnx_file, SHAPE, 7, 50)
     with pytest.raises(DataError, match=r"shape \(7, 10\) for 7 images and 7 classes"):
         box.logits(QUERY)
+
+
+def test_an_onnx_model_that_ends_in_a_softmax(onnx_file: Path, tmp_path: Path) -> None:
+    class Softmax(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = mlp(SHAPE, 10)
+            self.inner.load_state_dict(torch.load(onnx_file.with_suffix(".pt")))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.softmax(self.inner(images), dim=1)
+
+    path = tmp_path / "softmax.onnx"
+    export_onnx(Softmax(), path, SHAPE)
+    logits = OnnxBlackBox(context_of(), onnx_file, SHAPE, 10, 50).logits(QUERY)
+    found = OnnxBlackBox(context_of(), path, SHAPE, 10, 50, output="probabilities").logits(QUERY)
+    wanted = torch.log_softmax(torch.from_numpy(logits), dim=1).clamp_min(np.log(1e-4)).numpy()
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    with pytest.raises(DataError, match="first output is no probabilities: it goes from -"):
+        OnnxBlackBox(context_of(), onnx_file, SHAPE, 10, 50, output="probabilities").logits(QUERY)
+
+
+def test_evaluation_logits_of_another_shape_are_explained(caplog: pytest.LogCaptureFixture) -> None:
+    class Mine(FunctionBlackBox):
+        def evaluate(self, split: EvaluationSplit) -> ClientEvaluation:
+            return ClientEvaluation(6, 0.5, 0.5, np.zeros((6, 11), np.float32))
+
+    app = ClientApp()
+    register_endpoints(
+        app, lambda context: Mine(context, lambda x: np.zeros((len(x), 10)), SHAPE, 10, 5)
+    )
+    settings = make_settings(
+        image_shape=SHAPE,
+        num_classes=10,
+        num_clients=1,
+        synthetic_batch_size=20,
+        generator_share=0.0,
+        central_distill_steps=2,
+        client_evaluation="test",
+    )
+    central = mlp(SHAPE, 10)
+
+    class Six:
+        num_images = 6
+
+        def accuracy(self, logits_MK: Any) -> float:
+            raise AssertionError("there are none")
+
+    FedZGE(settings, central, test_set=Six()).start(
+        InProcessGrid(app, {}, 1), ArrayRecord(central.state_dict()), num_rounds=1
+    )
+    assert "Mine.evaluate returned logits of shape (6, 11) for 6 images and 10 cl" in caplog.text
 
 
 @pytest.mark.parametrize("node_config", [{}, {"partition-id": "0"}, {"partition-id": -1}])
@@ -433,8 +491,8 @@ def test_a_federation_of_every_kind(
     [
         (lambda images: np.zeros((len(images), 10)), None),
         (lambda images: torch.zeros(len(images), 10), None),
-        (lambda images: np.zeros(len(images)), r"returned shape \(20,\) for 20 images and 10 cl"),
-        (lambda images: np.zeros((len(images), 11)), r"returned shape \(20, 11\) for 20 images"),
+        (lambda images: np.zeros(len(images)), r"\(20,\) for 20 images and 10 cl"),
+        (lambda images: np.zeros((len(images), 11)), r"\(20, 11\) for 20 images"),
     ],
 )
 def test_logits_of_another_type_are_taken_and_of_another_shape_explained(
@@ -476,7 +534,7 @@ def test_logits_of_another_type_are_taken_and_of_another_shape_explained(
         assert took_part == [[0, 1]]
     else:
         assert took_part == [[0]]
-        assert re.search("Mine.logits " + complaint, caplog.text)
+        assert re.search("Mine.logits returned logits of shape " + complaint, caplog.text)
 
 
 def test_an_image_set_is_read_only_and_the_arrays_given_are_not() -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,30 +13,22 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord
+from safetensors.torch import load_file
 
-from fedzge_flwr import (
-    DATASETS,
-    ESTIMATORS,
-    GENERATORS,
-    LOADERS,
-    MODELS,
-    ClientEvaluation,
-    FedZGE,
-    make_settings,
-)
+from fedzge_flwr import ENSEMBLES, OBJECTIVES, Answers, ClientEvaluation, FedZGE, make_settings
 from fedzge_flwr.config import SECTIONS
 from fedzge_flwr.config.node import NodeSettings
 from fedzge_flwr.config.owner import OwnerSettings
 from fedzge_flwr.config.reference import app_config, reference
 from fedzge_flwr.config.sections import kebab
+from fedzge_flwr.errors import ConfigError
 from tests.inprocess import InProcessGrid
-from tests.running import rows_of, run_server
+from tests.running import folder_of, rows_of, run_server
 from tests.small_models import mlp
+from tests.snippets import SNIPPETS, run_snippet
 from tests.test_imports import ROOT
 
 DOCS = ROOT / "docs"
-EXTENDING = (DOCS / "extending.md").read_text()
-SNIPPETS = dict(re.findall(r"^```python (\w+)\n(.*?)^```", EXTENDING, re.MULTILINE | re.DOTALL))
 PAGES = [
     path
     for path in (*ROOT.glob("*.md"), *DOCS.glob("*.md"), *ROOT.glob("*/README.md"))
@@ -44,21 +36,7 @@ PAGES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def registries() -> Iterator[None]:
-    """As they were, afterwards."""
-    whole = [DATASETS, ESTIMATORS, GENERATORS, LOADERS, MODELS]
-    before = [dict(registry) for registry in whole]  # type: ignore[call-overload]
-    yield
-    for registry, entries in zip(whole, before, strict=True):
-        registry.clear()
-        registry.update(entries)
-
-
-def run_snippet(name: str) -> dict[str, Any]:
-    names: dict[str, Any] = {}
-    exec(compile(SNIPPETS[name], f"extending.md: {name}", "exec"), names)
-    return names
+pytestmark = pytest.mark.usefixtures("registries")
 
 
 def test_every_snippet_is_short_and_tested() -> None:
@@ -67,7 +45,11 @@ def test_every_snippet_is_short_and_tested() -> None:
             "model",
             "dataset",
             "generator",
+            "objective",
             "estimator",
+            "ensemble",
+            "settings",
+            "resume",
             "defence",
             "blackbox",
             "observer",
@@ -83,7 +65,9 @@ def test_every_snippet_is_short_and_tested() -> None:
     [
         ("model", {"local-models": "linear", "central-model": "linear"}),
         ("generator", {"generator": "flat"}),
+        ("objective", {"objective": "smooth"}),
         ("estimator", {"estimator": "normalised"}),
+        ("ensemble", {"ensemble": "surest"}),
     ],
 )
 def test_what_is_registered_takes_part(
@@ -93,6 +77,65 @@ def test_what_is_registered_takes_part(
     config = {**efficient_config, **settings}
     rows = rows_of(run_server(make_grid(config), config))
     assert [row["missing"] for row in rows] == [[], []]
+
+
+def test_the_objective_is_what_the_generator_minimises(
+    make_grid: Any, efficient_config: dict[str, Any]
+) -> None:
+    """By queries and through the central model; its terms are in the rows."""
+    run_snippet("objective")
+    generators = []
+    for name, objective in (("run", "fedzge"), ("smooth", "smooth")):
+        for free_steps in (0, 2):
+            config = {**efficient_config, "objective": objective, "generator-steps": free_steps}
+            config["run-name"] = f"{name}-{free_steps}"
+            folder = run_server(make_grid(config), config)
+            generators.append(load_file(folder / "generator.safetensors")["project.weight"])
+            for row in rows_of(folder):
+                loss = row["loss"]
+                rough = loss["roughness"] if objective == "smooth" else 0.0
+                assert (rough > 0) == (objective == "smooth") == ("roughness" in loss)
+                parts = sum(loss[term] for term in ("fidelity", "adversarial", "diversity"))
+                total = parts + loss["information"] + 0.1 * rough
+                assert loss["total"] == pytest.approx(total, rel=1e-6)
+    plain, plain_free, smooth, smooth_free = generators
+    assert not torch.equal(plain, smooth)
+    assert not torch.equal(plain_free, smooth_free)
+
+
+def test_an_objective_that_returns_no_total(
+    make_grid: Any, efficient_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {**efficient_config, "objective": "mine"}
+    for terms in ({"loss": torch.zeros(())}, {"total": torch.zeros(2)}, {"total": 0.5}, None):
+        monkeypatch.setitem(OBJECTIVES, "mine", lambda *_, terms=terms: terms)
+        with pytest.raises(ConfigError, match="objective 'mine' must return scalar tensors by"):
+            run_server(make_grid(config), config)
+        shutil.rmtree(folder_of(config))
+
+
+def test_an_ensemble_of_another_shape(
+    make_grid: Any, efficient_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ENSEMBLES, "mine", lambda answers: next(iter(answers.logits.values()))[0])
+    config = {**efficient_config, "ensemble": "mine"}
+    with pytest.raises(ConfigError, match=r"ensemble 'mine' returned shape \(10,\) for logits of"):
+        run_server(make_grid(config), config)
+
+
+def test_the_surest_client_answers() -> None:
+    answers = Answers(
+        {
+            2: np.array([[1.0, 0.0, 0.0], [4.0, 3.0, 0.0]]),
+            5: np.array([[0.0, 3.0, 1.0], [0.0, 0.5, 2.5]]),
+        },
+        {},
+        {},
+        2.0,
+    )
+    found = run_snippet("ensemble")["surest"](answers)
+    assert found.tolist() == [[0.0, 1.5, 0.5], [0.0, 0.25, 1.25]]
+    assert found.dtype == np.float32
 
 
 def test_the_estimators_gradients_have_one_length() -> None:

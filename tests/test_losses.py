@@ -88,4 +88,4 @@ def test_objective_is_the_weighted_sum(logits: tuple[Tensor, Tensor]) -> None:
         + 3 * diversity_loss(x, z)
         + 7 * information_loss(e)
     )
-    torch.testing.assert_close(terms.total, total)
+    torch.testing.assert_close(terms["total"], total)

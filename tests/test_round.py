@@ -150,7 +150,7 @@ def test_generator_step_follows_the_estimate_down() -> None:
             x = queries.base_NCHW.clone().requires_grad_()
             ensemble = 1.25 * x.flatten(1) @ weights
             terms = objective.terms(x, ensemble, objective.central_logits(x))
-            (gradient,) = torch.autograd.grad(terms.total, x)
+            (gradient,) = torch.autograd.grad(terms["total"], x)
             return Estimate(gradient, terms)
 
     server, clients = make_server(), FunctionClients()
@@ -166,7 +166,7 @@ def test_generator_step_follows_the_estimate_down() -> None:
         logits = torch.from_numpy(1.25 * linear_logits(x.numpy()))
         with torch.no_grad():
             made = make_objective(server, batch)
-            return float(made.terms(x, logits, made.central_logits(x)).total)
+            return float(made.terms(x, logits, made.central_logits(x))["total"])
 
     before, parameters = objective(), flat(server.generator)
     update_generator(server, clients, current)
@@ -345,7 +345,7 @@ def test_every_estimator_serves_a_round(name: str, differences: str) -> None:
     estimate = server.estimator.tell(current.queries, logits, objective)
     x = batch.x_NCHW.detach().requires_grad_()
     terms = objective.terms(x, 1.25 * x.flatten(1) @ weights, objective.central_logits(x))
-    (exact,) = torch.autograd.grad(terms.total, x)
+    (exact,) = torch.autograd.grad(terms["total"], x)
     cosine = torch.nn.functional.cosine_similarity(
         estimate.gradient_NCHW.flatten(), exact.double().flatten(), dim=0
     )

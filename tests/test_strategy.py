@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
+import fedzge_flwr.strategy as strategy_module
+from fedzge_flwr import Observer, RoundRow
 from fedzge_flwr.config import from_run_config
 from fedzge_flwr.errors import TooFewClientsError
 from fedzge_flwr.server.build import build_central, build_generator
@@ -23,10 +26,45 @@ def make_strategy(config: dict[str, Any]) -> tuple[FedZGE, torch.nn.Module]:
 
 
 def test_start_has_flowers_signature() -> None:
+    """But for what the settings say already."""
     ours, theirs = (inspect.signature(cls.start) for cls in (FedZGE, Strategy))
     assert list(ours.parameters) == list(theirs.parameters)
     for name, parameter in theirs.parameters.items():
-        assert ours.parameters[name].default == parameter.default
+        wanted = None if name in ("num_rounds", "timeout") else parameter.default
+        assert ours.parameters[name].default == wanted
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_start_takes_rounds_patience_and_threads_from_the_settings(
+    make_grid: Any, tiny_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    patience, threads = [], []
+    whole = strategy_module.GridClients
+
+    def noted(*args: Any) -> Any:
+        patience.append(args[2])
+        return whole(*args)
+
+    monkeypatch.setattr(strategy_module, "GridClients", noted)
+
+    class Notes(Observer):
+        def on_round(self, server: object, current: object, row: RoundRow) -> None:
+            threads.append(torch.get_num_threads())
+            if fails:
+                raise RuntimeError("no more")
+
+    config = {**tiny_config, "server-threads": 3, "exchange-timeout": 77.0, "client-threads": 3}
+    settings = from_run_config(config)
+    central = build_central(settings)
+    strategy = FedZGE(settings, central, observers=[Notes()])
+    with pytest.raises(RuntimeError, match="no more") if fails else nullcontext():
+        strategy.start(make_grid(config), ArrayRecord(central.state_dict()))
+    assert threads == [3] if fails else [3, 3]
+    assert patience == [77.0]
+    assert torch.get_num_threads() == 1
+    if not fails:
+        strategy.start(make_grid(config), ArrayRecord(central.state_dict()), 1, 5.0)
+        assert (len(threads), patience) == (3, [77.0, 5.0])
 
 
 def test_result(make_grid: Any, tiny_config: dict[str, Any]) -> None:

@@ -37,7 +37,7 @@ def black_box(context: Context) -> BlackBox:
             len(images),
             evaluation=evaluation,
             # A step of a ResNet-18 takes a quarter of a second on one core.
-            client=make_settings(client_distill_steps=200).client,
+            settings=make_settings(client_distill_steps=200),
         )
     if partition == 3:
         # Made by make_onnx.py, once: it answers and never changes.

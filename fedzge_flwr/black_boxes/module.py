@@ -13,7 +13,7 @@ from torch import nn
 from fedzge_flwr.arrays import FloatArray
 from fedzge_flwr.black_boxes.base import ClassifierBlackBox
 from fedzge_flwr.blackbox import ClientEvaluation, EvaluationSplit, FitReport, State
-from fedzge_flwr.config import ClientSettings, OptimizerSettings
+from fedzge_flwr.config import Settings
 from fedzge_flwr.distillation import distil
 from fedzge_flwr.randomness import Purpose, torch_stream
 from fedzge_flwr.tensors import state_arrays, taken_over, to_numpy, to_tensor
@@ -44,15 +44,13 @@ class ModuleBlackBox(ClassifierBlackBox):
         (``client-evaluation = "held-out"``).
     num_test_examples : int
         How many these are.
-    client : ClientSettings, optional
-        Its ``client_distill_steps``, ``distill_batch_size``, ``client_distill_lr`` and
-        ``class_balance`` say how the ensemble's answers are distilled, ``local_rounds`` in how many
-        rounds ``train`` is called, ``client_threads`` how many threads torch has here until
-        `close`, which gives the process back those that it had.
-    optimizer : OptimizerSettings, optional
-        With which optimiser.
-    seed : int
-        Of distillation's draws.
+    settings : Settings, optional
+        The run's, as the server's strategy has them, or a client's own; by default the defaults.
+        ``client-distill-steps``, ``client-distill-lr``, ``distill-batch-size``, ``class-balance``,
+        the optimiser's and ``seed`` say how the ensemble's answers are distilled, ``local-rounds``
+        in how many rounds ``train`` is called, ``query-batch-size`` how many images are evaluated
+        at once, and ``client-threads`` how many threads torch has here until `close`, which gives
+        the process back those that it had. The others are ``train``'s affair, or the server's.
     **options
         As for `ClassifierBlackBox`.
     """
@@ -68,23 +66,19 @@ class ModuleBlackBox(ClassifierBlackBox):
         *,
         test: Callable[[nn.Module], tuple[float, float]] | None = None,
         num_test_examples: int = 0,
-        client: ClientSettings | None = None,
-        optimizer: OptimizerSettings | None = None,
-        seed: int = 0,
+        settings: Settings | None = None,
         **options: Any,
     ) -> None:
-        client = client or ClientSettings()
-        options = {"local_rounds": client.local_rounds, **options}
+        settings = settings or Settings()
+        options = {"local_rounds": settings.client.local_rounds, **options}
         super().__init__(context, image_shape, num_classes, num_examples, **options)
         self._model = copy.deepcopy(model)
         self._train = train
         self._test = test
         self._num_test_examples = num_test_examples
-        self._client = client
-        self._optimizer = optimizer or OptimizerSettings()
-        self._seed = seed
+        self._settings = settings
         self._threads_before = torch.get_num_threads()
-        torch.set_num_threads(client.client_threads)
+        torch.set_num_threads(settings.client.client_threads)
 
     @property
     def device(self) -> str:
@@ -99,7 +93,7 @@ class ModuleBlackBox(ClassifierBlackBox):
 
     def logits(self, images_NCHW: FloatArray) -> FloatArray:
         """Answer in evaluation mode, float32, a batch at a time."""
-        batch_size = self._client.query_batch_size
+        batch_size = self._settings.client.query_batch_size
         return to_numpy(predict(self._model, to_tensor(images_NCHW), batch_size))
 
     def distill(
@@ -110,7 +104,7 @@ class ModuleBlackBox(ClassifierBlackBox):
         temperature: float,
     ) -> float:
         """Take ``client_distill_steps`` steps with a fresh optimiser."""
-        device, client = self.device, self._client
+        device, client = self.device, self._settings.client
         return distil(
             self._model,
             to_tensor(images_NCHW, device),
@@ -119,9 +113,12 @@ class ModuleBlackBox(ClassifierBlackBox):
             batch_size=client.distill_batch_size,
             temperature=temperature,
             lr=client.client_distill_lr,
-            settings=self._optimizer,
+            settings=self._settings.optimizer,
             stream=torch_stream(
-                self._seed, Purpose.CLIENT_DISTILLATION, round_=round_, partition=self._partition
+                self._settings.run.seed,
+                Purpose.CLIENT_DISTILLATION,
+                round_=round_,
+                partition=self._partition,
             ),
             class_balance=client.class_balance,
         )

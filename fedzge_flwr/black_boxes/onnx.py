@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from fedzge_flwr.arrays import FloatArray
-from fedzge_flwr.black_boxes.base import ClassifierBlackBox
+from fedzge_flwr.black_boxes.base import ClassifierBlackBox, log_probabilities
 from fedzge_flwr.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from flwr.app import Context
+
+LOGGER = logging.getLogger("flwr.fedzge")
+
+Output: TypeAlias = Literal["logits", "probabilities"]
+
+_ROUNDING = 1e-3
+"""By how much a probability in float16 may be above 1."""
 
 _DTYPES: dict[str, type[np.floating[Any]]] = {
     "tensor(float16)": np.float16,
@@ -40,6 +48,9 @@ class OnnxBlackBox(ClassifierBlackBox):
     prepare : Callable[[ndarray], ndarray], optional
         From images in the shared pixel range [−1, 1] to the model's own input, e.g.
         ``lambda x: (x + 1) / 2``.
+    output : {"logits", "probabilities"}
+        What the first output is. Of a model that ends in a softmax give "probabilities": taken for
+        logits, they would say that all classes are nearly alike.
     batch_size : int
         Images a call, for a model that takes any number.
 
@@ -48,7 +59,8 @@ class OnnxBlackBox(ClassifierBlackBox):
     ConfigError
         If ONNX Runtime is not installed.
     DataError
-        If the file is no such model; by `logits` if the images do not suit it.
+        If the file is no such model; by `logits` if images, classes or ``output`` do not suit it.
+        Where the file lies is told to the node's own log alone.
     """
 
     def __init__(
@@ -60,12 +72,14 @@ class OnnxBlackBox(ClassifierBlackBox):
         num_examples: int,
         *,
         prepare: Callable[[FloatArray], FloatArray] | None = None,
+        output: Output = "logits",
         batch_size: int = 256,
         **options: Any,
     ) -> None:
         super().__init__(context, image_shape, num_classes, num_examples, **options)
         self._session = _session(str(Path(path).expanduser().absolute()))
         self._prepare = prepare
+        self._output = output
         self._batch_size = batch_size
 
     def logits(self, images_NCHW: FloatArray) -> FloatArray:
@@ -93,6 +107,13 @@ class OnnxBlackBox(ClassifierBlackBox):
                 f"the ONNX model's first output has shape {logits_NK.shape} for "
                 f"{len(images_NCHW)} images and {self.num_classes} classes"
             )
+        if self._output == "probabilities":
+            if len(logits_NK) and not 0 <= logits_NK.min() <= logits_NK.max() <= 1 + _ROUNDING:
+                raise DataError(
+                    "the ONNX model's first output is no probabilities: it goes from "
+                    f"{logits_NK.min():g} to {logits_NK.max():g}; leave `output` out for logits"
+                )
+            return log_probabilities(logits_NK, np.arange(self.num_classes), self.num_classes)
         return logits_NK
 
     def _run(self, given: Any, inputs: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -121,6 +142,8 @@ def _session(path: str) -> Any:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its exceptions have no common base
+    except Exception as error:  # noqa: BLE001 - its exceptions have no common base
         line = next(iter(str(error).splitlines()), type(error).__name__)
-        raise DataError(f"{path}: not an ONNX model that can be read ({line})") from error
+        # What an exception says goes to the server; names of files are the owner's affair.
+        LOGGER.error("%s: not an ONNX model that can be read (%s)", path, line)
+        raise DataError("this node's ONNX model cannot be read; its own log says why") from None

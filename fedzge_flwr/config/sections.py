@@ -340,6 +340,7 @@ class ServerSettings(Section):
         2000, description="new images N a round, perturbed copies not counted"
     )
     temperature: Annotated[Positive, Paper(5.0)] = Field(1.5, description="temperature T")
+    objective: str = Field("fedzge", description="what the generator minimises")
     beta1: NonNegative = Field(1.0, description="weight of the adversarial term")
     beta2: NonNegative = Field(1.0, description="weight of the diversity term")
     beta3: NonNegative = Field(1.0, description="weight of the information term")
@@ -416,7 +417,23 @@ class TransferSettings(Section):
 
 
 class Settings(BaseModel):
-    """All settings of a run, by section."""
+    """All settings of a run, by section; made by `make_settings` or `from_run_config`.
+
+    Parameters
+    ----------
+    run : RunSettings
+        How the run goes: rounds, sampling, evaluation, patience, output.
+    data : DataSettings
+        The data set and how it is divided.
+    optimizer : OptimizerSettings
+        The optimisers of all parts, and their schedules.
+    client : ClientSettings
+        What a client does with its own model.
+    server : ServerSettings
+        Generator, queries and central distillation.
+    transfer : TransferSettings
+        What the efficient recipe asks about, and what it keeps.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from fedzge_flwr.config import Settings
 from fedzge_flwr.generators import GENERATORS
+from fedzge_flwr.losses import OBJECTIVES
 from fedzge_flwr.models import build_model
 from fedzge_flwr.randomness import Purpose, seeded_initialisation
 from fedzge_flwr.registry import lookup
@@ -20,11 +21,12 @@ def check_names(settings: Settings) -> None:
     Raises
     ------
     ConfigError
-        If there is no such recipe, estimator, generator or way to combine answers; the line lists
-        the known ones.
+        If there is no such recipe, estimator, objective, generator or way to combine answers; the
+        line lists the known ones.
     """
     lookup(RECIPES, settings.run.recipe, "recipe")
     lookup(ESTIMATORS, settings.server.estimator, "estimator")
+    lookup(OBJECTIVES, settings.server.objective, "objective")
     lookup(GENERATORS, settings.server.generator, "generator")
     lookup(ENSEMBLES, settings.server.ensemble, "ensemble")
 

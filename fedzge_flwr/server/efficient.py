@@ -14,7 +14,6 @@ from torch import Tensor
 from fedzge_flwr.config import Settings
 from fedzge_flwr.distillation import distillation_step
 from fedzge_flwr.errors import DivergenceError
-from fedzge_flwr.losses import generator_objective
 from fedzge_flwr.pixels import PIXEL_RANGE
 from fedzge_flwr.randomness import Purpose, torch_stream
 from fedzge_flwr.server.clients import Clients
@@ -163,11 +162,9 @@ def train_generator_freely(server: ServerState, clients: Clients, current: Round
     for _ in range(transfer.generator_steps):
         batch = generate(server, _GENERATOR_BATCH, stream)
         logits_NK = server.central(batch.x_NCHW)
-        terms = generator_objective(
-            batch.x_NCHW, batch.z_ND, batch.y_N, logits_NK, logits_NK, server.objective_weights
-        )
+        terms = server.objective(batch.x_NCHW, batch.z_ND, batch.y_N, logits_NK, logits_NK)
         server.generator_optimizer.zero_grad(set_to_none=True)
-        terms.total.backward()
+        terms["total"].backward()
         server.generator_optimizer.step()
         if server.generator_schedule is not None:
             server.generator_schedule.step()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedzge_flwr.losses import LossTerms, ObjectiveWeights, generator_objective
+from fedzge_flwr.losses import BoundObjective, LossTerms
 from fedzge_flwr.server.state import SyntheticBatch
 
 
@@ -24,8 +24,8 @@ class BatchObjective:
         The central model.
     batch : SyntheticBatch
         Its noise and labels enter the objective; its images are an argument.
-    weights : ObjectiveWeights
-        T and β of the objective.
+    function : BoundObjective
+        What is to be minimised.
     surrogate_shift : int
         Pixels by which `surrogate_logits` moves images; 0 leaves the central model as it is.
     chunk : int
@@ -34,7 +34,7 @@ class BatchObjective:
 
     central: nn.Module
     batch: SyntheticBatch
-    weights: ObjectiveWeights
+    function: BoundObjective
     surrogate_shift: int
     chunk: int
 
@@ -46,13 +46,12 @@ class BatchObjective:
         In float64: its differences over a step of ε are a few units of float32's last place. The
         central model itself stays in float32.
         """
-        return generator_objective(
+        return self.function(
             images_NCHW.double(),
             self.batch.z_ND.double(),
             self.batch.y_N,
             ensemble_logits_NK.double(),
             central_logits_NK.double(),
-            self.weights,
         )
 
     def central_logits(self, images_NCHW: Tensor) -> Tensor:

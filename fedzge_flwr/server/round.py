@@ -18,7 +18,7 @@ from fedzge_flwr.config import Settings
 from fedzge_flwr.directions import Directions
 from fedzge_flwr.distillation import distil
 from fedzge_flwr.errors import DivergenceError, TooFewClientsError
-from fedzge_flwr.losses import LossTerms
+from fedzge_flwr.losses import detached
 from fedzge_flwr.pixels import PIXEL_RANGE
 from fedzge_flwr.question import Question
 from fedzge_flwr.randomness import Purpose, numpy_stream, torch_stream
@@ -175,7 +175,7 @@ def update_generator(server: ServerState, clients: Clients, current: RoundState)
     server.generator_optimizer.step()
     if server.generator_schedule is not None:
         server.generator_schedule.step()
-    current.terms = LossTerms(*(term.detach() for term in estimate.base))
+    current.terms = detached(estimate.base)
     current.gradient_norm = float(estimate.gradient_NCHW.norm())
 
 
@@ -185,7 +185,7 @@ def make_objective(server: ServerState, batch: SyntheticBatch) -> BatchObjective
     return BatchObjective(
         server.central,
         batch,
-        server.objective_weights,
+        server.objective,
         settings.surrogate_shift,
         settings.gradient_batch_size,
     )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -13,7 +14,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from fedzge_flwr.arrays import FloatArray
 from fedzge_flwr.config import Settings
-from fedzge_flwr.losses import LossTerms, ObjectiveWeights
+from fedzge_flwr.errors import ConfigError
+from fedzge_flwr.losses import BoundObjective, LossTerms, ObjectiveWeights, bound_objective
 from fedzge_flwr.question import Question
 from fedzge_flwr.registry import lookup
 from fedzge_flwr.server.clients import ClientAccuracy
@@ -43,6 +45,8 @@ class ServerState:
         One optimiser for the whole run, its schedule over all its steps.
     estimator : Estimator
         The zeroth-order estimator.
+    objective : BoundObjective
+        What the generator minimises.
     central_optimizer, central_schedule
         One optimiser for the whole run, its schedule over all distillation steps (the efficient
         recipe's; the paper's distillation starts afresh in each round).
@@ -67,6 +71,7 @@ class ServerState:
     generator_optimizer: Optimizer
     generator_schedule: LRScheduler | None
     estimator: Estimator
+    objective: BoundObjective
     central_optimizer: Optimizer
     central_schedule: LRScheduler | None
     combine: Combination
@@ -119,6 +124,7 @@ class ServerState:
             estimator=lookup(ESTIMATORS, server.estimator, "estimator")(
                 sampler, server.q, server.eps, server.differences
             ),
+            objective=objective_of(settings),
         )
 
     def snapshot(self) -> dict[str, Any]:
@@ -169,15 +175,32 @@ class ServerState:
 
         Softened by ``answer-temperature`` is what the server learns from. Clients are the experts
         themselves, at their own temperature: softened answers of their peers would flatten them.
-        """
-        temperature = self.settings.server.answer_temperature if softened else 1.0
-        return self.combine(Answers(logits, weights, self.tendencies, temperature))
 
-    @property
-    def objective_weights(self) -> ObjectiveWeights:
-        """T and β of the generator's objective."""
+        Raises
+        ------
+        ConfigError
+            If the ensemble is not of the answers' shape, which one from outside the package may be.
+        """
         server = self.settings.server
-        return ObjectiveWeights(server.temperature, server.beta1, server.beta2, server.beta3)
+        temperature = server.answer_temperature if softened else 1.0
+        # A copy: an ensemble may hand out a client's own answers, which are read-only.
+        found = np.array(
+            self.combine(Answers(logits, weights, self.tendencies, temperature)), dtype=np.float32
+        )
+        wanted = next(iter(logits.values())).shape
+        if found.shape != wanted:
+            raise ConfigError(
+                f"ensemble '{server.ensemble}' returned shape {found.shape} for logits of shape "
+                f"{wanted}: return as many"
+            )
+        return found
+
+
+def objective_of(settings: Settings) -> BoundObjective:
+    """Return the generator's objective, with T and β as the settings have them."""
+    server = settings.server
+    weights = ObjectiveWeights(server.temperature, server.beta1, server.beta2, server.beta3)
+    return bound_objective(server.objective, weights)
 
 
 def _state_of(schedule: LRScheduler | None) -> dict[str, Any] | None:

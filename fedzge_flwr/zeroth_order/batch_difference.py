@@ -31,7 +31,7 @@ class BatchDifference(Perturbing):
             )
             for x_NCHW, logits_NK in zip(queries.images_BNCHW, ensemble_logits_BNK, strict=True)
         ]
-        slopes_Q = queries.slopes(torch.stack([terms.total for terms in copies]))
+        slopes_Q = queries.slopes(torch.stack([terms["total"] for terms in copies]))
         gradient = torch.zeros_like(queries.base_NCHW, dtype=slopes_Q.dtype)
         for slope, u_NCHW in zip(slopes_Q, queries.directions_QNCHW, strict=True):
             gradient += slope * u_NCHW

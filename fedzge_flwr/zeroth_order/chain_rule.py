@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedzge_flwr.batching import in_batches
-from fedzge_flwr.losses import LossTerms
+from fedzge_flwr.losses import LossTerms, detached
 from fedzge_flwr.zeroth_order.base import Objective, Queries
 
 
@@ -45,10 +45,9 @@ def partial_gradients(
     with torch.enable_grad():
         terms = objective.terms(x, ensemble_NK, central_NK)
         gradients = torch.autograd.grad(
-            terms.total, (x, ensemble_NK, central_NK), materialize_grads=True
+            terms["total"], (x, ensemble_NK, central_NK), materialize_grads=True
         )
-    detached = LossTerms(*(term.detach() for term in terms))
-    return PartialGradients(detached, *(gradient.double() for gradient in gradients))
+    return PartialGradients(detached(terms), *(gradient.double() for gradient in gradients))
 
 
 def exact_parts(objective: Objective, x_NCHW: Tensor, ensemble_logits_NK: Tensor) -> ExactParts:
