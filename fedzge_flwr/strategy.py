@@ -130,7 +130,8 @@ class FedZGE(Strategy):
     ) -> Result:
         """Run FedZGE.
 
-        Torch has ``server-threads`` threads meanwhile, and afterwards as many as before.
+        Torch has ``server-threads`` threads meanwhile (0: those that it has), and afterwards as
+        many as before.
 
         Parameters
         ----------
@@ -174,7 +175,7 @@ class FedZGE(Strategy):
             )
         run = self._settings.run
         threads_before = torch.get_num_threads()
-        torch.set_num_threads(run.server_threads)
+        torch.set_num_threads(run.server_threads or threads_before)
         try:
             return self._run(
                 grid,

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -50,14 +51,18 @@ RUN_ELSEWHERE = {
         ),
         "test_commands.py::test_a_comparison",
     ),
-    r"make (test|test-slow|check|install|help)\b.*": "this suite, and what runs it",
+    r"make (test|test-slow|check|install|help)\b.*": "",  # this suite, and what runs it
     r"make run RESUME=.*": "test_kill.py::test_killed_on_ray_and_resumed",
     r"make run PRESET=.*": "test_app.py::test_preset_runs_a_tiny_round",
-    r"FLWR_\S+ (FLWR_\S+ )*flwr run \. .*": "test_examples.py::test_quickstart_on_ray",
-    r"python -m benchmarks\.central_accuracy .*": "test_benchmarks.py",
-    r"flower-supernode \.\.\. .*": "test_own_data.py",
+    r"FLWR_\S+ (FLWR_\S+ )+flwr run \. .*": "test_commands.py::test_plain_flower",
+    r"FLWR_\S+ flwr run \. .*num-supernodes=5\"": "test_examples.py::test_quickstart_on_ray",
+    r"FLWR_\S+ flwr run \. .*num-supernodes=4\"": "test_examples.py::test_mixed_black_boxes_on_ray",
+    r"FLWR_\S+ flwr run \. .*dataset=.*": "test_examples.py::test_your_data_on_ray",
+    r"python -m benchmarks\.central_accuracy .*": "test_benchmarks.py::test_central_accuracy",
+    r"flower-supernode \.\.\. .*": "test_own_data.py::test_a_federation_with_a_client_of_own_data",
     r"pip install \S+( [a-z-]+)*": "test_packaging.py::test_a_project_on_the_installed_library",
-    r"python make_onnx\.py .*": "test_examples.py::test_mixed_black_boxes",
+    r"pip install \S+\[.*\]\S*": "test_packaging.py::test_the_documented_extras_are_there",
+    r"python make_onnx\.py .*": "test_examples.py::test_mixed_black_boxes_on_ray",
 }
 
 
@@ -86,10 +91,11 @@ def test_every_documented_command_is_run_somewhere() -> None:
     left = [c for c in commands if c not in RUN_HERE and not any(k.fullmatch(c) for k in known)]
     assert left == []
     assert set(RUN_HERE) <= set(commands)
-    for where in RUN_ELSEWHERE.values():
-        if "::" in where:
-            file, name = where.split("::")
-            assert f"def {name}(" in (ROOT / "tests" / file).read_text(), where
+    for where in filter(None, RUN_ELSEWHERE.values()):
+        file, name = where.split("::")
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text(), where
+    unused = [p for p in RUN_ELSEWHERE if not any(re.fullmatch(p, c) for c in commands)]
+    assert unused == []
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +106,7 @@ def place() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def executed(words: list[str], place: Path) -> subprocess.CompletedProcess[str]:
+def executed(words: list[str], place: Path, **more: str) -> subprocess.CompletedProcess[str]:
     """The process of a command in the folder, with this environment's programs first."""
     environment = Path(sys.executable).parent
     return subprocess.run(
@@ -109,7 +115,7 @@ def executed(words: list[str], place: Path) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
         cwd=place,
-        env={**os.environ, "PATH": f"{environment}{os.pathsep}{os.environ['PATH']}"},
+        env={**os.environ, "PATH": f"{environment}{os.pathsep}{os.environ['PATH']}", **more},
     )
 
 
@@ -135,6 +141,33 @@ def test_it_runs(command: str, place: Path) -> None:
         (folder,) = re.findall(r"^run folder: (.+)$", run.stdout, re.MULTILINE)
         assert (Path(folder) / "central.safetensors").is_file()
     assert [child for child in psutil.Process().children() if child.status() != "zombie"] == []
+
+
+@pytest.mark.slow
+def test_plain_flower(place: Path) -> None:
+    """README's ``flwr run .``, which starts a SuperLink and leaves it."""
+    (command,) = (command for command in documented() if re.match(r"FLWR_\S+ FLWR_", command))
+    small = f'output-dir="{place}" run-name="plain" {TINY}'
+    command = re.sub(r"--run-config '[^']*'", f"--run-config '{small}'", command)
+    command = command.replace("num-supernodes=10", "num-supernodes=2")
+    try:
+        run = executed(["env", "-C", str(ROOT), "bash", "-c", command], place, FLWR_HOME=str(place))
+        assert run.returncode == 0, run.stdout + run.stderr
+        config = json.loads((place / "plain" / "config.json").read_text())
+        assert config["status"] == "finished", run.stdout
+    finally:
+        left = list(with_flower_home(place))
+        for process in left:
+            process.terminate()
+        psutil.wait_procs(left, timeout=20)
+    assert left, "Flower leaves its SuperLink running, says README"
+
+
+def with_flower_home(place: Path) -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("FLWR_HOME") == str(place):
+                yield process
 
 
 @pytest.mark.slow

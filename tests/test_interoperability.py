@@ -74,6 +74,7 @@ def test_another_strategy_in_the_same_run() -> None:
         local_models="cnn",
         server_threads=1,
         central_distill_steps=2,
+        client_distill_steps=2,
     )
     grid = InProcessGrid(app, settings.to_run_config(), 3)
     central = mlp((1, 8, 8), 10)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -69,11 +71,12 @@ def test_importing_what_was_installed(installed: Path, tmp_path: Path) -> None:
 
 
 def test_a_project_on_the_installed_library(installed: Path, tmp_path: Path) -> None:
-    """The quickstart, a round; nothing of it comes from the checkout."""
+    """Two rounds of one; nothing of the library comes from the checkout."""
     code = (
-        "import sys; from tests.run_example import main; "
-        f"main({str(ROOT / 'examples' / 'quickstart-strategy')!r}, '3', "
-        f"'num-server-rounds=1\\nnum-clients=3\\noutput=\"{tmp_path}/central.pt\"'); "
+        "import sys; from pathlib import Path; from tests.inprocess import InProcessGrid; "
+        "from tests import typed_project as mine; losses = mine.Losses(); "
+        "mine.run(InProcessGrid(mine.client_app(), {}, 2), Path('checkpoints'), losses); "
+        "print(sorted(losses.by_round)); "
         "print({module.__file__ for name, module in sys.modules.items() "
         "if name.split('.')[0] == 'fedzge_flwr'})"
     )
@@ -83,6 +86,22 @@ def test_a_project_on_the_installed_library(installed: Path, tmp_path: Path) -> 
         PYTHONPATH=f"{installed}{os.pathsep}{ROOT}",
         OMP_NUM_THREADS="1",
     )
-    assert str(installed) in out.splitlines()[-1]
-    assert str(ROOT) not in out.splitlines()[-1]
-    assert (tmp_path / "central.pt").is_file()
+    rounds, files = out.splitlines()[-2:]
+    assert rounds == "[1, 2]"
+    assert str(installed) in files
+    assert str(ROOT) not in files
+
+
+def test_the_documented_extras_are_there() -> None:
+    """Each names what it installs, and what needs it says which."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pages = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/*.[mt]*")]
+    sources = [*pages, *ROOT.glob("fedzge_flwr/**/*.py")]
+    found = {
+        extra
+        for path in sources
+        for extras in re.findall(r"(?:fedzge-flwr|\.)\[([a-z,]+)\]", path.read_text())
+        for extra in extras.split(",")
+    }
+    assert found == {"onnx", "sklearn", "tensorboard"}
+    assert found < set(project["optional-dependencies"])

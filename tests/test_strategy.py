@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
 import fedzge_flwr.strategy as strategy_module
-from fedzge_flwr import Observer, RoundRow
+from fedzge_flwr import Observer, RoundRow, make_settings
 from fedzge_flwr.config import from_run_config
 from fedzge_flwr.errors import TooFewClientsError
 from fedzge_flwr.server.build import build_central, build_generator
@@ -65,6 +65,21 @@ def test_start_takes_rounds_patience_and_threads_from_the_settings(
     if not fails:
         strategy.start(make_grid(config), ArrayRecord(central.state_dict()), 1, 5.0)
         assert (len(threads), patience) == (3, [77.0, 5.0])
+
+
+def test_a_project_keeps_its_threads(make_grid: Any, tiny_config: dict[str, Any]) -> None:
+    del tiny_config["server-threads"]
+    settings = make_settings(**{key.replace("-", "_"): v for key, v in tiny_config.items()})
+    central, threads = build_central(settings), []
+
+    class Notes(Observer):
+        def on_round(self, server: object, current: object, row: RoundRow) -> None:
+            threads.append(torch.get_num_threads())
+
+    torch.set_num_threads(3)
+    grid = make_grid({**tiny_config, "client-threads": 1})
+    FedZGE(settings, central, observers=[Notes()]).start(grid, ArrayRecord(central.state_dict()), 1)
+    assert threads == [torch.get_num_threads()] == [3]
 
 
 def test_result(make_grid: Any, tiny_config: dict[str, Any]) -> None:

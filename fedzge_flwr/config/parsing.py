@@ -123,6 +123,9 @@ def make_settings(
 ) -> Settings:
     """Return settings for a project with models and data of its own.
 
+    Defaults are those of the run config, but that the server leaves torch its number of threads
+    (``server_threads=0``): the process is the project's.
+
     Parameters
     ----------
     image_shape : tuple of int, optional
@@ -144,9 +147,9 @@ def make_settings(
     >>> settings.server.q, settings.run.num_clients, settings.data.dataset
     (4, 5, 'own')
     """
-    config: dict[str, object] = {}
+    config: dict[str, object] = {"server-threads": 0}
     if image_shape is not None:
-        config = {
+        config |= {
             "dataset": OWN,
             "image-shape": ",".join(map(str, image_shape)),
             "num-classes": num_classes,

@@ -141,7 +141,9 @@ class RunSettings(Section):
         300.0, description="seconds to wait for num-clients nodes, and then for their hellos"
     )
     server_device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
-    server_threads: Count = Field(2, description="torch threads of the server")
+    server_threads: CountOrNone = Field(
+        2, description="torch threads of the server; 0: as many as torch has already"
+    )
 
     @model_validator(mode="after")
     def _enough_participants(self) -> RunSettings:
