@@ -82,25 +82,29 @@ def test_what_is_registered_takes_part(
 def test_the_objective_is_what_the_generator_minimises(
     make_grid: Any, efficient_config: dict[str, Any]
 ) -> None:
-    """By queries and through the central model; its terms are in the rows."""
-    run_snippet("objective")
-    generators = []
-    for name, objective in (("run", "fedzge"), ("smooth", "smooth")):
-        for free_steps in (0, 2):
-            config = {**efficient_config, "objective": objective, "generator-steps": free_steps}
-            config["run-name"] = f"{name}-{free_steps}"
-            folder = run_server(make_grid(config), config)
-            generators.append(load_file(folder / "generator.safetensors")["project.weight"])
-            for row in rows_of(folder):
-                loss = row["loss"]
-                rough = loss["roughness"] if objective == "smooth" else 0.0
-                assert (rough > 0) == (objective == "smooth") == ("roughness" in loss)
-                parts = sum(loss[term] for term in ("fidelity", "adversarial", "diversity"))
-                total = parts + loss["information"] + 0.1 * rough
-                assert loss["total"] == pytest.approx(total, rel=1e-6)
-    plain, plain_free, smooth, smooth_free = generators
-    assert not torch.equal(plain, smooth)
-    assert not torch.equal(plain_free, smooth_free)
+    """By queries, in float64, and through the central model; its terms are in the rows."""
+    smooth = run_snippet("objective")["smooth"]
+    asked_in = set()
+
+    def noted(images: torch.Tensor, *others: Any) -> Any:
+        asked_in.add(images.dtype)
+        return smooth(images, *others)
+
+    OBJECTIVES["noted"] = noted
+    generators = {}
+    for objective in ("fedzge", "smooth", "noted"):
+        config = {**efficient_config, "objective": objective, "run-name": objective}
+        folder = run_server(make_grid(config), config)
+        generators[objective] = load_file(folder / "generator.safetensors")["project.weight"]
+        for row in rows_of(folder):
+            loss = row["loss"]
+            assert (objective != "fedzge") == ("roughness" in loss)
+            terms = ("fidelity", "adversarial", "diversity", "information")
+            total = sum(loss[term] for term in terms) + 0.1 * loss.get("roughness", 0.0)
+            assert loss["total"] == pytest.approx(total, rel=1e-6)
+    assert not torch.equal(generators["fedzge"], generators["smooth"])
+    assert torch.equal(generators["noted"], generators["smooth"])
+    assert asked_in == {torch.float32, torch.float64}
 
 
 def test_an_objective_that_returns_no_total(
