@@ -12,9 +12,13 @@ import numpy.typing as npt
 
 from fedzge_flwr.arrays import ByteArray, FloatArray
 from fedzge_flwr.errors import DataError
+from fedzge_flwr.pixels import PIXEL_RANGE
 from fedzge_flwr.question import from_levels
 
 Split: TypeAlias = Literal["train", "test"]
+
+_SLACK = 1e-3
+"""What rounding may put an image beyond the pixel range."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,53 @@ class ImageSet:
             view.setflags(write=False)
             object.__setattr__(self, name, view)
 
+    @staticmethod
+    def from_inputs(images_NCHW: npt.ArrayLike, labels_N: npt.ArrayLike) -> ImageSet:
+        """Return labelled images from what a model is given, rounded to 256 levels.
+
+        Parameters
+        ----------
+        images_NCHW : array_like of float
+            (N, C, H, W) in the shared pixel range [−1, 1]; tensors on the CPU too.
+        labels_N : array_like of int
+            (N,), classes 0 … K-1.
+
+        Raises
+        ------
+        DataError
+            If images are beyond that range, as after another normalisation, or do not fit the
+            labels.
+        """
+        images = np.asarray(images_NCHW, dtype=np.float32)
+        low, high = PIXEL_RANGE.low, PIXEL_RANGE.high
+        if images.size and not low - _SLACK <= images.min() <= images.max() <= high + _SLACK:
+            raise DataError(
+                f"images go from {images.min():g} to {images.max():g}: give them in [{low:g}, "
+                f"{high:g}], before any other normalisation"
+            )
+        levels = np.rint((images - low) * (255 / (high - low))).clip(0, 255)
+        return ImageSet(levels.astype(np.uint8), np.asarray(labels_N))
+
     def __len__(self) -> int:
         return len(self.labels_N)
+
+    def check(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
+        """Check that these are images (C, H, W) of K classes.
+
+        Raises
+        ------
+        DataError
+            If they are not.
+        """
+        if len(self) and self.images_NCHW.shape[1:] != tuple(image_shape):
+            raise DataError(
+                f"images are of shape {self.images_NCHW.shape[1:]}, the model's {image_shape}"
+            )
+        if len(self) and not 0 <= self.labels_N.min() <= self.labels_N.max() < num_classes:
+            raise DataError(
+                f"labels go from {self.labels_N.min()} to {self.labels_N.max()}; {num_classes} "
+                f"classes are numbered from 0 to {num_classes - 1}"
+            )
 
     @property
     def inputs_NCHW(self) -> FloatArray:

@@ -37,7 +37,7 @@ from fedzge_flwr import (
 )
 from fedzge_flwr.black_boxes.base import SMALLEST_PROBABILITY, log_probabilities
 from fedzge_flwr.blackbox import EvaluationSplit
-from fedzge_flwr.data import load_split
+from fedzge_flwr.data import client_data, load_split
 from fedzge_flwr.errors import ConfigError, DataError
 from fedzge_flwr.question import from_levels
 from fedzge_flwr.torch_blackbox import TorchBlackBox
@@ -207,7 +207,7 @@ def test_a_client_of_one_class_answers_with_it_until_it_distils(classifier: Any)
 @pytest.mark.parametrize("label", [-1, 10])
 def test_labels_beyond_the_classes(label: int) -> None:
     own = ImageSet(digits().images_NCHW[:3], np.array([0, label, 1]))
-    with pytest.raises(DataError, match=r"labels of the training images.*from 0 to 9"):
+    with pytest.raises(DataError, match=r"labels go from .* from 0 to 9"):
         SklearnBlackBox(context_of(), forest(), own, 10)
 
 
@@ -535,6 +535,54 @@ def test_logits_of_another_type_are_taken_and_of_another_shape_explained(
     else:
         assert took_part == [[0]]
         assert re.search("Mine.logits returned logits of shape " + complaint, caplog.text)
+
+
+@pytest.mark.parametrize("rehearsal", [True, False])
+def test_a_module_distils_as_the_runs_own_client_does(rehearsal: bool) -> None:
+    """With the same model, images and settings, bit for bit: own images are rehearsed, or not."""
+    settings = make_settings(
+        num_clients=3, alpha=0.1, num_train_images=200, client_distill_steps=4,
+        distill_batch_size=5, client_rehearsal=rehearsal, seed=2, q=1,
+    )  # fmt: skip
+    runs = TorchBlackBox(settings, 1, 3)
+    data = client_data(settings.data, 3, 2, 1, hold_out=False).train
+    assert len(np.unique(data.labels_N)) < 10
+    states = []
+    for own in (data, None):
+        box = ModuleBlackBox(
+            context_of(1), runs._model, lambda model: 0.0, SHAPE, 10, len(data),
+            own=own, settings=settings,
+        )  # fmt: skip
+        box.distill(3, QUERY, np.eye(7, 10, dtype=np.float32), 1.5)
+        states.append(box.state())
+    runs.distill(3, QUERY, np.eye(7, 10, dtype=np.float32), 1.5)
+    wanted = runs.state()
+    alike = [all(np.array_equal(found[name], wanted[name]) for name in wanted) for found in states]
+    assert alike == [True, not rehearsal]
+
+
+def test_own_images_that_do_not_suit_the_model() -> None:
+    own = digits(num=4)
+    wide = ImageSet(np.zeros((2, 1, 8, 9), np.uint8), np.zeros(2, int))
+    for images, classes, message in ((wide, 10, "the model's"), (own, 3, "numbered from 0 to 2")):
+        with pytest.raises(DataError, match=message):
+            ModuleBlackBox(
+                context_of(), mlp(SHAPE, 10), train_a_little, SHAPE, classes, 4, own=images
+            )
+
+
+def test_images_from_what_a_model_is_given() -> None:
+    images = digits(num=30)
+    again = ImageSet.from_inputs(
+        torch.from_numpy(images.inputs_NCHW), torch.tensor(images.labels_N)
+    )
+    np.testing.assert_array_equal(again.images_NCHW, images.images_NCHW)
+    np.testing.assert_array_equal(again.labels_N, images.labels_N)
+    near = ImageSet.from_inputs(np.array([[[[-1.0004, 1.0004, 0.0]]]]), [1])
+    assert near.images_NCHW.tolist() == [[[[0, 255, 128]]]]
+    for wrong in (images.images_NCHW, 2 * images.inputs_NCHW):
+        with pytest.raises(DataError, match=r"images go from .*: give them in \[-1, 1\]"):
+            ImageSet.from_inputs(wrong, images.labels_N)
 
 
 def test_an_image_set_is_read_only_and_the_arrays_given_are_not() -> None:

@@ -35,6 +35,7 @@ def black_box(context: Context) -> BlackBox:
             IMAGE_SHAPE,
             NUM_CLASSES,
             len(images),
+            own=images,
             evaluation=evaluation,
             # A step of a ResNet-18 takes a quarter of a second on one core.
             settings=make_settings(client_distill_steps=200),

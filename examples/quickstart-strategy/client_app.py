@@ -5,7 +5,7 @@ from flwr.clientapp import ClientApp
 from task import Net, load_data, test
 from task import train as train_fn
 
-from fedzge_flwr import ModuleBlackBox, register_endpoints
+from fedzge_flwr import ImageSet, ModuleBlackBox, register_endpoints
 
 app = ClientApp()
 
@@ -47,7 +47,8 @@ def black_box(context: Context) -> ModuleBlackBox:
     def fit(model: Net) -> float:
         return train_fn(model, loader, int(run["local-epochs"]), float(run["learning-rate"]))
 
-    return ModuleBlackBox(context, Net(), fit, (1, 8, 8), 10, len(loader.dataset))
+    own = ImageSet.from_inputs(*loader.dataset.tensors)
+    return ModuleBlackBox(context, Net(), fit, (1, 8, 8), 10, len(own), own=own)
 
 
 register_endpoints(app, black_box)

@@ -15,9 +15,9 @@ def black_box(context: Context) -> ModuleBlackBox:
     """Return the node's model on the node's images."""
     images, classes = client_images(context), int(context.run_config["num-classes"])
     fit = partial(train, images=images, epochs=int(context.run_config["local-epochs"]))
-    evaluation = {"test": test_images(context)}
+    more = {"own": images, "evaluation": {"test": test_images(context)}}
     model = MODELS["cnn"](SHAPE, classes)
-    return ModuleBlackBox(context, model, fit, SHAPE, classes, len(images), evaluation=evaluation)
+    return ModuleBlackBox(context, model, fit, SHAPE, classes, len(images), **more)
 
 
 register_endpoints(app, black_box)

@@ -15,9 +15,10 @@ from fedzge_flwr.black_boxes.base import ClassifierBlackBox
 from fedzge_flwr.blackbox import ClientEvaluation, EvaluationSplit, FitReport, State
 from fedzge_flwr.config import Settings
 from fedzge_flwr.distillation import distil
+from fedzge_flwr.images import ImageSet
 from fedzge_flwr.randomness import Purpose, torch_stream
 from fedzge_flwr.tensors import state_arrays, taken_over, to_numpy, to_tensor
-from fedzge_flwr.training import predict
+from fedzge_flwr.training import OwnImages, log_class_prior, predict
 
 if TYPE_CHECKING:
     from flwr.app import Context
@@ -39,6 +40,11 @@ class ModuleBlackBox(ClassifierBlackBox):
         Trains the model in place for a round and returns its loss, if it has one.
     image_shape, num_classes, num_examples
         As for `ClassifierBlackBox`.
+    own : ImageSet, optional
+        Its own training images (`ImageSet.from_inputs` makes them of tensors). While the model
+        distils, it goes on telling those apart, in as many more images a step
+        (``client-rehearsal``); without them it forgets what it was trained on, the more so the
+        fewer classes it has images of.
     test : Callable[[nn.Module], tuple[float, float]], optional
         Returns loss and accuracy on ``num_test_examples`` images of the client's own
         (``client-evaluation = "held-out"``).
@@ -46,13 +52,19 @@ class ModuleBlackBox(ClassifierBlackBox):
         How many these are.
     settings : Settings, optional
         The run's, as the server's strategy has them, or a client's own; by default the defaults.
-        ``client-distill-steps``, ``client-distill-lr``, ``distill-batch-size``, ``class-balance``,
-        the optimiser's and ``seed`` say how the ensemble's answers are distilled, ``local-rounds``
-        in how many rounds ``train`` is called, ``query-batch-size`` how many images are evaluated
-        at once, and ``client-threads`` how many threads torch has here until `close`, which gives
-        the process back those that it had. The others are ``train``'s affair, or the server's.
+        ``client-distill-steps``, ``client-distill-lr``, ``client-rehearsal``,
+        ``distill-batch-size``, ``class-balance``, the optimiser's and ``seed`` say how the
+        ensemble's answers are distilled, ``local-rounds`` in how many rounds ``train`` is called,
+        ``query-batch-size`` how many images are evaluated at once, and ``client-threads`` how many
+        threads torch has here until `close`, which gives the process back those that it had. The
+        others are ``train``'s affair, or the server's.
     **options
         As for `ClassifierBlackBox`.
+
+    Raises
+    ------
+    DataError
+        If ``own`` has images of another shape, or a label that is not below K.
     """
 
     def __init__(
@@ -64,6 +76,7 @@ class ModuleBlackBox(ClassifierBlackBox):
         num_classes: int,
         num_examples: int,
         *,
+        own: ImageSet | None = None,
         test: Callable[[nn.Module], tuple[float, float]] | None = None,
         num_test_examples: int = 0,
         settings: Settings | None = None,
@@ -72,6 +85,9 @@ class ModuleBlackBox(ClassifierBlackBox):
         settings = settings or Settings()
         options = {"local_rounds": settings.client.local_rounds, **options}
         super().__init__(context, image_shape, num_classes, num_examples, **options)
+        if own is not None:
+            own.check(image_shape, num_classes)
+        self._own = own
         self._model = copy.deepcopy(model)
         self._train = train
         self._test = test
@@ -121,7 +137,16 @@ class ModuleBlackBox(ClassifierBlackBox):
                 partition=self._partition,
             ),
             class_balance=client.class_balance,
+            rehearsed=self._rehearsed() if client.client_rehearsal else None,
         )
+
+    def _rehearsed(self) -> OwnImages | None:
+        if self._own is None or len(self._own) == 0:
+            return None
+        images = to_tensor(self._own.images_NCHW, self.device)
+        labels_N = to_tensor(self._own.labels_N, self.device)
+        # What others taught of classes that it has no image of is not unlearned.
+        return OwnImages(images, labels_N, log_class_prior(labels_N, self.num_classes, unseen=0.0))
 
     def evaluate(self, split: EvaluationSplit) -> ClientEvaluation:
         """Evaluate with one's own function, or on the images given."""

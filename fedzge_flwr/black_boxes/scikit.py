@@ -10,7 +10,6 @@ import numpy as np
 from fedzge_flwr.arrays import FloatArray
 from fedzge_flwr.black_boxes.base import ClassifierBlackBox, log_probabilities
 from fedzge_flwr.blackbox import FitReport, State
-from fedzge_flwr.errors import DataError
 from fedzge_flwr.images import ImageSet
 from fedzge_flwr.randomness import Purpose, numpy_stream
 
@@ -70,12 +69,8 @@ class SklearnBlackBox(ClassifierBlackBox):
         **options: Any,
     ) -> None:
         super().__init__(context, train.images_NCHW.shape[1:], num_classes, len(train), **options)
+        train.check(self.image_shape, num_classes)
         classes = np.unique(train.labels_N)
-        if len(classes) and not 0 <= classes[0] <= classes[-1] < num_classes:
-            raise DataError(
-                f"labels of the training images go from {classes[0]} to {classes[-1]}; "
-                f"{num_classes} classes are numbered from 0 to {num_classes - 1}"
-            )
         self._only_class = classes if len(classes) == 1 else None
         self._classifier = classifier
         self._train = train
