@@ -114,7 +114,10 @@ class BlackBox(Protocol):
         ...
 
     def logits(self, images_NCHW: FloatArray) -> FloatArray:
-        """Answer a query: logits (N, K), each image as if asked alone; the model is unchanged."""
+        """Answer a query: logits (N, K), finite and of magnitude at most 10⁶.
+
+        Each image's are as if it had been asked about alone; the model is unchanged.
+        """
         ...
 
     def distill(
@@ -124,7 +127,10 @@ class BlackBox(Protocol):
         teacher_logits_NK: FloatArray,
         temperature: float,
     ) -> float:
-        """Distil the ensemble's logits into the model in a round and return the loss."""
+        """Distil the ensemble's logits (N, K) at a temperature T > 0; return the loss, ≥ 0.
+
+        0 says that nothing was learned.
+        """
         ...
 
     def evaluate(self, split: EvaluationSplit) -> ClientEvaluation:
@@ -132,7 +138,7 @@ class BlackBox(Protocol):
         ...
 
     def state(self) -> State:
-        """Return all that must be kept between messages; it never leaves the client."""
+        """Return all that must be kept between messages, as arrays; it never leaves the client."""
         ...
 
     def load_state(self, state: State) -> None:

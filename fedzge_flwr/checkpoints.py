@@ -65,8 +65,8 @@ class Checkpoint:
             then, here = self.settings.get(key), now.get(key)
             if then != here and key not in NUMBERS_DO_NOT_DEPEND_ON:
                 raise CheckpointError(
-                    f"the run to resume has '{key}' = {then!r}, this one {here!r}: submit it with "
-                    "its own settings, --run-config <its folder>/resume.toml"
+                    f"the run to resume has '{key}' = {then!r}, this one {here!r}: go on with its "
+                    "own settings (--run-config <its folder>/resume.toml)"
                 )
 
 
@@ -76,11 +76,28 @@ class CheckpointFolder:
     Parameters
     ----------
     path : str or Path
-        Made when the first is saved, in a folder that exists.
+        Made if need be, in a folder that exists.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
+
+    def prepare(self) -> None:
+        """Make the folder, if it is not there.
+
+        Raises
+        ------
+        CheckpointError
+            If it cannot be made.
+        """
+        try:
+            # Not its parents: a run folder that is gone is not begun anew without its rows.
+            self.path.mkdir(exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(
+                f"checkpoints cannot be kept in {self.path} ({error.strerror or error}): make the "
+                "folder above it, or name another"
+            ) from error
 
     def save(self, checkpoint: Checkpoint) -> list[int]:
         """Write a checkpoint, remove those that are no longer needed, and return which remain.
@@ -100,7 +117,6 @@ class CheckpointFolder:
         data = payload.getvalue()
         name = f"round-{checkpoint.round:06d}.checkpoint"
         try:
-            # Not its parents: a run folder that is gone is not begun anew without its rows.
             self.path.mkdir(exist_ok=True)
             with atomic_path(self.path / name) as temporary, temporary.open("wb") as file:
                 file.write(_MAGIC + hashlib.sha256(data).hexdigest().encode() + b"\n")

@@ -8,7 +8,8 @@ starts from the black box's initial one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias, cast
 
@@ -23,7 +24,14 @@ from fedzge_flwr.client_state import StateStore, open_store
 from fedzge_flwr.config.owner import owner_settings
 from fedzge_flwr.directions import Directions
 from fedzge_flwr.display import printable
-from fedzge_flwr.errors import DataError, DivergenceError, ProtocolError, RefusedError
+from fedzge_flwr.errors import (
+    BlackBoxError,
+    DataError,
+    DivergenceError,
+    FedZGEError,
+    ProtocolError,
+    RefusedError,
+)
 from fedzge_flwr.guards import Guard
 from fedzge_flwr.protocol import (
     MAX_STRING,
@@ -174,6 +182,11 @@ def evaluate(visit: Visit, request: EvaluateRequest) -> EvaluateReply:
     # The codec has checked the choice.
     outcome = visit.box.evaluate(cast(EvaluationSplit, request.split))
     num_logits = request.num_logits if request.split == "test" else 0
+    if num_logits and len(outcome.logits_NK) == 0:
+        raise DataError(
+            f"{type(visit.box).__name__} has no common test set: give it one (`evaluation`, or "
+            "files in 'data-dir'), or set 'client-evaluation' to 'held-out' or 'off'"
+        )
     if num_logits and len(outcome.logits_NK) != num_logits:
         raise DataError(
             f"the test set has {len(outcome.logits_NK)} images here and {num_logits} at the "
@@ -242,7 +255,10 @@ def _asked(box: BlackBox, request: CompactLogitsRequest) -> _Asked:
         )
     if num_images > box.max_query_images:
         raise ProtocolError(
-            "server", "base", f"{num_images} images with copies; at most {box.max_query_images}"
+            "server",
+            "base",
+            f"{num_images} images with copies; at most {box.max_query_images} here (the black "
+            "box's max_query_images)",
         )
     directions = Directions(request.directions, box.image_shape, request.seed)
     question = Question(from_levels(request.base), directions, request.eps, request.two_sided)
@@ -316,7 +332,7 @@ def _distill(
     # Copies: a black box may hand out the arrays that it then changes.
     before = {name: np.array(value) for name, value in box.state().items()}
     try:
-        loss = box.distill(round_, images_NCHW, logits_NK, temperature)
+        loss = float(box.distill(round_, images_NCHW, logits_NK, temperature))
         _check_finite(box.state())
         if not math.isfinite(loss):
             raise DivergenceError(f"its loss is {loss}; lower 'client-distill-lr'")
@@ -375,20 +391,38 @@ def _handler(
     """Return the handler of an action that takes requests of some types."""
 
     def handle(message: Message, context: Context) -> Message:
-        box = make_black_box(context)
+        with _named("the factory of black boxes"):
+            box = make_black_box(context)
         try:
-            request = _decoded(box, choices, message)
-            endpoint = next(choice for choice in choices if choice.request_type is type(request))
-            reply: Reply
-            try:
-                reply = _visit(box, endpoint, request, context)
-            except RefusedError as error:
-                reply = Refused(round=request.round, reason=str(error)[:MAX_STRING])
+            with _named(type(box).__name__):
+                request = _decoded(box, choices, message)
+                endpoint = next(one for one in choices if one.request_type is type(request))
+                reply: Reply
+                try:
+                    reply = _visit(box, endpoint, request, context)
+                except RefusedError as error:
+                    reply = Refused(round=request.round, reason=str(error)[:MAX_STRING])
         finally:
             box.close()
         return Message(encode(reply), reply_to=message)
 
     return handle
+
+
+@contextmanager
+def _named(who: str) -> Iterator[None]:
+    """Have errors of the owner's own code say where they come from: the server sees the text alone.
+
+    What a ``KeyError`` says of itself is the key.
+    """
+    try:
+        yield
+    except FedZGEError:
+        raise
+    except Exception as error:
+        lines = str(error).splitlines() or [""]
+        told = printable(f"{type(error).__name__}: {lines[0]}".removesuffix(": "), MAX_STRING - 50)
+        raise BlackBoxError(f"{who} failed: {told}") from error
 
 
 def _decoded(box: BlackBox, choices: Sequence[_Endpoint], message: Message) -> Request:

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from fedzge_flwr.arrays import ByteArray, FloatArray
 
@@ -50,13 +51,30 @@ class Directions:
     def from_seed(
         num_directions: int, num_images: int, image_shape: tuple[int, int, int], seed: int
     ) -> Directions:
-        """Return directions with entries ±1/√d from random bits."""
+        """Return directions (q, G, C, H, W) with entries ±1/√d from random bits.
+
+        Parameters
+        ----------
+        num_directions, num_images : int
+            q and G.
+        image_shape : tuple of int
+            (C, H, W).
+        seed : int
+            0 ≤ seed < `SEEDS`.
+        """
         payload = np.zeros((num_directions, num_images, 0), dtype=np.uint8)
         return Directions(payload, image_shape, seed)
 
     @staticmethod
-    def written_out(directions_QGCHW: FloatArray) -> Directions:
-        """Return these directions, as they are."""
+    def written_out(directions_QGCHW: npt.ArrayLike) -> Directions:
+        """Return these directions, as they are.
+
+        Parameters
+        ----------
+        directions_QGCHW : array_like of float
+            (q, G, C, H, W), finite, of any length; tensors on the CPU too.
+        """
+        directions_QGCHW = np.asarray(directions_QGCHW, dtype=np.float32)
         num_directions, num_images, *shape = directions_QGCHW.shape
         channels, height, width = shape
         payload = np.ascontiguousarray(directions_QGCHW, dtype="<f4").view(np.uint8)
@@ -64,7 +82,7 @@ class Directions:
         return Directions(payload, (channels, height, width))
 
     @staticmethod
-    def ternary(directions_QGCHW: FloatArray) -> Directions:
+    def ternary(directions_QGCHW: npt.ArrayLike) -> Directions:
         """Return the nearest directions with entries −1, 0 and 1 but for their length.
 
         That with the largest cosine to u keeps the signs of the k largest |uᵢ|, where the sum of
@@ -73,12 +91,20 @@ class Directions:
 
         Parameters
         ----------
-        directions_QGCHW : ndarray of float32
-            Directions of any length but 0.
+        directions_QGCHW : array_like of float
+            (q, G, C, H, W), of any length but 0; tensors on the CPU too.
+
+        Raises
+        ------
+        ValueError
+            If one is all zeros or not finite.
         """
+        directions_QGCHW = np.asarray(directions_QGCHW, dtype=np.float32)
         num_directions, num_images, channels, height, width = directions_QGCHW.shape
         num_pixels = channels * height * width
         rows_RD = directions_QGCHW.reshape(-1, num_pixels)
+        if not (np.isfinite(rows_RD).all() and rows_RD.any(axis=1).all()):
+            raise ValueError("a direction that is all zeros or not finite")
         num_bytes = -(-num_pixels // _DIGITS)
         digits_RD = np.ones((len(rows_RD), num_bytes * _DIGITS), dtype=np.uint8)
         # Row by row: sorted copies of all of them would be several times the images.

@@ -44,6 +44,10 @@ class DivergenceError(FedZGEError):
     """A model's loss or parameters are no longer finite."""
 
 
+class BlackBoxError(FedZGEError):
+    """A client's own code, or that of its model's library, failed."""
+
+
 class RosterError(FedZGEError):
     """The connected nodes do not make up the federation that the settings describe."""
 

@@ -38,14 +38,17 @@ def export_onnx(model: nn.Module, path: str | Path, image_shape: tuple[int, int,
     Raises
     ------
     ConfigError
-        If the packages of the extra are missing.
+        If the packages of the extra are missing, or there is no such folder.
     """
     missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
     if missing:
         raise ConfigError(f"no {' and no '.join(missing)} here: pip install 'fedzge-flwr[onnx]'")
+    if not Path(path).absolute().parent.is_dir():
+        raise ConfigError(f"{path}: there is no such folder; make it, or name another file")
+    parameter = next(model.parameters(), None)
     was_training = model.training
     # Two images: an exporter takes a size of one for a constant.
-    example = torch.zeros(2, *image_shape, device=next(model.parameters()).device)
+    example = torch.zeros(2, *image_shape, device=None if parameter is None else parameter.device)
     batch = torch.export.Dim("batch")
     try:
         with atomic_path(Path(path)) as temporary, warnings.catch_warnings():

@@ -164,7 +164,8 @@ def bound_objective(name: str, weights: ObjectiveWeights) -> BoundObjective:
     Raises
     ------
     ConfigError
-        If there is none of that name; when it is called, if it returns no scalar "total".
+        If there is none of that name; when it is called, if it returns no scalar "total", or one
+        that cannot be differentiated.
     """
     objective = lookup(OBJECTIVES, name, "objective")
 
@@ -181,6 +182,12 @@ def bound_objective(name: str, weights: ObjectiveWeights) -> BoundObjective:
             raise ConfigError(
                 f"objective '{name}' must return scalar tensors by name, with what is minimised as "
                 "'total'"
+            )
+        inputs = (x_NCHW, ensemble_logits_NK, central_logits_NK)
+        wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+        if wanted and not terms["total"].requires_grad:
+            raise ConfigError(
+                f"objective '{name}': 'total' depends on neither images nor logits, or was detached"
             )
         return terms
 

@@ -27,6 +27,7 @@ class Purpose(StrEnum):
     INIT_CENTRAL = "init-central"
     INIT_GENERATOR = "init-generator"
     INIT_CLIENT = "init-client"
+    ROUND = "round"
     SAMPLING = "sampling"
     LATENT = "latent"
     DIRECTIONS = "directions"
@@ -86,15 +87,17 @@ def torch_stream(
 
 
 @contextmanager
-def seeded_initialisation(
-    seed: int, purpose: Purpose, *, partition: int = SERVER
+def seeded_default(
+    seed: int, purpose: Purpose, *, round_: int = 0, partition: int = SERVER
 ) -> Iterator[None]:
     """Run a block with torch's default CPU generator seeded, and restore it afterwards.
 
-    Layers draw their initial weights from the default generator and take no other.
+    Layers draw initial weights and dropout from it, and loaders their order, and take no other. A
+    GPU's is left alone.
     """
     import torch
 
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derive_seed(seed, purpose, partition=partition))
+        number = derive_seed(seed, purpose, round_=round_, partition=partition)
+        torch.default_generator.manual_seed(number)
         yield

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar, get_args
 
 from fedzge_flwr.errors import ConfigError
 
@@ -30,3 +30,25 @@ def lookup(registry: Mapping[str, T], name: str, kind: str) -> T:
     if name not in registry:
         raise ConfigError(f"no {kind} named '{name}'; known: {', '.join(sorted(registry))}")
     return registry[name]
+
+
+def one_of(value: str, literal: Any, name: str) -> None:
+    """Check an argument that takes one of a few words.
+
+    Parameters
+    ----------
+    value : str
+        What was given.
+    literal : Any
+        The ``typing.Literal`` of what may be.
+    name : str
+        The argument's, for the error.
+
+    Raises
+    ------
+    ConfigError
+        If it is none of them; the message lists them.
+    """
+    known = get_args(literal)
+    if value not in known:
+        raise ConfigError(f"{name} = {value!r}: give one of {', '.join(map(repr, known))}")

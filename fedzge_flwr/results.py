@@ -92,14 +92,12 @@ class RunFolder:
         self._started = time.time()
         self._resumed: list[int] = []
         self._progress: dict[str, Any] = {}
+        self._num_rounds = settings.run.num_server_rounds
         if resumed_after is None:
             self.path = _make_folder(settings)
         else:
             self.path = run_to_resume(settings)
             self._go_on_after(resumed_after)
-        with self._explained():
-            overrides = {**settings.to_run_config(), "resume": str(self.path)}
-            atomic_write_text(self.path / "resume.toml", tomli_w.dumps(overrides))
         self._write_config(status="starting")
         self._warnings = _WarningsFile(self.path / WARNINGS_FILE)
         _LOGGER.addHandler(self._warnings)
@@ -109,6 +107,7 @@ class RunFolder:
     def on_start(self, server: ServerState, clients: Mapping[int, str]) -> None:
         """Write the clients and the device into ``config.json``."""
         self._clients = dict(clients)
+        self._num_rounds = server.num_rounds
         self._write_config(status="running")
 
     def on_phase(self, round_: int, phase: str) -> None:
@@ -190,11 +189,13 @@ class RunFolder:
             atomic_write_text(self.path / "progress.json", text, durable=False)
 
     def _write_config(self, status: str) -> None:
+        # As many rounds as there are, should the strategy have been told another number.
+        settings = {**self._settings.to_run_config(), "num-server-rounds": self._num_rounds}
         content: dict[str, Any] = {
             "status": status,
             "resumed_after": self._resumed,
             "seed": self._settings.run.seed,
-            "settings": self._settings.to_run_config(),
+            "settings": settings,
             "versions": _versions(),
             "clients": {str(number): text for number, text in self._clients.items()},
             "class_counts": None if self._class_counts is None else self._class_counts.tolist(),
@@ -203,6 +204,8 @@ class RunFolder:
         }
         with self._explained():
             atomic_write_text(self.path / "config.json", json.dumps(content, indent=2) + "\n")
+            overrides = {**settings, "resume": str(self.path)}
+            atomic_write_text(self.path / "resume.toml", tomli_w.dumps(overrides))
 
     def _save_model(self, name: str, model: nn.Module) -> None:
         with atomic_path(self.path / f"{name}.safetensors") as temporary:

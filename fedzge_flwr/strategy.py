@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import secrets
 import time
@@ -22,6 +23,7 @@ from fedzge_flwr.errors import CheckpointError, TooFewClientsError
 from fedzge_flwr.grid_clients import GridClients
 from fedzge_flwr.observers import Observer, RoundRow
 from fedzge_flwr.server.build import build_generator, check_names
+from fedzge_flwr.server.checks import load_central
 from fedzge_flwr.server.recipes import RECIPES
 from fedzge_flwr.server.round import is_evaluation_round, run_round
 from fedzge_flwr.server.state import RoundState, ServerState
@@ -57,11 +59,12 @@ class FedZGE(Strategy):
         The run's settings (`make_settings`, `from_run_config`). What is a client's own is not read
         here: give the clients the same settings.
     central_model : nn.Module
-        Student: maps images (N, C, H, W) in the shared pixel range to logits (N, K). It is moved to
-        ``server-device`` and trained in place.
+        Student: maps float32 images (N, C, H, W) in the shared pixel range to logits (N, K). It is
+        moved to ``server-device`` and trained in place.
     generator : nn.Module, optional
-        Maps noise (N, nz) and labels (N,) to images in the shared pixel range; without it, the one
-        that the settings name.
+        Maps noise (N, nz), nz = ``latent-dim``, and labels (N,) to images (N, C, H, W) in the
+        shared pixel range; without it, the one that the settings name. It is moved and trained in
+        place, and each `start` begins with it as it is now.
     test_set : CommonTestSet, optional
         Scores the clients' ensemble, from the logits that clients return on the common test set
         (``client-evaluation = "test"``). Without it no such logits are asked for.
@@ -94,6 +97,7 @@ class FedZGE(Strategy):
         self._central = central_model
         check_names(settings)
         self._generator = build_generator(settings) if generator is None else generator
+        self._generator_before = copy.deepcopy(self._generator.state_dict())
         self._test_set = test_set
         self._observers = tuple(observers)
         self._checkpoints = checkpoints
@@ -140,7 +144,7 @@ class FedZGE(Strategy):
         initial_arrays : ArrayRecord
             Initial state of the central model; no client sees it.
         num_rounds : int, optional
-            Rounds R, and the span of the schedules; by default ``num-server-rounds``.
+            Rounds R, and the span of the schedules; by default ``num-server-rounds``. 0: none.
         timeout : float, optional
             Seconds to wait for the replies of one exchange, where the settings have no other for
             its kind; by default ``exchange-timeout``.
@@ -157,6 +161,9 @@ class FedZGE(Strategy):
 
         Raises
         ------
+        ConfigError
+            If the central model, the generator, or an estimator, ensemble or objective from outside
+            the package does not do what it should.
         RosterError
             If the nodes are not the federation of the settings.
         TooFewClientsError
@@ -165,14 +172,19 @@ class FedZGE(Strategy):
         DivergenceError
             If generator or central model diverge.
         CheckpointError
-            If a checkpoint cannot be written, or the one to resume from is of other settings.
+            If a checkpoint cannot be written, or the one to resume from is of other settings or of
+            a run of another length.
         ValueError
-            If ``train_config`` or ``evaluate_config`` holds anything.
+            If ``train_config`` or ``evaluate_config`` holds anything, or ``num_rounds`` is below 0.
+
+        Whatever an observer raises ends the run too.
         """
         if train_config or evaluate_config:
             raise ValueError(
                 "FedZGE sends clients no configuration: leave train_config and evaluate_config out"
             )
+        if num_rounds is not None and num_rounds < 0:
+            raise ValueError(f"num_rounds = {num_rounds}: give 0 or more")
         run = self._settings.run
         threads_before = torch.get_num_threads()
         torch.set_num_threads(run.server_threads or threads_before)
@@ -195,7 +207,7 @@ class FedZGE(Strategy):
         timeout: float,
         evaluate_fn: EvaluateFn | None,
     ) -> Result:
-        self._central.load_state_dict(initial_arrays.to_torch_state_dict())
+        self._generator.load_state_dict(self._generator_before)
         server = ServerState.create(
             self._settings,
             self._central,
@@ -212,6 +224,9 @@ class FedZGE(Strategy):
         )
         result = Result()
         try:
+            load_central(server, initial_arrays.to_torch_state_dict())
+            if self._checkpoints is not None and self._settings.run.checkpoint_every:
+                self._checkpoints.prepare()
             done = self._resume(server, clients, result)
             clients.gather()
             if done is None:
@@ -241,6 +256,11 @@ class FedZGE(Strategy):
         if checkpoint is None:
             return None
         checkpoint.check_settings(self._settings)
+        if checkpoint.strategy["num_rounds"] != server.num_rounds:
+            raise CheckpointError(
+                f"the run to resume has {checkpoint.strategy['num_rounds']} rounds, this one "
+                f"{server.num_rounds}: go on with as many, since learning rates fall over them all"
+            )
         try:
             server.restore(checkpoint.server)
         except (RuntimeError, ValueError, KeyError) as error:
@@ -267,6 +287,7 @@ class FedZGE(Strategy):
         if round_ % every and round_ != server.num_rounds:
             return
         strategy = {
+            "num_rounds": server.num_rounds,
             "skipped": self._skipped,
             "warned": sorted(self._warned),
             "metrics": {
@@ -289,14 +310,19 @@ class FedZGE(Strategy):
             clients.make_durable(self._kept_states[min(kept)])
 
     def _close(self, server: ServerState, error: BaseException | None) -> None:
+        """Close every observer, and raise what the first of them does, if nothing else ended it."""
+        first: Exception | None = None
         for observer in self._observers:
             try:
                 observer.on_end(server, error)
-            except Exception as another:
-                if error is None:
-                    raise
-                # What ended the run is what the user must see.
-                LOGGER.error("and when closing: %s", another)
+            except Exception as another:  # noqa: BLE001 - of whatever library an observer uses
+                if error is None and first is None:
+                    first = another
+                else:
+                    # What ended the run is what the user must see.
+                    LOGGER.error("and when closing: %s", another)
+        if first is not None:
+            raise first
 
     def _announce(self, server: ServerState, clients: GridClients) -> None:
         described = {
@@ -447,11 +473,10 @@ def _classes(current: RoundState) -> tuple[int, ...]:
 
 
 def _losses(current: RoundState) -> dict[str, float]:
-    losses: dict[str, float] = {}
+    # First, so that no objective's term stands for one of the run's own figures.
+    losses = {name: float(value) for name, value in (current.terms or {}).items()}
     if trained := [loss for loss in current.train_losses.values() if loss is not None]:
         losses["local_training"] = float(np.mean(trained))
-    if current.terms is not None:
-        losses |= {name: float(value) for name, value in current.terms.items()}
     if current.gradient_norm is not None:
         losses["gradient_norm"] = current.gradient_norm
     if current.central_distill_loss is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +25,7 @@ from fedzge_flwr.data import ClientData, ImageSet, client_data, load_split, own_
 from fedzge_flwr.distillation import distil
 from fedzge_flwr.errors import DataError
 from fedzge_flwr.models import MODELS, build_model, rebuild_model
-from fedzge_flwr.randomness import Purpose, seeded_initialisation, torch_stream
+from fedzge_flwr.randomness import Purpose, seeded_default, torch_stream
 from fedzge_flwr.registry import lookup
 from fedzge_flwr.tensors import state_arrays, taken_over, to_numpy, to_tensor
 from fedzge_flwr.training import (
@@ -90,7 +91,7 @@ class TorchBlackBox:
         """The model; initialised when first needed, since a hello needs none."""
         if self._built is None:
             run = self._settings.run
-            with seeded_initialisation(run.seed, Purpose.INIT_CLIENT, partition=self._partition):
+            with seeded_default(run.seed, Purpose.INIT_CLIENT, partition=self._partition):
                 model = build_model(self._model_name, self.image_shape, self.num_classes)
             self._built = model.eval().to(self._device)
         return self._built
@@ -154,16 +155,17 @@ class TorchBlackBox:
         if len(data) < MIN_TRAINING_IMAGES:
             return FitReport(num_examples=0, loss=0.0)
         client = self._settings.client
-        loss = fit(
-            self._model,
-            self._own_images(adjusted=client.logit_adjustment),
-            epochs=self._epochs(len(data)),
-            batch_size=client.batch_size,
-            lr=client.local_lr,
-            settings=self._settings.optimizer,
-            stream=self._stream(Purpose.LOCAL_TRAINING, round_),
-            mixup=client.mixup,
-        )
+        with self._seeded(Purpose.LOCAL_TRAINING, round_):
+            loss = fit(
+                self._model,
+                self._own_images(adjusted=client.logit_adjustment),
+                epochs=self._epochs(len(data)),
+                batch_size=client.batch_size,
+                lr=client.local_lr,
+                settings=self._settings.optimizer,
+                stream=self._stream(Purpose.LOCAL_TRAINING, round_),
+                mixup=client.mixup,
+            )
         return FitReport(num_examples=len(data), loss=loss)
 
     def logits(self, images_NCHW: FloatArray) -> FloatArray:
@@ -185,19 +187,20 @@ class TorchBlackBox:
     ) -> float:
         """Take ``client-distill-steps`` steps with a fresh optimiser."""
         client = self._settings.client
-        return distil(
-            self._model,
-            to_tensor(images_NCHW, self._device),
-            to_tensor(teacher_logits_NK, self._device),
-            steps=client.client_distill_steps,
-            batch_size=client.distill_batch_size,
-            temperature=temperature,
-            lr=client.client_distill_lr,
-            settings=self._settings.optimizer,
-            stream=self._stream(Purpose.CLIENT_DISTILLATION, round_),
-            class_balance=client.class_balance,
-            rehearsed=self._own_images(unseen=0.0) if self._rehearses() else None,
-        )
+        with self._seeded(Purpose.CLIENT_DISTILLATION, round_):
+            return distil(
+                self._model,
+                to_tensor(images_NCHW, self._device),
+                to_tensor(teacher_logits_NK, self._device),
+                steps=client.client_distill_steps,
+                batch_size=client.distill_batch_size,
+                temperature=temperature,
+                lr=client.client_distill_lr,
+                settings=self._settings.optimizer,
+                stream=self._stream(Purpose.CLIENT_DISTILLATION, round_),
+                class_balance=client.class_balance,
+                rehearsed=self._own_images(unseen=0.0) if self._rehearses() else None,
+            )
 
     def evaluate(self, split: EvaluationSplit) -> ClientEvaluation:
         """Evaluate on the common test set or on the client's own held-out images."""
@@ -236,6 +239,11 @@ class TorchBlackBox:
     def _stream(self, purpose: Purpose, round_: int) -> torch.Generator:
         seed = self._settings.run.seed
         return torch_stream(seed, purpose, round_=round_, partition=self._partition)
+
+    def _seeded(self, purpose: Purpose, round_: int) -> AbstractContextManager[None]:
+        """Seed what layers draw from that take no stream, as dropout does."""
+        seed = self._settings.run.seed
+        return seeded_default(seed, purpose, round_=round_, partition=self._partition)
 
     def _predict(self, images: ImageSet) -> torch.Tensor:
         batch_size = self._settings.client.query_batch_size

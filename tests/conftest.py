@@ -10,7 +10,7 @@ import torch
 
 from tests.inprocess import InProcessGrid
 from tests.launching import start
-from tests.small_models import models
+from tests.small_models import mlp, models
 from tests.snippets import registries
 
 __all__ = ["models", "registries", "start"]
@@ -81,3 +81,18 @@ def efficient_config(tiny_config: dict[str, Any]) -> dict[str, Any]:
         "min-local-steps": 4,
         "distill-batch-size": 8,
     }
+
+
+@pytest.fixture(scope="session")
+def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small trained model in ONNX format, and its state beside it."""
+    from fedzge_flwr import export_onnx
+    from tests.boxes import SHAPE, train_a_little
+
+    torch.manual_seed(0)
+    model = mlp(SHAPE, 10)
+    train_a_little(model)
+    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    export_onnx(model, path, SHAPE)
+    torch.save(model.state_dict(), path.with_suffix(".pt"))
+    return path

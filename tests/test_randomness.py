@@ -9,7 +9,7 @@ from fedzge_flwr.randomness import (
     Purpose,
     derive_seed,
     numpy_stream,
-    seeded_initialisation,
+    seeded_default,
     torch_stream,
 )
 
@@ -37,12 +37,12 @@ def test_streams_repeat_and_leave_global_state_alone() -> None:
     random.seed(3)
     before = (torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate())  # noqa: NPY002
     first = torch.randn(3, generator=torch_stream(1, Purpose.LATENT))
-    with seeded_initialisation(1, Purpose.INIT_CENTRAL):
+    with seeded_default(1, Purpose.INIT_CENTRAL):
         layer = torch.nn.Linear(2, 2)
     draws = numpy_stream(1, Purpose.SAMPLING).random(3)
     assert torch.equal(first, torch.randn(3, generator=torch_stream(1, Purpose.LATENT)))
     assert (draws == numpy_stream(1, Purpose.SAMPLING).random(3)).all()
-    with seeded_initialisation(1, Purpose.INIT_CENTRAL):
+    with seeded_default(1, Purpose.INIT_CENTRAL):
         assert torch.equal(layer.weight, torch.nn.Linear(2, 2).weight)
     assert torch.equal(before[0], torch.get_rng_state())
     assert before[1] == np.random.get_state()[1].tolist()  # noqa: NPY002

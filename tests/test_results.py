@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 import os
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from flwr.app import ArrayRecord
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -17,12 +19,27 @@ from fedzge_flwr.files import atomic_path, atomic_write_text
 from fedzge_flwr.plots import draw_synthetic
 from fedzge_flwr.results import RunFolder
 from fedzge_flwr.server.build import build_central, build_generator
+from fedzge_flwr.strategy import FedZGE
 from tests.running import folder_of, rows_of, run_server
 
 
 @pytest.fixture
 def folder(make_grid: Any, tiny_config: dict[str, Any]) -> Path:
     return run_server(make_grid(tiny_config), tiny_config)
+
+
+def test_as_many_rounds_as_the_strategy_was_told(
+    make_grid: Any, tiny_config: dict[str, Any]
+) -> None:
+    """The settings' own number is another."""
+    settings = from_run_config({**tiny_config, "num-server-rounds": 12})
+    central = build_central(settings)
+    folder = RunFolder(settings)
+    strategy = FedZGE(settings, central, observers=[folder])
+    strategy.start(make_grid(tiny_config), ArrayRecord(central.state_dict()), num_rounds=1)
+    written = json.loads((folder.path / "config.json").read_text())["settings"]
+    again = tomllib.loads((folder.path / "resume.toml").read_text())
+    assert written["num-server-rounds"] == again["num-server-rounds"] == 1
 
 
 def test_contents(folder: Path, tiny_config: dict[str, Any]) -> None:

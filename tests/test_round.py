@@ -14,6 +14,7 @@ from torch import Tensor
 from fedzge_flwr.config import from_run_config
 from fedzge_flwr.directions import Directions
 from fedzge_flwr.errors import DivergenceError
+from fedzge_flwr.losses import OBJECTIVES
 from fedzge_flwr.question import Question
 from fedzge_flwr.server.build import build_central, build_generator
 from fedzge_flwr.server.clients import ClientAccuracy, ClientAnswer, FloatArray
@@ -153,7 +154,8 @@ def test_generator_step_follows_the_estimate_down() -> None:
             (gradient,) = torch.autograd.grad(terms["total"], x)
             return Estimate(gradient, terms)
 
-    server, clients = make_server(), FunctionClients()
+    # Which asks about as many copies.
+    server, clients = make_server(estimator="surrogate"), FunctionClients()
     server.estimator = Exact()
     current = RoundState(round=1, sampled=(0, 1), participants=(0, 1))
     synthesise(server, clients, current)
@@ -313,12 +315,35 @@ def test_a_diverged_central_model_is_one_clear_line() -> None:
         run_round(PAPER_ROUND, server, FunctionClients(), 1, no_report)
 
 
-def test_a_gradient_that_is_not_finite_is_one_clear_line() -> None:
-    def senseless(images: FloatArray) -> FloatArray:
-        return np.full((len(images), 10), np.nan, np.float32)
+def test_a_gradient_that_is_not_finite_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def senseless(images: Tensor, *others: Any) -> dict[str, Tensor]:
+        return {"total": (images - images).sqrt().sum() / 0}
 
-    with pytest.raises(DivergenceError, match="round 1: the generator's gradient is not finite"):
-        run_round(PAPER_ROUND, make_server(), FunctionClients(senseless), 1, no_report)
+    monkeypatch.setitem(OBJECTIVES, "senseless", senseless)
+    message = (
+        "round 1: the generator's gradient is not finite, as estimator 'batch-difference' has it "
+        "of objective 'senseless'"
+    )
+    with pytest.raises(DivergenceError, match=message):
+        run_round(PAPER_ROUND, make_server(objective="senseless"), FunctionClients(), 1, no_report)
+
+
+def test_the_servers_layers_draw_from_the_seed() -> None:
+    """Dropout takes no stream: it must not depend on what else has drawn."""
+
+    def distilled(before: int, seed: int = 0) -> Tensor:
+        server = make_server(seed=seed)
+        torch.manual_seed(1)
+        server.central = torch.nn.Sequential(
+            torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(64, 10)
+        )
+        torch.manual_seed(before)
+        run_round(PAPER_ROUND, server, FunctionClients(), 1, no_report)
+        assert torch.initial_seed() == before
+        return flat(server.central)
+
+    assert torch.equal(distilled(1), distilled(2))
+    assert not torch.equal(distilled(1), distilled(1, seed=1))
 
 
 @pytest.mark.parametrize("differences", ["forward", "central"])

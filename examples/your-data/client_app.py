@@ -4,7 +4,7 @@ from functools import partial
 
 from flwr.app import Context
 from flwr.clientapp import ClientApp
-from task import SHAPE, client_images, test_images, train
+from task import SHAPE, client_images, settings, test_images, train
 
 from fedzge_flwr import MODELS, ModuleBlackBox, register_endpoints
 
@@ -15,9 +15,17 @@ def black_box(context: Context) -> ModuleBlackBox:
     """Return the node's model on the node's images."""
     images, classes = client_images(context), int(context.run_config["num-classes"])
     fit = partial(train, images=images, epochs=int(context.run_config["local-epochs"]))
-    more = {"own": images, "evaluation": {"test": test_images(context)}}
-    model = MODELS["cnn"](SHAPE, classes)
-    return ModuleBlackBox(context, model, fit, SHAPE, classes, len(images), **more)
+    return ModuleBlackBox(
+        context,
+        MODELS["cnn"](SHAPE, classes),
+        fit,
+        SHAPE,
+        classes,
+        len(images),
+        own=images,
+        evaluation={"test": test_images(context)},
+        settings=settings(context),
+    )
 
 
 register_endpoints(app, black_box)

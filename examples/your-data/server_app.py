@@ -3,9 +3,9 @@
 import torch
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
-from task import SHAPE, test_images
+from task import SHAPE, settings, test_images
 
-from fedzge_flwr import MODELS, FedZGE, make_settings
+from fedzge_flwr import MODELS, FedZGE
 
 app = ServerApp()
 
@@ -14,8 +14,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run FedZGE and print accuracies."""
     torch.manual_seed(0)
-    run = context.run_config
-    classes, rounds = int(run["num-classes"]), int(run["num-server-rounds"])
+    classes = int(context.run_config["num-classes"])
     central = MODELS["cnn"](SHAPE, classes)
     test = test_images(context)
 
@@ -28,12 +27,5 @@ def main(grid: Grid, context: Context) -> None:
         print(f"round {round_}: central model {accuracy:.1%}", flush=True)
         return MetricRecord({"accuracy": accuracy})
 
-    settings = make_settings(
-        image_shape=SHAPE,
-        num_classes=classes,
-        num_clients=int(run["num-clients"]),
-        synthetic_batch_size=int(run["images-a-round"]),
-        client_evaluation="test",
-    )
-    strategy = FedZGE(settings, central)
-    strategy.start(grid, ArrayRecord(central.state_dict()), rounds, evaluate_fn=evaluate)
+    strategy = FedZGE(settings(context), central)
+    strategy.start(grid, ArrayRecord(central.state_dict()), evaluate_fn=evaluate)

@@ -11,10 +11,23 @@ from flwr_datasets.partitioner import DirichletPartitioner
 from PIL import Image
 from torch import nn
 
-from fedzge_flwr import ImageSet
+from fedzge_flwr import ImageSet, Settings, make_settings
 
 SIDE = 28
 SHAPE = (1, SIDE, SIDE)
+
+
+def settings(context: Context) -> Settings:
+    """Return what server and clients go by alike."""
+    run = context.run_config
+    return make_settings(
+        image_shape=SHAPE,
+        num_classes=int(run["num-classes"]),
+        num_clients=int(run["num-clients"]),
+        num_server_rounds=int(run["num-server-rounds"]),
+        synthetic_batch_size=int(run["images-a-round"]),
+        client_evaluation="test",
+    )
 
 
 @lru_cache(maxsize=1)

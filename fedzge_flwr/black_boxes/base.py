@@ -19,6 +19,7 @@ from fedzge_flwr.blackbox import (
 )
 from fedzge_flwr.errors import ConfigError
 from fedzge_flwr.images import ImageSet
+from fedzge_flwr.registry import one_of
 
 if TYPE_CHECKING:
     from flwr.app import Context
@@ -52,7 +53,9 @@ class ClassifierBlackBox(ABC):
     Raises
     ------
     ConfigError
-        If the node config lacks ``partition-id`` or ``num-partitions``.
+        If the node config lacks ``partition-id`` or ``num-partitions``, ``evaluation`` has another
+        key, or a subclass trains or distils without `state` and `load_state`: a black box is made
+        for each message, and what is not kept is lost.
     """
 
     def __init__(
@@ -72,6 +75,15 @@ class ClassifierBlackBox(ABC):
         self._num_classes = num_classes
         self._num_examples = num_examples
         self._evaluation = evaluation or {}
+        for split in self._evaluation:
+            one_of(split, EvaluationSplit, "evaluation")
+        kind, base = type(self), ClassifierBlackBox
+        learns = kind.fit is not base.fit or kind.distill is not base.distill
+        if learns and (kind.state is base.state or kind.load_state is base.load_state):
+            raise ConfigError(
+                f"{kind.__name__} trains or distils but does not say what of it is to be kept: "
+                "override `state` and `load_state` too, since one is made for each message"
+            )
         self._max_query_images = max_query_images
         self._local_rounds = local_rounds
 
@@ -118,7 +130,8 @@ class ClassifierBlackBox(ABC):
         Returns
         -------
         ndarray of float32
-            (N, K); each image's as if it had been asked about alone.
+            (N, K), finite and of magnitude at most 10⁶; each image's as if it had been asked about
+            alone.
         """
 
     def fit(self, round_: int) -> FitReport:
@@ -132,7 +145,24 @@ class ClassifierBlackBox(ABC):
         teacher_logits_NK: FloatArray,
         temperature: float,
     ) -> float:
-        """Learn from the ensemble's logits; 0: nothing was learned. This one does not."""
+        """Learn from the ensemble's logits. This one does not.
+
+        Parameters
+        ----------
+        round_ : int
+            The round whose answers they are, from 1.
+        images_NCHW : ndarray of float32
+            Images in the shared pixel range.
+        teacher_logits_NK : ndarray of float32
+            The ensemble's logits.
+        temperature : float
+            T > 0 that both are to be divided by.
+
+        Returns
+        -------
+        float
+            The loss, at least 0; 0: nothing was learned.
+        """
         return 0.0
 
     def evaluate(self, split: EvaluationSplit) -> ClientEvaluation:
@@ -154,7 +184,7 @@ class ClassifierBlackBox(ABC):
         )
 
     def state(self) -> State:
-        """Return what is to be kept between messages. This one keeps nothing."""
+        """Return what is to be kept between messages: arrays of numbers. This one keeps nothing."""
         return {}
 
     def load_state(self, state: State) -> None:  # noqa: B027 - there is nothing to do

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,8 +16,9 @@ from fedzge_flwr.black_boxes.base import ClassifierBlackBox
 from fedzge_flwr.blackbox import ClientEvaluation, EvaluationSplit, FitReport, State
 from fedzge_flwr.config import Settings
 from fedzge_flwr.distillation import distil
+from fedzge_flwr.errors import ConfigError
 from fedzge_flwr.images import ImageSet
-from fedzge_flwr.randomness import Purpose, torch_stream
+from fedzge_flwr.randomness import Purpose, seeded_default, torch_stream
 from fedzge_flwr.tensors import state_arrays, taken_over, to_numpy, to_tensor
 from fedzge_flwr.training import OwnImages, log_class_prior, predict
 
@@ -37,7 +39,9 @@ class ModuleBlackBox(ClassifierBlackBox):
         from what another has trained. One that wants another normalisation goes behind a first
         layer that makes it.
     train : Callable[[nn.Module], float | None]
-        Trains the model in place for a round and returns its loss, if it has one.
+        Trains the model in place for a round and returns its loss, if it has one (else 0 is told).
+        What it draws from torch's default generator on the CPU, as a DataLoader's shuffling does,
+        is a function of (``seed``, round, partition).
     image_shape, num_classes, num_examples
         As for `ClassifierBlackBox`.
     own : ImageSet, optional
@@ -49,7 +53,7 @@ class ModuleBlackBox(ClassifierBlackBox):
         Returns loss and accuracy on ``num_test_examples`` images of the client's own
         (``client-evaluation = "held-out"``).
     num_test_examples : int
-        How many these are.
+        How many these are, above 0 with ``test``.
     settings : Settings, optional
         The run's, as the server's strategy has them, or a client's own; by default the defaults.
         ``client-distill-steps``, ``client-distill-lr``, ``client-rehearsal``,
@@ -63,6 +67,8 @@ class ModuleBlackBox(ClassifierBlackBox):
 
     Raises
     ------
+    ConfigError
+        If there is ``test`` and no number of its images.
     DataError
         If ``own`` has images of another shape, or a label that is not below K.
     """
@@ -85,6 +91,8 @@ class ModuleBlackBox(ClassifierBlackBox):
         settings = settings or Settings()
         options = {"local_rounds": settings.client.local_rounds, **options}
         super().__init__(context, image_shape, num_classes, num_examples, **options)
+        if test is not None and num_test_examples < 1:
+            raise ConfigError("num_test_examples: say on how many images `test` evaluates")
         if own is not None:
             own.check(image_shape, num_classes)
         self._own = own
@@ -99,11 +107,13 @@ class ModuleBlackBox(ClassifierBlackBox):
     @property
     def device(self) -> str:
         """Where the model is."""
-        return str(next(self._model.parameters()).device)
+        parameter = next(self._model.parameters(), None)
+        return "cpu" if parameter is None else str(parameter.device)
 
     def fit(self, round_: int) -> FitReport:
         """Train with one's own function."""
-        loss = self._train(self._model)
+        with self._seeded(Purpose.LOCAL_TRAINING, round_):
+            loss = self._train(self._model)
         self._model.eval()
         return FitReport(num_examples=self._num_examples, loss=max(float(loss or 0.0), 0.0))
 
@@ -121,24 +131,29 @@ class ModuleBlackBox(ClassifierBlackBox):
     ) -> float:
         """Take ``client_distill_steps`` steps with a fresh optimiser."""
         device, client = self.device, self._settings.client
-        return distil(
-            self._model,
-            to_tensor(images_NCHW, device),
-            to_tensor(teacher_logits_NK, device),
-            steps=client.client_distill_steps,
-            batch_size=client.distill_batch_size,
-            temperature=temperature,
-            lr=client.client_distill_lr,
-            settings=self._settings.optimizer,
-            stream=torch_stream(
-                self._settings.run.seed,
-                Purpose.CLIENT_DISTILLATION,
-                round_=round_,
-                partition=self._partition,
-            ),
-            class_balance=client.class_balance,
-            rehearsed=self._rehearsed() if client.client_rehearsal else None,
+        purpose = Purpose.CLIENT_DISTILLATION
+        stream = torch_stream(
+            self._settings.run.seed, purpose, round_=round_, partition=self._partition
         )
+        with self._seeded(purpose, round_):
+            return distil(
+                self._model,
+                to_tensor(images_NCHW, device),
+                to_tensor(teacher_logits_NK, device),
+                steps=client.client_distill_steps,
+                batch_size=client.distill_batch_size,
+                temperature=temperature,
+                lr=client.client_distill_lr,
+                settings=self._settings.optimizer,
+                stream=stream,
+                class_balance=client.class_balance,
+                rehearsed=self._rehearsed() if client.client_rehearsal else None,
+            )
+
+    def _seeded(self, purpose: Purpose, round_: int) -> AbstractContextManager[None]:
+        """Seed what layers and loaders draw from that take no stream."""
+        seed = self._settings.run.seed
+        return seeded_default(seed, purpose, round_=round_, partition=self._partition)
 
     def _rehearsed(self) -> OwnImages | None:
         if self._own is None or len(self._own) == 0:

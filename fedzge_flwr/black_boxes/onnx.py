@@ -14,6 +14,7 @@ import numpy.typing as npt
 from fedzge_flwr.arrays import FloatArray
 from fedzge_flwr.black_boxes.base import ClassifierBlackBox, log_probabilities
 from fedzge_flwr.errors import ConfigError, DataError
+from fedzge_flwr.registry import one_of
 
 if TYPE_CHECKING:
     from flwr.app import Context
@@ -33,7 +34,7 @@ _DTYPES: dict[str, type[np.floating[Any]]] = {
 
 
 class OnnxBlackBox(ClassifierBlackBox):
-    """Answers with a model's first output, through ONNX Runtime on the CPU; inference-only.
+    """Answers with a model's output, through ONNX Runtime on the CPU; inference-only.
 
     Parameters
     ----------
@@ -41,23 +42,24 @@ class OnnxBlackBox(ClassifierBlackBox):
         The node's.
     path : str or Path
         The ``.onnx`` file: one input, (N, C, H, W) of any floating-point type, where N may be any
-        or, as exporters write it unless they are told otherwise, one size; its first output is
-        (N, K).
+        or, as exporters write it unless they are told otherwise, one size; an output (N, K).
     image_shape, num_classes, num_examples, **options
         As for `ClassifierBlackBox`.
     prepare : Callable[[ndarray], ndarray], optional
         From images in the shared pixel range [−1, 1] to the model's own input, e.g.
         ``lambda x: (x + 1) / 2``.
     output : {"logits", "probabilities"}
-        What the first output is. Of a model that ends in a softmax give "probabilities": taken for
+        What the output is. Of a model that ends in a softmax give "probabilities": taken for
         logits, they would say that all classes are nearly alike.
+    output_name : str, optional
+        Which output; by default the first. Some converters put labels there.
     batch_size : int
         Images a call, for a model that takes any number.
 
     Raises
     ------
     ConfigError
-        If ONNX Runtime is not installed.
+        If ONNX Runtime is not installed, ``output`` is another word, or there is no such output.
     DataError
         If the file is no such model; by `logits` if images, classes or ``output`` do not suit it.
         Where the file lies is told to the node's own log alone.
@@ -73,11 +75,20 @@ class OnnxBlackBox(ClassifierBlackBox):
         *,
         prepare: Callable[[FloatArray], FloatArray] | None = None,
         output: Output = "logits",
+        output_name: str | None = None,
         batch_size: int = 256,
         **options: Any,
     ) -> None:
         super().__init__(context, image_shape, num_classes, num_examples, **options)
         self._session = _session(str(Path(path).expanduser().absolute()))
+        one_of(output, Output, "output")
+        names = [found.name for found in self._session.get_outputs()]
+        if output_name is not None and output_name not in names:
+            raise ConfigError(
+                f"output_name = {output_name!r}: the ONNX model's outputs are {', '.join(names)}"
+            )
+        self._output_name = output_name or names[0]
+        self._outputs = names
         self._prepare = prepare
         self._output = output
         self._batch_size = batch_size
@@ -104,28 +115,31 @@ class OnnxBlackBox(ClassifierBlackBox):
             logits_NK = logits_NK[: len(images_NCHW)]
         if logits_NK.shape != (len(images_NCHW), self.num_classes):
             raise DataError(
-                f"the ONNX model's first output has shape {logits_NK.shape} for "
-                f"{len(images_NCHW)} images and {self.num_classes} classes"
+                f"the ONNX model's output '{self._output_name}' has shape {logits_NK.shape} for "
+                f"{len(images_NCHW)} images and {self.num_classes} classes; its outputs are "
+                f"{', '.join(self._outputs)}: `output_name` chooses"
             )
         if self._output == "probabilities":
             if len(logits_NK) and not 0 <= logits_NK.min() <= logits_NK.max() <= 1 + _ROUNDING:
                 raise DataError(
-                    "the ONNX model's first output is no probabilities: it goes from "
-                    f"{logits_NK.min():g} to {logits_NK.max():g}; leave `output` out for logits"
+                    f"the ONNX model's output '{self._output_name}' is no probabilities: it goes "
+                    f"from {logits_NK.min():g} to {logits_NK.max():g}; without `output` it is "
+                    "taken for logits"
                 )
             return log_probabilities(logits_NK, np.arange(self.num_classes), self.num_classes)
         return logits_NK
 
     def _run(self, given: Any, inputs: npt.NDArray[Any]) -> npt.NDArray[Any]:
         try:
-            first: npt.NDArray[Any] = self._session.run(None, {given.name: inputs})[0]
+            (found,) = self._session.run([self._output_name], {given.name: inputs})
         except Exception as error:  # its exceptions have no common base
             raise DataError(
                 f"the ONNX model's input '{given.name}' is {given.type} of shape {given.shape}, "
                 f"but images are {inputs.dtype} of shape {inputs.shape}: give `prepare`, a "
                 "function from images (N, C, H, W) in [−1, 1] to what the model takes"
             ) from error
-        return first
+        logits: npt.NDArray[Any] = found
+        return logits
 
 
 # A black box is made for every message, and reading a model takes a while.

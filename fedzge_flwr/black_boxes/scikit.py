@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -10,8 +11,10 @@ import numpy as np
 from fedzge_flwr.arrays import FloatArray
 from fedzge_flwr.black_boxes.base import ClassifierBlackBox, log_probabilities
 from fedzge_flwr.blackbox import FitReport, State
+from fedzge_flwr.errors import ConfigError
 from fedzge_flwr.images import ImageSet
 from fedzge_flwr.randomness import Purpose, numpy_stream
+from fedzge_flwr.registry import one_of
 
 if TYPE_CHECKING:
     from flwr.app import Context
@@ -40,11 +43,12 @@ class SklearnBlackBox(ClassifierBlackBox):
         The client's own images.
     num_classes : int
         Number of classes K; the client need not have images of all. One with images of a single
-        class, which no classifier can be fitted to, answers with that until it has distilled.
+        class, which no classifier can be fitted to, answers with that until it has distilled; one
+        without images, with all classes alike.
     distillation : {"sampled-labels", "none"}
         What becomes of the ensemble's answers.
     labels_per_image : int
-        Labels that are drawn for an image.
+        Labels that are drawn for an image, at least 1.
     seed : int
         Of these draws.
     **options
@@ -52,6 +56,8 @@ class SklearnBlackBox(ClassifierBlackBox):
 
     Raises
     ------
+    ConfigError
+        If the classifier has no ``predict_proba`` or is a class, or an option is not as above.
     DataError
         If a label is not below K.
     """
@@ -69,6 +75,15 @@ class SklearnBlackBox(ClassifierBlackBox):
         **options: Any,
     ) -> None:
         super().__init__(context, train.images_NCHW.shape[1:], num_classes, len(train), **options)
+        one_of(distillation, Distillation, "distillation")
+        if labels_per_image < 1:
+            raise ConfigError(f"labels_per_image = {labels_per_image}: give at least 1")
+        if isinstance(classifier, type) or not hasattr(classifier, "predict_proba"):
+            name = getattr(classifier, "__name__", type(classifier).__name__)
+            raise ConfigError(
+                f"classifier {name}: give an instance that has predict_proba (of SVC with "
+                "probability=True, of others in CalibratedClassifierCV)"
+            )
         train.check(self.image_shape, num_classes)
         classes = np.unique(train.labels_N)
         self._only_class = classes if len(classes) == 1 else None
@@ -82,7 +97,7 @@ class SklearnBlackBox(ClassifierBlackBox):
     def fit(self, round_: int) -> FitReport:
         """Fit the classifier the first time; its data stay the same until it distils."""
         inputs, labels = _flat(self._train.inputs_NCHW), self._train.labels_N
-        if not self._fitted and self._only_class is None:
+        if len(labels) and not self._fitted and self._only_class is None:
             self._classifier.fit(inputs, labels)
             self._fitted = True
         return FitReport(num_examples=len(self._train), loss=self._loss())
@@ -126,7 +141,9 @@ class SklearnBlackBox(ClassifierBlackBox):
         return self._loss()
 
     def _loss(self) -> float:
-        """Mean cross-entropy on its own images."""
+        """Mean cross-entropy on its own images; 0 without any."""
+        if len(self._train) == 0:
+            return 0.0
         logits_NK = self.logits(self._train.inputs_NCHW)
         return float(-logits_NK[np.arange(len(self._train)), self._train.labels_N].mean())
 
@@ -144,4 +161,4 @@ class SklearnBlackBox(ClassifierBlackBox):
 
 
 def _flat(images_NCHW: FloatArray) -> FloatArray:
-    return images_NCHW.reshape(len(images_NCHW), -1)
+    return images_NCHW.reshape(len(images_NCHW), math.prod(images_NCHW.shape[1:]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -149,6 +149,8 @@ def make_settings(
     """
     config: dict[str, object] = {"server-threads": 0}
     if image_shape is not None:
+        if not isinstance(image_shape, Sequence) or len(image_shape) != 3:
+            raise ConfigError(f"image_shape = {image_shape!r}: give (channels, height, width)")
         config |= {
             "dataset": OWN,
             "image-shape": ",".join(map(str, image_shape)),

@@ -36,6 +36,12 @@ def _known_model(name: str) -> str:
     return name
 
 
+def _not_one(number: int) -> int:
+    if number == 1:
+        raise ValueError("give 0, or at least 2: batch norm has no variance in a batch of one")
+    return number
+
+
 def _known_dataset(name: str) -> str:
     if name != OWN:
         lookup(DATASETS, name, "data set")
@@ -58,6 +64,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 CountOrNone = Annotated[int, Field(ge=0)]
+# Batch norm has no variance in a batch of one.
+NoneOrTwo = Annotated[int, Field(ge=0), AfterValidator(_not_one)]
 EnsembleName = Annotated[str, AfterValidator(_known_ensemble)]
 ModelName = Annotated[str, AfterValidator(_known_model)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
@@ -168,8 +176,8 @@ class DataSettings(Section):
         "digits",
         description=f"one of {', '.join(DATASETS)}; {OWN}: each client has images of its own",
     )
-    image_shape: Annotated[str, Field(pattern=r"^((1|3),[1-9]\d{0,3},[1-9]\d{0,3})?$")] = Field(
-        "", description=f"channels, height and width of the images of '{OWN}', e.g. 3,48,64"
+    image_shape: Annotated[str, Field(pattern=r"^([1-9]\d{0,3},[1-9]\d{0,3},[1-9]\d{0,3})?$")] = (
+        Field("", description=f"channels, height and width of the images of '{OWN}', e.g. 3,48,64")
     )
     num_classes: CountOrNone = Field(0, description=f"classes of '{OWN}'")
     data_dir: Annotated[str, Field(min_length=1)] = Field(
@@ -286,7 +294,7 @@ class ClientSettings(Section):
         description="clients go on telling apart own images, of the classes that they have, while "
         "they distil",
     )
-    distill_batch_size: Annotated[int, Field(ge=0), Paper(0)] = Field(
+    distill_batch_size: Annotated[NoneOrTwo, Paper(0)] = Field(
         64, description="images a distillation step, at server and clients; 0: the full batch"
     )
     class_balance: Annotated[float, Field(ge=0, le=1), Paper(0.0)] = Field(
@@ -402,7 +410,7 @@ class TransferSettings(Section):
         description="bred or procedural images drawn for each one that is asked about, of which "
         "the central model's classes choose; 1: no choice",
     )
-    memory_size: CountOrNone = Field(
+    memory_size: NoneOrTwo = Field(
         12_000, description="past images and answers kept for distillation; 0: no memory"
     )
     generator_steps: CountOrNone = Field(

@@ -71,7 +71,12 @@ def _load_all(dataset: str, data_dir: str, download: bool, split: Split) -> Imag
             "in its node config, and set 'server-evaluation' = 'off' and 'client-evaluation' = "
             "'held-out' or 'off'"
         )
-    images = lookup(LOADERS, dataset, "data set")(folder, download, split)
+    images = lookup(LOADERS, dataset, "loader (`LOADERS`) of a data set")(folder, download, split)
+    if not isinstance(images, ImageSet):
+        raise DataError(
+            f"{dataset}: its loader returned {type(images).__name__} for split '{split}': return "
+            "an ImageSet"
+        )
     spec = DATASETS[dataset]
     if len(images) == 0:
         raise DataError(f"{dataset}: the {split} files under {folder} hold no images")

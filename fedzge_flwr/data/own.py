@@ -78,6 +78,11 @@ def load_own(path: str, spec: DatasetSpec) -> ImageSet:
     """
     where = Path(path).expanduser().absolute()
     if where.is_dir():
+        if spec.image_shape[0] not in (1, 3):
+            raise DataError(
+                f"{where}: pictures are grey or RGB, the run's images have {spec.image_shape[0]} "
+                "channels; give an .npz file"
+            )
         return _load_folder(where, spec)
     if not where.exists():
         raise DataError(f"{where}: no such folder or file; correct 'data-path'")

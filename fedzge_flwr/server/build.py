@@ -8,7 +8,7 @@ from fedzge_flwr.config import Settings
 from fedzge_flwr.generators import GENERATORS
 from fedzge_flwr.losses import OBJECTIVES
 from fedzge_flwr.models import build_model
-from fedzge_flwr.randomness import Purpose, seeded_initialisation
+from fedzge_flwr.randomness import Purpose, seeded_default
 from fedzge_flwr.registry import lookup
 from fedzge_flwr.server.ensemble import ENSEMBLES
 from fedzge_flwr.server.recipes import RECIPES
@@ -34,14 +34,14 @@ def check_names(settings: Settings) -> None:
 def build_central(settings: Settings) -> nn.Module:
     """Build the central model."""
     spec = settings.data.spec
-    with seeded_initialisation(settings.run.seed, Purpose.INIT_CENTRAL):
+    with seeded_default(settings.run.seed, Purpose.INIT_CENTRAL):
         return build_model(settings.server.central_model, spec.image_shape, spec.num_classes)
 
 
 def build_generator(settings: Settings) -> nn.Module:
     """Build the generator."""
     spec, server = settings.data.spec, settings.server
-    with seeded_initialisation(settings.run.seed, Purpose.INIT_GENERATOR):
+    with seeded_default(settings.run.seed, Purpose.INIT_GENERATOR):
         return lookup(GENERATORS, server.generator, "generator")(
             spec.image_shape,
             spec.num_classes,

@@ -16,11 +16,11 @@ from fedzge_flwr.distillation import distillation_step
 from fedzge_flwr.errors import DivergenceError
 from fedzge_flwr.pixels import PIXEL_RANGE
 from fedzge_flwr.randomness import Purpose, torch_stream
+from fedzge_flwr.server.checks import check_central
 from fedzge_flwr.server.clients import Clients
 from fedzge_flwr.server.round import (
     Phase,
     ask_clients,
-    check_central,
     choose_queries,
     deliver_targets,
     distil_clients,
@@ -144,7 +144,7 @@ def distil_central_from_memory(server: ServerState, clients: Clients, current: R
             server.central_schedule.step()
     server.central.eval()
     current.central_distill_loss = float(loss_sum) / steps
-    check_central(server, current)
+    check_central(server, current.round)
 
 
 @reproducible()

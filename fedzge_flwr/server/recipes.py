@@ -1,4 +1,4 @@
-"""The forms of a round by name; add one with ``RECIPES["name"] = (phase, ...)``."""
+"""The forms of a round by name, as the setting ``recipe`` has them."""
 
 from __future__ import annotations
 

@@ -17,11 +17,17 @@ from fedzge_flwr.arrays import FloatArray
 from fedzge_flwr.config import Settings
 from fedzge_flwr.directions import Directions
 from fedzge_flwr.distillation import distil
-from fedzge_flwr.errors import DivergenceError, TooFewClientsError
+from fedzge_flwr.errors import TooFewClientsError
 from fedzge_flwr.losses import detached
 from fedzge_flwr.pixels import PIXEL_RANGE
 from fedzge_flwr.question import Question
-from fedzge_flwr.randomness import Purpose, numpy_stream, torch_stream
+from fedzge_flwr.randomness import Purpose, numpy_stream, seeded_default, torch_stream
+from fedzge_flwr.server.checks import (
+    check_central,
+    check_estimate,
+    check_generated,
+    check_queries,
+)
 from fedzge_flwr.server.clients import Clients
 from fedzge_flwr.server.ensemble import ensemble_weights, update_tendencies
 from fedzge_flwr.server.objective import BatchObjective
@@ -56,9 +62,11 @@ def choose_queries(server: ServerState, current: RoundState, x_NCHW: Tensor) -> 
         x_NCHW = on_levels(x_NCHW)
     directions = torch_stream(settings.run.seed, Purpose.DIRECTIONS, round_=current.round)
     with exact_float32(), reproducible():
-        current.queries = server.estimator.ask(
+        queries = server.estimator.ask(
             x_NCHW, directions, make_objective(server, present(current.batch))
         )
+    check_queries(server, queries, x_NCHW)
+    current.queries = queries
 
 
 def on_levels(x_NCHW: Tensor) -> Tensor:
@@ -71,7 +79,9 @@ def generate(server: ServerState, num_images: int, stream: torch.Generator) -> S
     z_ND, y_N = draw_noise(server.settings, num_images, stream)
     z_ND, y_N = z_ND.to(server.device), y_N.to(server.device)
     server.generator.train()
-    return SyntheticBatch(z_ND, y_N, server.generator(z_ND, y_N))
+    x_NCHW = server.generator(z_ND, y_N)
+    check_generated(server, x_NCHW, num_images)
+    return SyntheticBatch(z_ND, y_N, x_NCHW)
 
 
 def draw_noise(
@@ -165,10 +175,7 @@ def update_generator(server: ServerState, clients: Clients, current: RoundState)
         estimate = server.estimator.tell(
             present(current.queries), logits_BNK, make_objective(server, batch)
         )
-    if not torch.isfinite(estimate.gradient_NCHW).all():
-        raise DivergenceError(
-            f"round {current.round}: the generator's gradient is not finite; lower 'generator-lr'"
-        )
+    check_estimate(server, estimate, batch.x_NCHW, current.round)
     server.generator_optimizer.zero_grad(set_to_none=True)
     with reproducible():
         batch.x_NCHW.backward(estimate.gradient_NCHW.to(batch.x_NCHW.dtype))
@@ -207,16 +214,7 @@ def distil_central(server: ServerState, clients: Clients, current: RoundState) -
         stream=torch_stream(settings.run.seed, Purpose.CENTRAL_DISTILLATION, round_=current.round),
         class_balance=settings.client.class_balance,
     )
-    check_central(server, current)
-
-
-def check_central(server: ServerState, current: RoundState) -> None:
-    """Raise `DivergenceError` if the central model is not finite."""
-    if not all(torch.isfinite(tensor).all() for tensor in server.central.state_dict().values()):
-        raise DivergenceError(
-            f"round {current.round}: the central model diverged (its parameters are not finite); "
-            "lower 'central-lr'"
-        )
+    check_central(server, current.round)
 
 
 def distil_clients(server: ServerState, clients: Clients, current: RoundState) -> None:
@@ -328,8 +326,20 @@ def run_round(
         If generator or central model diverge.
     """
     current = RoundState(round=round_)
+    with seeded_default(server.settings.run.seed, Purpose.ROUND, round_=round_):
+        _run_phases(phases, server, clients, current, on_phase)
+    return current
+
+
+def _run_phases(
+    phases: Sequence[Phase],
+    server: ServerState,
+    clients: Clients,
+    current: RoundState,
+    on_phase: Callable[[int, str], None],
+) -> None:
     for phase in phases:
-        on_phase(round_, phase.__name__)
+        on_phase(current.round, phase.__name__)
         started = time.perf_counter()
         try:
             phase(server, clients, current)
@@ -342,7 +352,6 @@ def run_round(
             break
         finally:
             current.seconds[phase.__name__] = time.perf_counter() - started
-    return current
 
 
 def _keep_only(server: ServerState, current: RoundState, answered: dict[int, T]) -> None:

@@ -179,7 +179,8 @@ class ServerState:
         Raises
         ------
         ConfigError
-            If the ensemble is not of the answers' shape, which one from outside the package may be.
+            If the ensemble is not finite or not of the answers' shape, as one from outside the
+            package may be.
         """
         server = self.settings.server
         temperature = server.answer_temperature if softened else 1.0
@@ -192,6 +193,10 @@ class ServerState:
             raise ConfigError(
                 f"ensemble '{server.ensemble}' returned shape {found.shape} for logits of shape "
                 f"{wanted}: return as many"
+            )
+        if not np.isfinite(found).all():
+            raise ConfigError(
+                f"ensemble '{server.ensemble}' returned values that are not finite: bound them"
             )
         return found
 

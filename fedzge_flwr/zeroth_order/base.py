@@ -122,7 +122,7 @@ class Estimator(Protocol):
 
     @property
     def copies(self) -> int:
-        """Queries per image, the unperturbed one included."""
+        """Queries per image, the unperturbed one included: as `fedzge_flwr.COPIES` has it."""
         ...
 
     @property
@@ -136,10 +136,13 @@ class Estimator(Protocol):
     def ask(self, x_NCHW: Tensor, stream: torch.Generator, objective: Objective) -> Queries:
         """Choose the queries for a batch of images.
 
+        The queries' base images are these very ones.
+
         Parameters
         ----------
         x_NCHW : Tensor
-            Images, detached from the generator.
+            Images, detached from the generator; with ``wire = "compact"``, on the 256 levels that
+            bytes have.
         stream : torch.Generator
             The CPU stream of this batch's directions.
         objective : Objective

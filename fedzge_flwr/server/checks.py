@@ -1,0 +1,148 @@
+"""What may be wrong with parts from outside the package, said by name and before it spreads.
+
+Generator, central model and estimator are whoever's the strategy was given; unchecked, a wrong one
+fails much later, as somebody else's fault.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fedzge_flwr.errors import ConfigError, DivergenceError
+from fedzge_flwr.pixels import PIXEL_RANGE
+from fedzge_flwr.question import num_copies
+from fedzge_flwr.server.state import ServerState
+from fedzge_flwr.zeroth_order import Estimate, Queries
+
+_SLACK = 1e-3
+"""What rounding may put a generated image beyond the pixel range."""
+
+
+def load_central(server: ServerState, state: Mapping[str, Tensor]) -> None:
+    """Load the central model's initial state, and check that the model does what it should.
+
+    Raises
+    ------
+    ConfigError
+        If the state is of another model, or it does not map images (N, C, H, W) to logits (N, K).
+    """
+    spec, central = server.settings.data.spec, server.central
+    try:
+        central.load_state_dict(state)
+    except RuntimeError as error:
+        raise ConfigError(
+            "initial_arrays are not a state of this central model: give those of its state_dict()"
+        ) from error
+    images_NCHW = torch.zeros(2, *spec.image_shape, device=server.device)
+    try:
+        with torch.inference_mode():
+            found = central.eval()(images_NCHW)
+    except Exception as error:
+        line = next(iter(str(error).splitlines()), "")
+        raise ConfigError(
+            f"the central model takes no float32 images of shape {tuple(images_NCHW.shape)} "
+            f"({type(error).__name__}: {line})"
+        ) from error
+    wanted = (2, spec.num_classes)
+    if _shape(found) != wanted:
+        raise ConfigError(
+            f"the central model returns {_shape(found)} for 2 images: return logits {wanted}"
+        )
+
+
+def check_central(server: ServerState, round_: int) -> None:
+    """Check that the central model has not diverged.
+
+    Raises
+    ------
+    DivergenceError
+        If it has.
+    """
+    if not all(torch.isfinite(tensor).all() for tensor in server.central.state_dict().values()):
+        raise DivergenceError(
+            f"round {round_}: the central model diverged (its parameters are not finite); "
+            "lower 'central-lr'"
+        )
+
+
+def check_generated(server: ServerState, x_NCHW: object, num_images: int) -> None:
+    """Check that the generator made images.
+
+    Raises
+    ------
+    ConfigError
+        If it returned anything but images with a graph behind them, in the pixel range.
+    DivergenceError
+        If they are not finite.
+    """
+    wanted = (num_images, *server.settings.data.spec.image_shape)
+    if not isinstance(x_NCHW, Tensor) or _shape(x_NCHW) != wanted:
+        raise ConfigError(
+            f"the generator returned {_shape(x_NCHW)} for {num_images} images: return {wanted}"
+        )
+    if not x_NCHW.requires_grad:
+        raise ConfigError("the generator's images have no graph behind them: it cannot be trained")
+    low, high = (float(value) for value in x_NCHW.detach().aminmax())
+    if not math.isfinite(low + high):
+        raise DivergenceError("the generator's images are not finite; lower 'generator-lr'")
+    if low < PIXEL_RANGE.low - _SLACK or high > PIXEL_RANGE.high + _SLACK:
+        raise ConfigError(
+            f"the generator's images go from {low:g} to {high:g}: end it in a tanh, for the pixel "
+            f"range [{PIXEL_RANGE.low:g}, {PIXEL_RANGE.high:g}]"
+        )
+
+
+def check_queries(server: ServerState, queries: Queries, x_NCHW: Tensor) -> None:
+    """Check that the estimator asks what clients expect.
+
+    Raises
+    ------
+    ConfigError
+        If it asks about other images, or another number of copies of each.
+    """
+    settings = server.settings.server
+    if not torch.equal(queries.base_NCHW, x_NCHW):
+        raise ConfigError(
+            f"estimator '{settings.estimator}' must ask about the very images that it is given"
+        )
+    copies = num_copies(
+        len(queries.directions.payload_QGP), two_sided=queries.differences == "central"
+    )
+    if copies != settings.copies:
+        raise ConfigError(
+            f"estimator '{settings.estimator}' asks about {copies} copies of an image, and clients "
+            f"expect {settings.copies}: say so in COPIES['{settings.estimator}'], on both sides"
+        )
+
+
+def check_estimate(server: ServerState, estimate: Estimate, x_NCHW: Tensor, round_: int) -> None:
+    """Check that the estimate is a gradient of the images.
+
+    Raises
+    ------
+    ConfigError
+        If it has another shape.
+    DivergenceError
+        If it is not finite.
+    """
+    settings, gradient_NCHW = server.settings.server, estimate.gradient_NCHW
+    if gradient_NCHW.shape != x_NCHW.shape:
+        raise ConfigError(
+            f"estimator '{settings.estimator}' returned a gradient of shape "
+            f"{_shape(gradient_NCHW)} for images of shape {_shape(x_NCHW)}"
+        )
+    if not torch.isfinite(gradient_NCHW).all():
+        raise DivergenceError(
+            f"round {round_}: the generator's gradient is not finite, as estimator "
+            f"'{settings.estimator}' has it of objective '{settings.objective}'; lower "
+            "'generator-lr'"
+        )
+
+
+def _shape(value: object) -> tuple[int, ...] | str:
+    """Return a tensor's shape, or what it is instead of one."""
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
