@@ -174,7 +174,7 @@ def test_what_the_strategy_reads_of_the_settings() -> None:
         {},
         {"recipe": "paper"},
         {"exchanges": "phases", "lr_schedule": "step"},
-        {"optimizer": "sgd", "too_few_clients": "skip", "min_clients": 2},
+        {"optimizer": "sgd", "too_few_clients": "skip", "min_clients": 2, "local_rounds": 1},
     )
     for more in varied:
         settings = make_settings(**{**TINY, **more})

@@ -345,7 +345,7 @@ def test_other_settings_are_refused_by_name(
 ) -> None:
     run_server(make_grid(config), config)
     before = (folder_of(config) / "rounds.jsonl").read_bytes()
-    with pytest.raises(CheckpointError, match=r"'alpha' = 1\.0, this one 0\.5: submit it with"):
+    with pytest.raises(CheckpointError, match=r"'alpha' = 1\.0, this one 0\.5: go on with its"):
         resume(make_grid, {**config, "alpha": 0.5})
     assert (folder_of(config) / "rounds.jsonl").read_bytes() == before
     resume(make_grid, {**config, "query-timeout": 9.0})
