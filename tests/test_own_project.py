@@ -59,6 +59,7 @@ TINY: dict[str, Any] = {
     "memory_size": 30,
     "central_distill_steps": 2,
     "client_distill_steps": 2,
+    "local_rounds": 1,
     "server_threads": 1,
 }
 
@@ -174,7 +175,7 @@ def test_what_the_strategy_reads_of_the_settings() -> None:
         {},
         {"recipe": "paper"},
         {"exchanges": "phases", "lr_schedule": "step"},
-        {"optimizer": "sgd", "too_few_clients": "skip", "min_clients": 2, "local_rounds": 1},
+        {"optimizer": "sgd", "too_few_clients": "skip", "min_clients": 2},
     )
     for more in varied:
         settings = make_settings(**{**TINY, **more})
