@@ -1,4 +1,4 @@
-"""What tests of black boxes share: a context, images, models."""
+"""What tests of black boxes share: a context, images, models, settings of a second's run."""
 
 from __future__ import annotations
 
@@ -18,6 +18,21 @@ from fedzge_flwr.data import load_split
 
 SHAPE = (1, 8, 8)
 QUERY = np.random.default_rng(1).uniform(-1, 1, (7, *SHAPE)).astype(np.float32)
+TINY: dict[str, Any] = {
+    "image_shape": SHAPE,
+    "num_classes": 10,
+    "num_clients": 2,
+    "num_server_rounds": 2,
+    "synthetic_batch_size": 20,
+    "generator_share": 0.25,
+    "generator_width": 4,
+    "generator_steps": 1,
+    "memory_size": 30,
+    "central_distill_steps": 2,
+    "client_distill_steps": 2,
+    "local_rounds": 1,
+    "server_threads": 1,
+}
 
 
 def context_of(partition: int = 0, **node_config: Any) -> Context:

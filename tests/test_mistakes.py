@@ -39,24 +39,12 @@ from fedzge_flwr import (
 )
 from fedzge_flwr.data import load_split
 from fedzge_flwr.errors import CheckpointError, ConfigError, DataError, DivergenceError
+from tests.boxes import SHAPE, TINY
 from tests.inprocess import InProcessGrid
 from tests.small_models import mlp
 
 pytestmark = pytest.mark.usefixtures("registries")
 
-SHAPE = (1, 8, 8)
-TINY: dict[str, Any] = {
-    "image_shape": SHAPE,
-    "num_classes": 10,
-    "num_clients": 2,
-    "num_server_rounds": 2,
-    "synthetic_batch_size": 20,
-    "generator_share": 0.25,
-    "generator_width": 4,
-    "generator_steps": 1,
-    "memory_size": 30,
-    "central_distill_steps": 2,
-}
 WEIGHTS = np.random.default_rng(0).normal(size=(64, 10)).astype(np.float32) / 8
 
 

@@ -37,6 +37,7 @@ from fedzge_flwr.config.sections import (
     kebab,
 )
 from fedzge_flwr.errors import ConfigError, RosterError
+from tests.boxes import QUERY, SHAPE, TINY
 from tests.inprocess import InProcessGrid
 from tests.running import run_server
 from tests.small_models import mlp
@@ -44,24 +45,6 @@ from tests.snippets import EXTENDING, README, SNIPPETS, run_snippet
 from tests.test_imports import ROOT
 
 pytestmark = pytest.mark.usefixtures("registries")
-
-SHAPE = (1, 8, 8)
-QUERY = np.random.default_rng(1).uniform(-1, 1, (7, *SHAPE)).astype(np.float32)
-TINY: dict[str, Any] = {
-    "image_shape": SHAPE,
-    "num_classes": 10,
-    "num_clients": 2,
-    "num_server_rounds": 2,
-    "synthetic_batch_size": 20,
-    "generator_share": 0.25,
-    "generator_width": 4,
-    "generator_steps": 1,
-    "memory_size": 30,
-    "central_distill_steps": 2,
-    "client_distill_steps": 2,
-    "local_rounds": 1,
-    "server_threads": 1,
-}
 
 
 def context_of(run_config: dict[str, Any], partition: int = 1) -> Context:
