@@ -310,14 +310,17 @@ def test_a_client_without_the_common_test_set_is_told_how(caplog: pytest.LogCapt
     [
         (None, r"no loader \(`LOADERS`\) of a data set named 'mine'"),
         (lambda *_: ("images", "labels"), "mine: its loader returned tuple for split 'test'"),
+        (lambda folder, *_: np.load(folder / "no.npz"), r"mine: no test images in .*\(\[Errno 2\]"),
+        (lambda folder, *_: open(folder.parent), r"mine: test images in .*: \[Errno 21\]"),  # noqa: PTH123, SIM115
     ],
 )
-def test_data_sets(load: Any, message: str) -> None:
+def test_data_sets(load: Any, message: str, tmp_path: Path) -> None:
     DATASETS["mine"] = DatasetSpec(3, SHAPE)
     if load is not None:
         LOADERS["mine"] = load
-    with pytest.raises((ConfigError, DataError), match=message):
-        load_split(make_settings(dataset="mine").data, "test")
+    with pytest.raises((ConfigError, DataError), match=message) as caught:
+        load_split(make_settings(dataset="mine", data_dir=str(tmp_path / "no")).data, "test")
+    assert "\n" not in str(caught.value)
 
 
 def test_image_shapes() -> None:

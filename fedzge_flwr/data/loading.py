@@ -71,7 +71,13 @@ def _load_all(dataset: str, data_dir: str, download: bool, split: Split) -> Imag
             "in its node config, and set 'server-evaluation' = 'off' and 'client-evaluation' = "
             "'held-out' or 'off'"
         )
-    images = lookup(LOADERS, dataset, "loader (`LOADERS`) of a data set")(folder, download, split)
+    load = lookup(LOADERS, dataset, "loader (`LOADERS`) of a data set")
+    try:
+        images = load(folder, download, split)
+    except FileNotFoundError as error:
+        raise MissingDataError(f"{dataset}: no {split} images in {folder} ({error})") from error
+    except OSError as error:
+        raise DataError(f"{dataset}: {split} images in {folder}: {error}") from error
     if not isinstance(images, ImageSet):
         raise DataError(
             f"{dataset}: its loader returned {type(images).__name__} for split '{split}': return "

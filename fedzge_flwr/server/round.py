@@ -360,7 +360,7 @@ def _keep_only(server: ServerState, current: RoundState, answered: dict[int, T])
     if len(answered) < server.settings.run.min_clients:
         raise TooFewClientsError(
             f"round {current.round}: {len(answered)} of {len(current.sampled)} clients answered, "
-            f"'min-clients' = {server.settings.run.min_clients}"
+            f"'min-clients' = {server.settings.run.min_clients}; the log has each one's reason"
         )
 
 
