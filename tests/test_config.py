@@ -84,6 +84,8 @@ def test_settings_are_frozen() -> None:
         ({"alpha": 0.0}, "'alpha' = 0.0"),
         ({"fraction-train": 1.5}, "'fraction-train' = 1.5: .*less than or equal to 1"),
         ({"batch-size": 1}, "'batch-size' = 1"),
+        ({"distill-batch-size": 1}, "'distill-batch-size' = 1: give 0, or at least 2"),
+        ({"memory-size": 1}, "'memory-size' = 1: give 0, or at least 2"),
         ({"central-model": "resnet19"}, "'central-model' = 'resnet19': no model .*; known: cnn, "),
         (
             {"local-models": "cnn,foo"},
