@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import sys
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
@@ -32,10 +31,10 @@ from fedzge_flwr.training import (
     MIN_TRAINING_IMAGES,
     OwnImages,
     evaluate_logits,
-    fit,
     log_class_prior,
     predict,
     select_device,
+    train_as_set,
 )
 
 if TYPE_CHECKING:
@@ -143,10 +142,7 @@ class TorchBlackBox:
         )
 
     def fit(self, round_: int) -> FitReport:
-        """Train for ``local-epochs`` with a fresh optimiser, longer if the data are few.
-
-        An epoch over few images is few steps; with many more steps of distillation between them
-        such a client would forget its own data, and teach its peers nothing.
+        """Train as the settings say (`fedzge_flwr.training.train_as_set`).
 
         A partition of fewer than two images is not trained on (batch norm cannot): the model stays
         as it is and the report says 0 examples.
@@ -154,17 +150,14 @@ class TorchBlackBox:
         data = self._data().train
         if len(data) < MIN_TRAINING_IMAGES:
             return FitReport(num_examples=0, loss=0.0)
-        client = self._settings.client
         with self._seeded(Purpose.LOCAL_TRAINING, round_):
-            loss = fit(
+            loss = train_as_set(
                 self._model,
-                self._own_images(adjusted=client.logit_adjustment),
-                epochs=self._epochs(len(data)),
-                batch_size=client.batch_size,
-                lr=client.local_lr,
-                settings=self._settings.optimizer,
-                stream=self._stream(Purpose.LOCAL_TRAINING, round_),
-                mixup=client.mixup,
+                to_tensor(data.images_NCHW, self._device),
+                to_tensor(data.labels_N, self._device),
+                self.num_classes,
+                self._settings,
+                self._stream(Purpose.LOCAL_TRAINING, round_),
             )
         return FitReport(num_examples=len(data), loss=loss)
 
@@ -199,7 +192,7 @@ class TorchBlackBox:
                 settings=self._settings.optimizer,
                 stream=self._stream(Purpose.CLIENT_DISTILLATION, round_),
                 class_balance=client.class_balance,
-                rehearsed=self._own_images(unseen=0.0) if self._rehearses() else None,
+                rehearsed=self._rehearsed() if client.client_rehearsal else None,
             )
 
     def evaluate(self, split: EvaluationSplit) -> ClientEvaluation:
@@ -219,22 +212,14 @@ class TorchBlackBox:
             logits_NK=to_numpy(logits_NK) if split == "test" else no_logits,
         )
 
-    def _rehearses(self) -> bool:
-        return self._settings.client.client_rehearsal and len(self._data().train) > 0
-
-    def _own_images(self, *, adjusted: bool = True, unseen: float = 0.01) -> OwnImages:
+    def _rehearsed(self) -> OwnImages | None:
         data = self._data().train
+        if len(data) == 0:
+            return None
         labels_N = to_tensor(data.labels_N, self._device)
-        return OwnImages(
-            to_tensor(data.images_NCHW, self._device),
-            labels_N,
-            log_class_prior(labels_N, self.num_classes, unseen) if adjusted else None,
-        )
-
-    def _epochs(self, num_images: int) -> int:
-        client = self._settings.client
-        steps_an_epoch = max(num_images // client.batch_size, 1)
-        return max(client.local_epochs, math.ceil(client.min_local_steps / steps_an_epoch))
+        # What others taught of classes that it has no image of is not unlearned.
+        prior_K = log_class_prior(labels_N, self.num_classes, unseen=0.0)
+        return OwnImages(to_tensor(data.images_NCHW, self._device), labels_N, prior_K)
 
     def _stream(self, purpose: Purpose, round_: int) -> torch.Generator:
         seed = self._settings.run.seed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 
 from fedzge_flwr.batching import in_batches
-from fedzge_flwr.config import OptimizerSettings
+from fedzge_flwr.config import OptimizerSettings, Settings
 from fedzge_flwr.pixels import PIXEL_RANGE
 
 LOGGER = logging.getLogger("flwr.fedzge")
@@ -234,6 +235,34 @@ def _mixing(num_images: int, stream: torch.Generator) -> tuple[float, Tensor]:
     """Draw mixup's λ and each image's partner."""
     share = float(torch.rand((), generator=stream))
     return share, torch.randperm(num_images, generator=stream)
+
+
+def train_as_set(
+    model: nn.Module,
+    images_u8_NCHW: Tensor,
+    labels_N: Tensor,
+    num_classes: int,
+    settings: Settings,
+    stream: torch.Generator,
+) -> float:
+    """Train for ``local-epochs`` with a fresh optimiser, longer if the images are few; see `fit`.
+
+    An epoch over few images is few steps; with many more steps of distillation between them such a
+    client would forget its own data, and teach its peers nothing.
+    """
+    client = settings.client
+    steps_an_epoch = max(len(labels_N) // client.batch_size, 1)
+    prior_K = log_class_prior(labels_N, num_classes) if client.logit_adjustment else None
+    return fit(
+        model,
+        OwnImages(images_u8_NCHW, labels_N, prior_K),
+        epochs=max(client.local_epochs, math.ceil(client.min_local_steps / steps_an_epoch)),
+        batch_size=client.batch_size,
+        lr=client.local_lr,
+        settings=settings.optimizer,
+        stream=stream,
+        mixup=client.mixup,
+    )
 
 
 def log_class_prior(labels_N: Tensor, num_classes: int, unseen: float = 0.01) -> Tensor:

@@ -402,6 +402,10 @@ def test_a_client_without_images_answers_with_all_classes_alike() -> None:
             ),
             "num_test_examples: say on how many images `test` evaluates",
         ),
+        (
+            lambda: ModuleBlackBox(context_of(), mlp(SHAPE, 10), None, SHAPE, 10, 5),
+            "train = None: give `own`, the images that the model is trained on",
+        ),
         (lambda: Forgetful(context_of(), SHAPE, 10, 5), "Forgetful trains or distils but does not"),
     ],
 )

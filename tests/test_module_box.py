@@ -82,7 +82,7 @@ def test_a_box_that_cannot_be_made_leaves_torch_its_threads(
 
 @pytest.mark.parametrize("rehearsal", [True, False])
 def test_a_module_distils_as_the_runs_own_client_does(rehearsal: bool) -> None:
-    """With the same model, images and settings, bit for bit: own images are rehearsed, or not."""
+    """And trains so: with the same model, images and settings, bit for bit."""
     settings = make_settings(
         num_clients=3, alpha=0.1, num_train_images=200, client_distill_steps=4,
         distill_batch_size=5, client_rehearsal=rehearsal, seed=2, q=1,
@@ -98,6 +98,14 @@ def test_a_module_distils_as_the_runs_own_client_does(rehearsal: bool) -> None:
         )  # fmt: skip
         box.distill(3, QUERY, np.eye(7, 10, dtype=np.float32), 1.5)
         states.append(box.state())
+    trained = ModuleBlackBox(
+        context_of(1), runs._model, None, SHAPE, 10, len(data), own=data, settings=settings
+    )
+    assert trained.fit(2) == TorchBlackBox(settings, 1, 3).fit(2)
+    again = TorchBlackBox(settings, 1, 3)
+    again.fit(2)
+    for name, value in again.state().items():
+        np.testing.assert_array_equal(trained.state()[name], value)
     runs.distill(3, QUERY, np.eye(7, 10, dtype=np.float32), 1.5)
     wanted = runs.state()
     alike = [all(np.array_equal(found[name], wanted[name]) for name in wanted) for found in states]

@@ -19,6 +19,7 @@ from fedzge_flwr import (
     MODELS,
     BlackBox,
     FedZGE,
+    ImageSet,
     ModuleBlackBox,
     Observer,
     RoundRow,
@@ -97,6 +98,10 @@ def test_what_settings_say_of_a_modules_distillation() -> None:
         box.fit(1)
         box.distill(1, QUERY, box.logits(QUERY), 1.5)
         box.close()
+        own = ImageSet.from_inputs(QUERY, np.arange(7))
+        ModuleBlackBox(
+            context_of({}), mlp(SHAPE, 10), None, SHAPE, 10, 7, own=own, settings=settings
+        ).fit(1)
     assert box.local_rounds == 4
     assert reading.of("run", "client", "server", "data", "transfer") == named_for(
         "`ModuleBlackBox`"

@@ -3,13 +3,10 @@
 from functools import lru_cache
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from flwr.app import Context
 from flwr_datasets import FederatedDataset
 from flwr_datasets.partitioner import DirichletPartitioner
 from PIL import Image
-from torch import nn
 
 from fedzge_flwr import ImageSet, Settings, make_settings
 
@@ -26,6 +23,7 @@ def settings(context: Context) -> Settings:
         num_clients=int(run["num-clients"]),
         num_server_rounds=int(run["num-server-rounds"]),
         synthetic_batch_size=int(run["images-a-round"]),
+        local_epochs=int(run["local-epochs"]),
         client_evaluation="test",
     )
 
@@ -57,19 +55,3 @@ def test_images(context: Context) -> ImageSet:
     """Return the test images, the same for everyone."""
     name = str(context.run_config["dataset"])
     return as_images(federated(name, int(context.run_config["num-clients"])).load_split("test"))
-
-
-def train(model: nn.Module, images: ImageSet, epochs: int) -> float:
-    """Train a model on a client's images."""
-    inputs, labels = torch.from_numpy(images.inputs_NCHW), torch.tensor(images.labels_N)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    loss = torch.zeros(())
-    model.train()
-    for _ in range(epochs):
-        for batch in torch.randperm(len(labels)).split(32):
-            if len(batch) > 1:  # batch norm needs two
-                optimizer.zero_grad()
-                loss = F.cross_entropy(model(inputs[batch]), labels[batch])
-                loss.backward()
-                optimizer.step()
-    return loss.item()

@@ -20,7 +20,13 @@ from fedzge_flwr.errors import ConfigError
 from fedzge_flwr.images import ImageSet
 from fedzge_flwr.randomness import Purpose, seeded_default, torch_stream
 from fedzge_flwr.tensors import state_arrays, taken_over, to_numpy, to_tensor
-from fedzge_flwr.training import OwnImages, log_class_prior, predict
+from fedzge_flwr.training import (
+    MIN_TRAINING_IMAGES,
+    OwnImages,
+    log_class_prior,
+    predict,
+    train_as_set,
+)
 
 if TYPE_CHECKING:
     from flwr.app import Context
@@ -38,10 +44,12 @@ class ModuleBlackBox(ClassifierBlackBox):
         that it shall be used on. It is copied: a process serves many clients, and none may begin
         from what another has trained. One that wants another normalisation goes behind a first
         layer that makes it.
-    train : Callable[[nn.Module], float | None]
+    train : Callable[[nn.Module], float | None], optional
         Trains the model in place for a round and returns its loss, if it has one (else 0 is told).
         What it draws from torch's default generator on the CPU, as a DataLoader's shuffling does,
-        is a function of (``seed``, round, partition).
+        is a function of (``seed``, round, partition). None: trained on ``own`` as the settings say,
+        with mixup and a loss adjusted for its class frequencies by default, which keep a model from
+        being sure of images unlike its own, as the server's are.
     image_shape, num_classes, num_examples
         As for `ClassifierBlackBox`.
     own : ImageSet, optional
@@ -68,7 +76,7 @@ class ModuleBlackBox(ClassifierBlackBox):
     Raises
     ------
     ConfigError
-        If there is ``test`` and no number of its images.
+        If there is neither ``train`` nor ``own``, or ``test`` and no number of its images.
     DataError
         If ``own`` has images of another shape, or a label that is not below K.
     """
@@ -77,7 +85,7 @@ class ModuleBlackBox(ClassifierBlackBox):
         self,
         context: Context,
         model: nn.Module,
-        train: Callable[[nn.Module], float | None],
+        train: Callable[[nn.Module], float | None] | None,
         image_shape: tuple[int, int, int],
         num_classes: int,
         num_examples: int,
@@ -93,6 +101,8 @@ class ModuleBlackBox(ClassifierBlackBox):
         super().__init__(context, image_shape, num_classes, num_examples, **options)
         if test is not None and num_test_examples < 1:
             raise ConfigError("num_test_examples: say on how many images `test` evaluates")
+        if train is None and own is None:
+            raise ConfigError("train = None: give `own`, the images that the model is trained on")
         if own is not None:
             own.check(image_shape, num_classes)
         self._own = own
@@ -111,11 +121,31 @@ class ModuleBlackBox(ClassifierBlackBox):
         return "cpu" if parameter is None else str(parameter.device)
 
     def fit(self, round_: int) -> FitReport:
-        """Train with one's own function."""
+        """Train with one's own function, or as the settings say.
+
+        Fewer than two images are not trained on then (batch norm cannot): 0 examples are reported.
+        """
+        if self._train is None:
+            return self._fit_own(round_)
         with self._seeded(Purpose.LOCAL_TRAINING, round_):
             loss = self._train(self._model)
         self._model.eval()
         return FitReport(num_examples=self._num_examples, loss=max(float(loss or 0.0), 0.0))
+
+    def _fit_own(self, round_: int) -> FitReport:
+        own = self._own
+        if own is None or len(own) < MIN_TRAINING_IMAGES:
+            return FitReport(num_examples=0, loss=0.0)
+        with self._seeded(Purpose.LOCAL_TRAINING, round_):
+            loss = train_as_set(
+                self._model,
+                to_tensor(own.images_NCHW, self.device),
+                to_tensor(own.labels_N, self.device),
+                self.num_classes,
+                self._settings,
+                self._stream(Purpose.LOCAL_TRAINING, round_),
+            )
+        return FitReport(num_examples=len(own), loss=loss)
 
     def logits(self, images_NCHW: FloatArray) -> FloatArray:
         """Answer in evaluation mode, float32, a batch at a time."""
@@ -132,9 +162,6 @@ class ModuleBlackBox(ClassifierBlackBox):
         """Take ``client_distill_steps`` steps with a fresh optimiser."""
         device, client = self.device, self._settings.client
         purpose = Purpose.CLIENT_DISTILLATION
-        stream = torch_stream(
-            self._settings.run.seed, purpose, round_=round_, partition=self._partition
-        )
         with self._seeded(purpose, round_):
             return distil(
                 self._model,
@@ -145,10 +172,14 @@ class ModuleBlackBox(ClassifierBlackBox):
                 temperature=temperature,
                 lr=client.client_distill_lr,
                 settings=self._settings.optimizer,
-                stream=stream,
+                stream=self._stream(purpose, round_),
                 class_balance=client.class_balance,
                 rehearsed=self._rehearsed() if client.client_rehearsal else None,
             )
+
+    def _stream(self, purpose: Purpose, round_: int) -> torch.Generator:
+        seed = self._settings.run.seed
+        return torch_stream(seed, purpose, round_=round_, partition=self._partition)
 
     def _seeded(self, purpose: Purpose, round_: int) -> AbstractContextManager[None]:
         """Seed what layers and loaders draw from that take no stream."""
