@@ -245,7 +245,10 @@ def train_as_set(
     settings: Settings,
     stream: torch.Generator,
 ) -> float:
-    """Train for ``local-epochs`` with a fresh optimiser, longer if the images are few; see `fit`.
+    """Train as a run's settings say, ``local-epochs`` or longer if the images are few.
+
+    Takes at least `MIN_TRAINING_IMAGES` images, uint8 (N, C, H, W), and classes (N,), on the
+    model's device; returns the mean cross-entropy over the last epoch in nats (`fit`).
 
     An epoch over few images is few steps; with many more steps of distillation between them such a
     client would forget its own data, and teach its peers nothing.

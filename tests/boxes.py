@@ -10,10 +10,7 @@ from flwr.app import Context, RecordDict
 from sklearn.ensemble import RandomForestClassifier
 from torch import nn
 
-from fedzge_flwr import (
-    ImageSet,
-    make_settings,
-)
+from fedzge_flwr import ImageSet, make_settings
 from fedzge_flwr.data import load_split
 
 SHAPE = (1, 8, 8)

@@ -68,8 +68,9 @@ class ModuleBlackBox(ClassifierBlackBox):
         ``distill-batch-size``, ``class-balance``, the optimiser's and ``seed`` say how the
         ensemble's answers are distilled, ``local-rounds`` in how many rounds ``train`` is called,
         ``query-batch-size`` how many images are evaluated at once, and ``client-threads`` how many
-        threads torch has here until `close`, which gives the process back those that it had. The
-        others are ``train``'s affair, or the server's.
+        threads torch has here until `close`, which gives the process back those that it had.
+        Without ``train``, ``local-epochs``, ``min-local-steps``, ``batch-size``, ``local-lr``,
+        ``mixup`` and ``logit-adjustment`` say how it is trained. The others are the server's.
     **options
         As for `ClassifierBlackBox`.
 
