@@ -2,8 +2,8 @@
 
 from flwr.clientapp import ClientApp
 
-from fedzge_flwr.client import register_endpoints
-from fedzge_flwr.torch_blackbox import torch_black_box
+from fedzge_flwr.black_boxes.partition import torch_black_box
+from fedzge_flwr.client.endpoints import register_endpoints
 
 app = ClientApp()
 register_endpoints(app, torch_black_box)

@@ -5,16 +5,16 @@ import logging
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedzge_flwr.checkpoints import CheckpointFolder
-from fedzge_flwr.config import from_run_config
-from fedzge_flwr.errors import FedZGEError
-from fedzge_flwr.evaluation import TestSetEvaluation, check_partition
-from fedzge_flwr.naming import run_to_resume
-from fedzge_flwr.observers import Observer
-from fedzge_flwr.results import RunFolder
+from fedzge_flwr.common.errors import FedZGEError
+from fedzge_flwr.config.parsing import from_run_config
+from fedzge_flwr.data.evaluation import TestSetEvaluation, check_partition
+from fedzge_flwr.observers.base import Observer
+from fedzge_flwr.observers.naming import run_to_resume
+from fedzge_flwr.observers.run_folder import RunFolder
+from fedzge_flwr.observers.tensorboard import TensorBoard
 from fedzge_flwr.server.build import build_central, check_names
+from fedzge_flwr.server.checkpoints import CheckpointFolder
 from fedzge_flwr.strategy import FedZGE
-from fedzge_flwr.tracking import TensorBoard
 
 LOGGER = logging.getLogger("flwr.fedzge")
 

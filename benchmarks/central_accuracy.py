@@ -22,17 +22,17 @@ import torch
 from flwr.app import ArrayRecord
 
 from benchmarks.local_clients import LocalClients
-from fedzge_flwr.config import Settings, from_run_config
-from fedzge_flwr.data import load_split
-from fedzge_flwr.display import percent
-from fedzge_flwr.evaluation import TestSetEvaluation
-from fedzge_flwr.files import atomic_write_text
-from fedzge_flwr.server.build import build_central, build_generator
+from fedzge_flwr.common.files import atomic_write_text
+from fedzge_flwr.common.text import percent
+from fedzge_flwr.config.parsing import from_run_config
+from fedzge_flwr.config.sections import Settings
+from fedzge_flwr.data.evaluation import TestSetEvaluation
+from fedzge_flwr.data.loading import load_split
+from fedzge_flwr.learning.numerics import select_device
+from fedzge_flwr.server.build import RECIPES, build_central, build_generator
 from fedzge_flwr.server.efficient import image_counts
-from fedzge_flwr.server.recipes import RECIPES
-from fedzge_flwr.server.round import run_round
+from fedzge_flwr.server.phases import run_round
 from fedzge_flwr.server.state import ServerState
-from fedzge_flwr.training import select_device
 
 LOCAL_ONLY = "local only"
 LOCAL_DEFAULT = "local only, default training"
@@ -274,7 +274,7 @@ def draw(runs: Runs, path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    from fedzge_flwr.files import atomic_path
+    from fedzge_flwr.common.files import atomic_path
 
     alphas = sorted({run["alpha"] for run in runs}, reverse=True)
     figure = Figure(figsize=(5.0 * len(alphas), 4.8), layout="constrained")

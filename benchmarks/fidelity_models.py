@@ -12,19 +12,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fedzge_flwr.config import Settings
-from fedzge_flwr.data import load_split
-from fedzge_flwr.files import atomic_path
-from fedzge_flwr.losses import distillation_loss
-from fedzge_flwr.models import rebuild_model
-from fedzge_flwr.pixels import PIXEL_RANGE
-from fedzge_flwr.randomness import Purpose, torch_stream
+from fedzge_flwr.black_boxes.partition import TorchBlackBox
+from fedzge_flwr.common.files import atomic_path
+from fedzge_flwr.common.randomness import Purpose, torch_stream
+from fedzge_flwr.config.sections import Settings
+from fedzge_flwr.data.loading import load_split
+from fedzge_flwr.images.pixels import PIXEL_RANGE
+from fedzge_flwr.learning.losses import distillation_loss
+from fedzge_flwr.learning.models.catalogue import rebuild_model
+from fedzge_flwr.learning.numerics import select_device
+from fedzge_flwr.learning.predict import predict
 from fedzge_flwr.server.build import build_central, build_generator
-from fedzge_flwr.server.round import draw_noise
+from fedzge_flwr.server.phases import draw_noise
 from fedzge_flwr.server.state import SyntheticBatch, objective_of
-from fedzge_flwr.torch_blackbox import TorchBlackBox
-from fedzge_flwr.training import predict, select_device
-from fedzge_flwr.transfer.procedural import procedural_images
+from fedzge_flwr.synthesis.procedural import procedural_images
 
 STAGES = ("fresh", "half", "trained")
 IMAGES = ("generator", "procedural", "test")

@@ -33,15 +33,19 @@ from benchmarks.fidelity_models import (
     train_central,
     train_ensemble,
 )
-from fedzge_flwr.config import Settings, from_run_config
-from fedzge_flwr.files import atomic_write_text
-from fedzge_flwr.pixels import PIXEL_RANGE
-from fedzge_flwr.randomness import Purpose, torch_stream
+from fedzge_flwr.common.files import atomic_write_text
+from fedzge_flwr.common.randomness import Purpose, torch_stream
+from fedzge_flwr.config.parsing import from_run_config
+from fedzge_flwr.config.sections import Settings
+from fedzge_flwr.images.pixels import PIXEL_RANGE
+from fedzge_flwr.learning.numerics import exact_float32, tensor_float32
+from fedzge_flwr.learning.predict import predict
+from fedzge_flwr.query.question import Differences
 from fedzge_flwr.server.objective import BatchObjective
 from fedzge_flwr.server.state import SyntheticBatch, objective_of
-from fedzge_flwr.training import exact_float32, predict, tensor_float32
-from fedzge_flwr.zeroth_order import DIRECTIONS, ESTIMATORS, Differences
 from fedzge_flwr.zeroth_order.chain_rule import exact_parts
+from fedzge_flwr.zeroth_order.estimators import ESTIMATORS
+from fedzge_flwr.zeroth_order.samplers import DIRECTIONS
 
 TF32 = "answers in tf32"
 """Images as they are, but clients whose GPU computes in TF32, which theirs never do in a run."""

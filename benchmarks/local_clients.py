@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
-from fedzge_flwr.arrays import FloatArray
-from fedzge_flwr.blackbox import EvaluationSplit
-from fedzge_flwr.config import Settings
-from fedzge_flwr.question import Question
+from fedzge_flwr.black_boxes.contract import EvaluationSplit
+from fedzge_flwr.black_boxes.partition import TorchBlackBox
+from fedzge_flwr.common.arrays import FloatArray
+from fedzge_flwr.config.sections import Settings
+from fedzge_flwr.query.question import Question
 from fedzge_flwr.server.clients import ClientAccuracy, ClientAnswer
-from fedzge_flwr.torch_blackbox import TorchBlackBox
 
 
 class LocalClients:

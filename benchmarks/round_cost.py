@@ -19,9 +19,10 @@ from benchmarks.costs.gpu import gpu_rows, visible_gpu
 from benchmarks.costs.memory import memory_rows
 from benchmarks.costs.simulated import overhead_rows, scale_row
 from benchmarks.costs.wire import byte_rows
-from fedzge_flwr.config import Settings, from_run_config
-from fedzge_flwr.files import atomic_write_text
-from fedzge_flwr.presets import preset_file
+from fedzge_flwr.common.files import atomic_write_text
+from fedzge_flwr.config.parsing import from_run_config
+from fedzge_flwr.config.presets.catalogue import preset_file
+from fedzge_flwr.config.sections import Settings
 
 Row = dict[str, Any]
 PARTS = ("bytes", "memory", "overhead", "scale", "gpu")

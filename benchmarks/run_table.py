@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fedzge_flwr.display import percent
+from fedzge_flwr.common.text import percent
 
 HEADER = (
     "| round | central | ensemble | mean client | queries a client | down MB | up MB | seconds |\n"

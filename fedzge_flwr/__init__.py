@@ -9,63 +9,107 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from fedzge_flwr.common.version import __version__
 
 if TYPE_CHECKING:
-    from fedzge_flwr.black_boxes.base import ClassifierBlackBox
+    from fedzge_flwr.black_boxes.classifier import ClassifierBlackBox
+    from fedzge_flwr.black_boxes.contract import (
+        BlackBox,
+        ClientEvaluation,
+        ClientProfile,
+        FitReport,
+    )
     from fedzge_flwr.black_boxes.function import FunctionBlackBox
     from fedzge_flwr.black_boxes.module import ModuleBlackBox
     from fedzge_flwr.black_boxes.onnx import OnnxBlackBox
+    from fedzge_flwr.black_boxes.partition import TorchBlackBox, torch_black_box
     from fedzge_flwr.black_boxes.scikit import SklearnBlackBox
-    from fedzge_flwr.blackbox import BlackBox, ClientEvaluation, ClientProfile, FitReport
-    from fedzge_flwr.checkpoints import Checkpoint, CheckpointFolder
-    from fedzge_flwr.client import register_endpoints
-    from fedzge_flwr.config import Settings, from_run_config, make_settings
+    from fedzge_flwr.client.endpoints import register_endpoints
+    from fedzge_flwr.common.errors import FedZGEError
+    from fedzge_flwr.config.parsing import from_run_config, make_settings
+    from fedzge_flwr.config.sections import Settings
     from fedzge_flwr.data.loading import LOADERS
-    from fedzge_flwr.datasets_spec import DATASETS, DatasetSpec
-    from fedzge_flwr.directions import Directions
-    from fedzge_flwr.errors import FedZGEError
-    from fedzge_flwr.export import export_onnx
-    from fedzge_flwr.generators import GENERATORS
-    from fedzge_flwr.images import ImageSet
-    from fedzge_flwr.losses import OBJECTIVES, ObjectiveWeights, generator_objective
-    from fedzge_flwr.models import MODELS
-    from fedzge_flwr.observers import Observer, RoundRow
-    from fedzge_flwr.question import COPIES
-    from fedzge_flwr.results import RunFolder
+    from fedzge_flwr.images.image_set import ImageSet
+    from fedzge_flwr.images.spec import DATASETS, DatasetSpec
+    from fedzge_flwr.learning.export import export_onnx
+    from fedzge_flwr.learning.losses import OBJECTIVES, ObjectiveWeights, generator_objective
+    from fedzge_flwr.learning.models.catalogue import MODELS
+    from fedzge_flwr.observers.base import Observer, RoundRow
+    from fedzge_flwr.observers.run_folder import RunFolder
+    from fedzge_flwr.observers.tensorboard import TensorBoard
+    from fedzge_flwr.query.directions import Directions
+    from fedzge_flwr.query.question import COPIES
+    from fedzge_flwr.server.checkpoints import Checkpoint, CheckpointFolder
     from fedzge_flwr.server.ensemble import ENSEMBLES, Answers
     from fedzge_flwr.strategy import CommonTestSet, FedZGE
-    from fedzge_flwr.torch_blackbox import TorchBlackBox, torch_black_box
-    from fedzge_flwr.tracking import TensorBoard
-    from fedzge_flwr.zeroth_order import ESTIMATORS, Estimate, Estimator, Objective, Queries
+    from fedzge_flwr.synthesis.generators import GENERATORS
+    from fedzge_flwr.zeroth_order.base import Estimate, Estimator, Objective, Queries
+    from fedzge_flwr.zeroth_order.estimators import ESTIMATORS
 
 _HOMES = {
-    "black_boxes.base": ("ClassifierBlackBox",),
+    "black_boxes.classifier": ("ClassifierBlackBox",),
+    "black_boxes.contract": (
+        "BlackBox",
+        "ClientEvaluation",
+        "ClientProfile",
+        "FitReport",
+    ),
     "black_boxes.function": ("FunctionBlackBox",),
     "black_boxes.module": ("ModuleBlackBox",),
     "black_boxes.onnx": ("OnnxBlackBox",),
+    "black_boxes.partition": (
+        "TorchBlackBox",
+        "torch_black_box",
+    ),
     "black_boxes.scikit": ("SklearnBlackBox",),
-    "blackbox": ("BlackBox", "ClientEvaluation", "ClientProfile", "FitReport"),
-    "checkpoints": ("Checkpoint", "CheckpointFolder"),
-    "client": ("register_endpoints",),
-    "config": ("Settings", "from_run_config", "make_settings"),
-    "images": ("ImageSet",),
+    "client.endpoints": ("register_endpoints",),
+    "common.errors": ("FedZGEError",),
+    "config.parsing": (
+        "from_run_config",
+        "make_settings",
+    ),
+    "config.sections": ("Settings",),
     "data.loading": ("LOADERS",),
-    "datasets_spec": ("DATASETS", "DatasetSpec"),
-    "directions": ("Directions",),
-    "errors": ("FedZGEError",),
-    "export": ("export_onnx",),
-    "generators": ("GENERATORS",),
-    "losses": ("OBJECTIVES", "ObjectiveWeights", "generator_objective"),
-    "models": ("MODELS",),
-    "observers": ("Observer", "RoundRow"),
-    "question": ("COPIES",),
-    "results": ("RunFolder",),
-    "server.ensemble": ("ENSEMBLES", "Answers"),
-    "strategy": ("CommonTestSet", "FedZGE"),
-    "torch_blackbox": ("TorchBlackBox", "torch_black_box"),
-    "tracking": ("TensorBoard",),
-    "zeroth_order": ("ESTIMATORS", "Estimate", "Estimator", "Objective", "Queries"),
+    "images.image_set": ("ImageSet",),
+    "images.spec": (
+        "DATASETS",
+        "DatasetSpec",
+    ),
+    "learning.export": ("export_onnx",),
+    "learning.losses": (
+        "OBJECTIVES",
+        "ObjectiveWeights",
+        "generator_objective",
+    ),
+    "learning.models.catalogue": ("MODELS",),
+    "observers.base": (
+        "Observer",
+        "RoundRow",
+    ),
+    "observers.run_folder": ("RunFolder",),
+    "observers.tensorboard": ("TensorBoard",),
+    "query.directions": ("Directions",),
+    "query.question": ("COPIES",),
+    "server.checkpoints": (
+        "Checkpoint",
+        "CheckpointFolder",
+    ),
+    "server.ensemble": (
+        "Answers",
+        "ENSEMBLES",
+    ),
+    "strategy": (
+        "CommonTestSet",
+        "FedZGE",
+    ),
+    "synthesis.generators": ("GENERATORS",),
+    "zeroth_order.base": (
+        "Estimate",
+        "Estimator",
+        "Objective",
+        "Queries",
+    ),
+    "zeroth_order.estimators": ("ESTIMATORS",),
 }
 
 __all__ = [

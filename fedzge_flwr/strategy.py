@@ -16,18 +16,17 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import nn
 
-from fedzge_flwr.arrays import FloatArray
-from fedzge_flwr.checkpoints import Checkpoint, CheckpointFolder
-from fedzge_flwr.config import Settings
-from fedzge_flwr.errors import CheckpointError, TooFewClientsError
-from fedzge_flwr.grid_clients import GridClients
-from fedzge_flwr.observers import Observer, RoundRow
-from fedzge_flwr.server.build import build_generator, check_names
+from fedzge_flwr.common.arrays import FloatArray
+from fedzge_flwr.common.errors import CheckpointError, TooFewClientsError
+from fedzge_flwr.config.sections import Settings
+from fedzge_flwr.grid.clients import GridClients
+from fedzge_flwr.learning.numerics import select_device
+from fedzge_flwr.observers.base import Observer, RoundRow
+from fedzge_flwr.server.build import RECIPES, build_generator, check_names
+from fedzge_flwr.server.checkpoints import Checkpoint, CheckpointFolder
 from fedzge_flwr.server.checks import load_central
-from fedzge_flwr.server.recipes import RECIPES
-from fedzge_flwr.server.round import is_evaluation_round, run_round
+from fedzge_flwr.server.phases import is_evaluation_round, run_round
 from fedzge_flwr.server.state import RoundState, ServerState
-from fedzge_flwr.training import select_device
 
 LOGGER = logging.getLogger("flwr.fedzge")
 
@@ -50,8 +49,8 @@ class CommonTestSet(Protocol):
 class FedZGE(Strategy):
     """Data-free black-box federated learning (arXiv 2503.06028) as a Flower strategy.
 
-    The clients' apps need the endpoints of `fedzge_flwr.client.register_endpoints`. Nothing of the
-    strategy reads data: evaluation enters as callables.
+    The clients' apps need the endpoints of `fedzge_flwr.register_endpoints`. Nothing of it reads
+    data: evaluation enters as callables.
 
     Parameters
     ----------

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.inprocess import InProcessGrid
-from tests.launching import start
-from tests.small_models import mlp, models
-from tests.snippets import registries
+from tests.helpers.inprocess import InProcessGrid
+from tests.helpers.launching import start
+from tests.helpers.small_models import mlp, models
+from tests.helpers.snippets import registries
 
 __all__ = ["models", "registries", "start"]
 
@@ -87,7 +87,7 @@ def efficient_config(tiny_config: dict[str, Any]) -> dict[str, Any]:
 def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small trained model in ONNX format, and its state beside it."""
     from fedzge_flwr import export_onnx
-    from tests.boxes import SHAPE, train_a_little
+    from tests.helpers.boxes import SHAPE, train_a_little
 
     torch.manual_seed(0)
     model = mlp(SHAPE, 10)

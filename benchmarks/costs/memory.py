@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 
-from fedzge_flwr.config import Settings, from_run_config
-from fedzge_flwr.pixels import PIXEL_RANGE
-from fedzge_flwr.randomness import Purpose, torch_stream
+from fedzge_flwr.common.randomness import Purpose, torch_stream
+from fedzge_flwr.config.parsing import from_run_config
+from fedzge_flwr.config.sections import Settings
+from fedzge_flwr.images.pixels import PIXEL_RANGE
 from fedzge_flwr.server.build import build_central, build_generator
-from fedzge_flwr.server.round import draw_noise, make_objective
+from fedzge_flwr.server.phases import draw_noise, make_objective
 from fedzge_flwr.server.state import ServerState, SyntheticBatch
-from fedzge_flwr.zeroth_order import ESTIMATORS
+from fedzge_flwr.zeroth_order.estimators import ESTIMATORS
 
 _ROOT = Path(__file__).parent.parent.parent
 

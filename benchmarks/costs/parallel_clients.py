@@ -10,9 +10,9 @@ from multiprocessing.managers import BaseManager
 from typing import Any, TypeVar
 
 from benchmarks.local_clients import LocalClients
-from fedzge_flwr.arrays import FloatArray
-from fedzge_flwr.config import Settings
-from fedzge_flwr.question import Question
+from fedzge_flwr.common.arrays import FloatArray
+from fedzge_flwr.config.sections import Settings
+from fedzge_flwr.query.question import Question
 from fedzge_flwr.server.clients import ClientAccuracy, ClientAnswer
 
 T = TypeVar("T")

@@ -17,13 +17,13 @@ import torch
 from benchmarks.costs.memory_watch import MemoryWatch
 from benchmarks.costs.parallel_clients import parallel_clients
 from benchmarks.local_clients import LocalClients
-from fedzge_flwr.config import Settings, from_run_config
+from fedzge_flwr.config.parsing import from_run_config
+from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.launch.simulate import Resources
 from fedzge_flwr.launch.simulate import simulate as launch
-from fedzge_flwr.server.build import build_central, build_generator
+from fedzge_flwr.server.build import RECIPES, build_central, build_generator
 from fedzge_flwr.server.clients import Clients
-from fedzge_flwr.server.recipes import RECIPES
-from fedzge_flwr.server.round import run_round
+from fedzge_flwr.server.phases import run_round
 from fedzge_flwr.server.state import ServerState
 
 Row = dict[str, Any]

@@ -9,10 +9,11 @@ import numpy as np
 from flwr.app import Message
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedzge_flwr.config import Settings
-from fedzge_flwr.directions import Directions
-from fedzge_flwr.ledger import split
-from fedzge_flwr.protocol import (
+from fedzge_flwr.config.sections import Settings
+from fedzge_flwr.query.directions import Directions
+from fedzge_flwr.query.question import Question, from_levels, to_levels
+from fedzge_flwr.wire.codec import encode
+from fedzge_flwr.wire.messages import (
     DistillReply,
     DistillRequest,
     LogitsReply,
@@ -23,11 +24,9 @@ from fedzge_flwr.protocol import (
     TrainReply,
     TrainRequest,
     WireMessage,
-    encode,
-    encoded_bytes,
-    payload_bytes,
 )
-from fedzge_flwr.question import Question, from_levels, to_levels
+from fedzge_flwr.wire.size import encoded_bytes, payload_bytes
+from fedzge_flwr.wire.traffic import split
 
 
 def byte_rows(settings: Settings) -> Iterator[dict[str, Any]]:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedzge_flwr.arrays import FloatArray
-from fedzge_flwr.black_boxes.base import ClassifierBlackBox
+from fedzge_flwr.black_boxes.classifier import ClassifierBlackBox
+from fedzge_flwr.common.arrays import FloatArray
 
 if TYPE_CHECKING:
     from flwr.app import Context

@@ -11,20 +11,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedzge_flwr.arrays import FloatArray
-from fedzge_flwr.black_boxes.base import ClassifierBlackBox
-from fedzge_flwr.blackbox import ClientEvaluation, EvaluationSplit, FitReport, State
-from fedzge_flwr.config import Settings
-from fedzge_flwr.distillation import distil
-from fedzge_flwr.errors import ConfigError
-from fedzge_flwr.images import ImageSet
-from fedzge_flwr.randomness import Purpose, seeded_default, torch_stream
-from fedzge_flwr.tensors import state_arrays, taken_over, to_numpy, to_tensor
-from fedzge_flwr.training import (
+from fedzge_flwr.black_boxes.classifier import ClassifierBlackBox
+from fedzge_flwr.black_boxes.contract import ClientEvaluation, EvaluationSplit, FitReport, State
+from fedzge_flwr.common.arrays import FloatArray
+from fedzge_flwr.common.errors import ConfigError
+from fedzge_flwr.common.randomness import Purpose, seeded_default, torch_stream
+from fedzge_flwr.config.sections import Settings
+from fedzge_flwr.images.image_set import ImageSet
+from fedzge_flwr.learning.distillation import distil
+from fedzge_flwr.learning.predict import predict
+from fedzge_flwr.learning.tensors import state_arrays, taken_over, to_numpy, to_tensor
+from fedzge_flwr.learning.training import (
     MIN_TRAINING_IMAGES,
     OwnImages,
     log_class_prior,
-    predict,
     train_as_set,
 )
 

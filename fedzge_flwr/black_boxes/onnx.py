@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from fedzge_flwr.arrays import FloatArray
-from fedzge_flwr.black_boxes.base import ClassifierBlackBox, log_probabilities
-from fedzge_flwr.errors import ConfigError, DataError
-from fedzge_flwr.registry import one_of
+from fedzge_flwr.black_boxes.classifier import ClassifierBlackBox, log_probabilities
+from fedzge_flwr.common.arrays import FloatArray
+from fedzge_flwr.common.errors import ConfigError, DataError
+from fedzge_flwr.common.registry import one_of
 
 if TYPE_CHECKING:
     from flwr.app import Context

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from fedzge_flwr.arrays import FloatArray
-from fedzge_flwr.black_boxes.base import ClassifierBlackBox, log_probabilities
-from fedzge_flwr.blackbox import FitReport, State
-from fedzge_flwr.errors import ConfigError
-from fedzge_flwr.images import ImageSet
-from fedzge_flwr.randomness import Purpose, numpy_stream
-from fedzge_flwr.registry import one_of
+from fedzge_flwr.black_boxes.classifier import ClassifierBlackBox, log_probabilities
+from fedzge_flwr.black_boxes.contract import FitReport, State
+from fedzge_flwr.common.arrays import FloatArray
+from fedzge_flwr.common.errors import ConfigError
+from fedzge_flwr.common.randomness import Purpose, numpy_stream
+from fedzge_flwr.common.registry import one_of
+from fedzge_flwr.images.image_set import ImageSet
 
 if TYPE_CHECKING:
     from flwr.app import Context

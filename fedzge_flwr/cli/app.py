@@ -11,9 +11,9 @@ from typing import Annotated
 
 import typer
 
-from fedzge_flwr import __version__
 from fedzge_flwr.cli.given import Given
-from fedzge_flwr.errors import FedZGEError
+from fedzge_flwr.common.errors import FedZGEError
+from fedzge_flwr.common.version import __version__
 
 app = typer.Typer(
     name="fedzge",
@@ -100,7 +100,7 @@ def report(
 ) -> None:
     """Make one page of a run, or of several that are compared, that needs no network."""
     with _told():
-        from fedzge_flwr.report import write_report
+        from fedzge_flwr.report.page import write_report
 
         write_report(runs, output)
         print(f"report: {output}")
@@ -112,7 +112,7 @@ def presets(
 ) -> None:
     """List the published runs, or show the settings of one."""
     with _told():
-        from fedzge_flwr.presets import preset_file, preset_names
+        from fedzge_flwr.config.presets.catalogue import preset_file, preset_names
 
         if name is None:
             print("\n".join(preset_names()))

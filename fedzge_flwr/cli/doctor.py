@@ -17,8 +17,9 @@ import psutil
 from rich.console import Console
 
 from fedzge_flwr.cli.given import Given
-from fedzge_flwr.config import Settings, from_run_config
-from fedzge_flwr.errors import FedZGEError
+from fedzge_flwr.common.errors import FedZGEError
+from fedzge_flwr.config.parsing import from_run_config
+from fedzge_flwr.config.sections import Settings
 
 State = Literal["ok", "note", "wrong"]
 
@@ -198,8 +199,9 @@ def settings_and_data(given: Given) -> Iterator[Finding]:
 
 
 def _data(settings: Settings) -> Iterator[Finding]:
-    from fedzge_flwr.data import load_split, partition_indices
-    from fedzge_flwr.datasets_spec import OWN
+    from fedzge_flwr.data.loading import load_split
+    from fedzge_flwr.data.partition import partition_indices
+    from fedzge_flwr.images.spec import OWN
 
     data = settings.data
     if data.dataset == OWN:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedzge_flwr.errors import ConfigError
-from fedzge_flwr.presets import preset_file, read_settings
+from fedzge_flwr.common.errors import ConfigError
+from fedzge_flwr.config.presets.catalogue import preset_file, read_settings
 
 
 @dataclass(frozen=True)

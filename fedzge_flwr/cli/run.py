@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from fedzge_flwr.cli.given import Given
-from fedzge_flwr.config import NUMBERS_DO_NOT_DEPEND_ON, from_run_config
-from fedzge_flwr.display import percent, percent_spread
-from fedzge_flwr.errors import ConfigError, RunFolderError
+from fedzge_flwr.common.errors import ConfigError, RunFolderError
+from fedzge_flwr.common.text import percent, percent_spread
+from fedzge_flwr.config.parsing import NUMBERS_DO_NOT_DEPEND_ON, from_run_config
 from fedzge_flwr.launch.deployment import deploy
 from fedzge_flwr.launch.simulate import Resources, simulate
 from fedzge_flwr.report.runs import ACCURACIES, Run, load_run

@@ -13,8 +13,8 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
+from fedzge_flwr.common.errors import ConfigError
 from fedzge_flwr.config.sections import ModelName, Section, Settings
-from fedzge_flwr.errors import ConfigError
 
 _ALIKE = 0.8
 """Likeness (`difflib`) from which a key is taken for a misspelling."""

@@ -13,10 +13,10 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError, model_validator
 
+from fedzge_flwr.common.errors import ConfigError
 from fedzge_flwr.config.node import refuse_misspelt
 from fedzge_flwr.config.parsing import one_line
 from fedzge_flwr.config.sections import CountOrNone, NonNegative, Section, kebab
-from fedzge_flwr.errors import ConfigError
 
 STATE_DIR_VARIABLE = "FEDZGE_STATE_DIR"
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from fedzge_flwr.common.errors import ConfigError
 from fedzge_flwr.config.sections import (
     ClientSettings,
     DataSettings,
@@ -20,8 +21,7 @@ from fedzge_flwr.config.sections import (
     TransferSettings,
     kebab,
 )
-from fedzge_flwr.datasets_spec import OWN
-from fedzge_flwr.errors import ConfigError
+from fedzge_flwr.images.spec import OWN
 
 AUTO = "auto"
 """Written for a setting whose default depends on the recipe, it asks for that default."""

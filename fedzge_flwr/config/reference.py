@@ -14,11 +14,11 @@ from typing import Any, Literal, get_args, get_origin
 import tomli_w
 from pydantic.fields import FieldInfo
 
+from fedzge_flwr.common.files import atomic_write_text
 from fedzge_flwr.config.node import NodeSettings
 from fedzge_flwr.config.owner import OwnerSettings
 from fedzge_flwr.config.parsing import SECTIONS, default_run_config, paper_defaults
 from fedzge_flwr.config.sections import Section, Settings, kebab
-from fedzge_flwr.files import atomic_write_text
 
 _TITLES = {
     "run": "The run",

@@ -19,10 +19,10 @@ from pydantic import (
     model_validator,
 )
 
-from fedzge_flwr.datasets_spec import DATASETS, OWN, DatasetSpec
-from fedzge_flwr.models import MODELS
-from fedzge_flwr.question import COPIES, num_copies
-from fedzge_flwr.registry import lookup
+from fedzge_flwr.common.registry import lookup
+from fedzge_flwr.images.spec import DATASETS, OWN, DatasetSpec
+from fedzge_flwr.learning.models.catalogue import MODELS
+from fedzge_flwr.query.question import COPIES, num_copies
 from fedzge_flwr.server.ensemble import ENSEMBLES
 
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from fedzge_flwr.errors import DataError
-from fedzge_flwr.files import atomic_path
+from fedzge_flwr.common.errors import DataError
+from fedzge_flwr.common.files import atomic_path
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from fedzge_flwr.common.errors import DataError, MissingDataError
 from fedzge_flwr.data.decode import decode_files
-from fedzge_flwr.datasets_spec import DATASETS
-from fedzge_flwr.errors import DataError, MissingDataError
-from fedzge_flwr.images import ImageSet, Split
+from fedzge_flwr.images.image_set import ImageSet, Split
+from fedzge_flwr.images.spec import DATASETS
 
 _TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 _TINY_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fedzge_flwr.errors import DataError
+from fedzge_flwr.common.errors import DataError
 
 _UNSIGNED_BYTE = 0x08
 

@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedzge_flwr.config import DataSettings
+from fedzge_flwr.common.errors import DataError, MissingDataError
+from fedzge_flwr.common.randomness import Purpose, numpy_stream
+from fedzge_flwr.common.registry import lookup
+from fedzge_flwr.config.sections import DataSettings
 from fedzge_flwr.data.folders import load_food101, load_tiny_imagenet
 from fedzge_flwr.data.idx import find_idx, read_idx
 from fedzge_flwr.data.recall import Arrays, recall
-from fedzge_flwr.datasets_spec import DATASETS, OWN
-from fedzge_flwr.errors import DataError, MissingDataError
-from fedzge_flwr.images import ImageSet, Loader, Split
-from fedzge_flwr.randomness import Purpose, numpy_stream
-from fedzge_flwr.registry import lookup
+from fedzge_flwr.images.image_set import ImageSet, Loader, Split
+from fedzge_flwr.images.spec import DATASETS, OWN
 
 LOGGER = logging.getLogger("flwr.fedzge")
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fedzge_flwr.config import DataSettings
+from fedzge_flwr.common.errors import DataError
+from fedzge_flwr.config.sections import DataSettings
 from fedzge_flwr.data.decode import first_line, read_image
 from fedzge_flwr.data.partition import ClientData, hold_out_some
-from fedzge_flwr.datasets_spec import DatasetSpec
-from fedzge_flwr.errors import DataError
-from fedzge_flwr.images import ImageSet
+from fedzge_flwr.images.image_set import ImageSet
+from fedzge_flwr.images.spec import DatasetSpec
 
 CLASSES_FILE = "classes.txt"
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -32,7 +32,7 @@ def own_data(
     settings : DataSettings
         Classes and image shape of its data set, and ``holdout-fraction``.
     seed, partition, hold_out
-        As in `fedzge_flwr.data.client_data`.
+        As in `fedzge_flwr.data.partition.client_data`.
 
     Raises
     ------

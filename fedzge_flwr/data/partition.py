@@ -9,12 +9,12 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from fedzge_flwr.config import DataSettings
+from fedzge_flwr.common.errors import DataError
+from fedzge_flwr.common.randomness import Purpose, derive_seed, numpy_stream
+from fedzge_flwr.config.sections import DataSettings
 from fedzge_flwr.data.loading import load_split
 from fedzge_flwr.data.recall import Arrays, digest_of, recall
-from fedzge_flwr.errors import DataError
-from fedzge_flwr.images import ImageSet
-from fedzge_flwr.randomness import Purpose, derive_seed, numpy_stream
+from fedzge_flwr.images.image_set import ImageSet
 
 
 @dataclass(frozen=True)

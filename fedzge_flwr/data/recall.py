@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import platformdirs
 
-from fedzge_flwr import __version__
-from fedzge_flwr.files import atomic_path, remove_remains
+from fedzge_flwr.common.files import atomic_path, remove_remains
+from fedzge_flwr.common.version import __version__
 
 Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
 

@@ -1,1 +1,1 @@
-"""Running the app in simulation with everything that it needs, and leaving nothing behind."""
+"""Running the app with everything that it needs, and leaving nothing behind."""

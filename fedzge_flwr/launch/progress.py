@@ -12,8 +12,8 @@ from typing import Any
 
 from rich.console import Console
 
-from fedzge_flwr.display import duration, percent
-from fedzge_flwr.naming import WARNINGS_FILE
+from fedzge_flwr.common.text import duration, percent
+from fedzge_flwr.observers.naming import WARNINGS_FILE
 
 _QUIET_S = 10.0
 _COLUMNS = (

@@ -21,13 +21,14 @@ from typing import Any
 
 import tomli_w
 
-from fedzge_flwr.config import Settings, from_run_config
+from fedzge_flwr.common.errors import FedZGEError
+from fedzge_flwr.common.files import atomic_write_text
 from fedzge_flwr.config.owner import STATE_DIR_VARIABLE
-from fedzge_flwr.errors import FedZGEError
-from fedzge_flwr.files import atomic_write_text
+from fedzge_flwr.config.parsing import from_run_config
+from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.launch.processes import ProcessFamily
 from fedzge_flwr.launch.progress import Progress
-from fedzge_flwr.naming import free_run_folder, run_to_resume
+from fedzge_flwr.observers.naming import free_run_folder, run_to_resume
 
 STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, ``kill``, and a terminal that is closed."""

@@ -11,8 +11,8 @@ from typing import Any
 
 import tomli_w
 
-from fedzge_flwr.config import Settings
-from fedzge_flwr.files import atomic_write_text
+from fedzge_flwr.common.files import atomic_write_text
+from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.launch.session import CONNECTION, Session, executable, free_ports, session
 from fedzge_flwr.launch.staging import stage
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from fedzge_flwr.ledger import total
-from fedzge_flwr.observers import RoundRow
+from fedzge_flwr.observers.base import RoundRow
 from fedzge_flwr.report.runs import Group, Reading, Run
+from fedzge_flwr.wire.traffic import total
 
 # Okabe and Ito's colours: told apart by most eyes, on light and on dark.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A7A00")

@@ -13,9 +13,9 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from fedzge_flwr.display import percent_spread
-from fedzge_flwr.errors import RunFolderError
-from fedzge_flwr.files import atomic_path
+from fedzge_flwr.common.errors import RunFolderError
+from fedzge_flwr.common.files import atomic_path
+from fedzge_flwr.common.text import percent_spread
 from fedzge_flwr.report import figures
 from fedzge_flwr.report.runs import ACCURACIES, Group, Run, group, load_run
 

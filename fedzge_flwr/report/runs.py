@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from fedzge_flwr.config import NUMBERS_DO_NOT_DEPEND_ON
-from fedzge_flwr.errors import RunFolderError
-from fedzge_flwr.observers import RoundRow
+from fedzge_flwr.common.errors import RunFolderError
+from fedzge_flwr.config.parsing import NUMBERS_DO_NOT_DEPEND_ON
+from fedzge_flwr.observers.base import RoundRow
 
 _SAME_BUT_FOR = NUMBERS_DO_NOT_DEPEND_ON | {"seed"}
 _MOST_KEYS = 3

@@ -1,1 +1,1 @@
-"""The server's side of a round, without transport: no flwr, no data loading."""
+"""The server's side of a round, without transport: no Flower, no data loading."""

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from torch import nn
 
-from fedzge_flwr.config import Settings
-from fedzge_flwr.generators import GENERATORS
-from fedzge_flwr.losses import OBJECTIVES
-from fedzge_flwr.models import build_model
-from fedzge_flwr.randomness import Purpose, seeded_default
-from fedzge_flwr.registry import lookup
+from fedzge_flwr.common.randomness import Purpose, seeded_default
+from fedzge_flwr.common.registry import lookup
+from fedzge_flwr.config.sections import Settings
+from fedzge_flwr.learning.losses import OBJECTIVES
+from fedzge_flwr.learning.models.catalogue import build_model
+from fedzge_flwr.server.efficient import EFFICIENT_ROUND
 from fedzge_flwr.server.ensemble import ENSEMBLES
-from fedzge_flwr.server.recipes import RECIPES
-from fedzge_flwr.zeroth_order import ESTIMATORS
+from fedzge_flwr.server.phases import PAPER_ROUND, Phase
+from fedzge_flwr.synthesis.generators import GENERATORS
+from fedzge_flwr.zeroth_order.estimators import ESTIMATORS
+
+RECIPES: dict[str, tuple[Phase, ...]] = {"efficient": EFFICIENT_ROUND, "paper": PAPER_ROUND}
+"""The forms of a round by name, as the setting ``recipe`` has them."""
 
 
 def check_names(settings: Settings) -> None:

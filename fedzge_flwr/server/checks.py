@@ -12,11 +12,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedzge_flwr.errors import ConfigError, DivergenceError
-from fedzge_flwr.pixels import PIXEL_RANGE
-from fedzge_flwr.question import num_copies
+from fedzge_flwr.common.errors import ConfigError, DivergenceError
+from fedzge_flwr.images.pixels import PIXEL_RANGE
+from fedzge_flwr.query.question import num_copies
 from fedzge_flwr.server.state import ServerState
-from fedzge_flwr.zeroth_order import Estimate, Queries
+from fedzge_flwr.zeroth_order.base import Estimate, Queries
 
 _SLACK = 1e-3
 """What rounding may put a generated image beyond the pixel range."""

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from fedzge_flwr.arrays import FloatArray
-from fedzge_flwr.question import Question
+from fedzge_flwr.common.arrays import FloatArray
+from fedzge_flwr.query.question import Question
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 One generator step a round on one batch teaches the central model next to nothing, so here each
 answer is kept and used many times, the images asked about come from several sources, and the
 generator trains through the central model between the rounds' zeroth-order steps. Each part has a
-key that switches it off (`fedzge_flwr.config.TransferSettings`); CHANGELOG has what each did.
+key that switches it off; `docs/evidence.md` has what each did.
 """
 
 from __future__ import annotations
@@ -11,14 +11,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedzge_flwr.config import Settings
-from fedzge_flwr.distillation import distillation_step
-from fedzge_flwr.errors import DivergenceError
-from fedzge_flwr.pixels import PIXEL_RANGE
-from fedzge_flwr.randomness import Purpose, torch_stream
+from fedzge_flwr.common.errors import DivergenceError
+from fedzge_flwr.common.randomness import Purpose, torch_stream
+from fedzge_flwr.config.sections import Settings
+from fedzge_flwr.images.pixels import PIXEL_RANGE
+from fedzge_flwr.learning.distillation import class_weights, distillation_step
+from fedzge_flwr.learning.numerics import reproducible
+from fedzge_flwr.learning.predict import predict
+from fedzge_flwr.learning.training import MIN_TRAINING_IMAGES
 from fedzge_flwr.server.checks import check_central
 from fedzge_flwr.server.clients import Clients
-from fedzge_flwr.server.round import (
+from fedzge_flwr.server.phases import (
     Phase,
     ask_clients,
     choose_queries,
@@ -32,10 +35,9 @@ from fedzge_flwr.server.round import (
     update_generator,
 )
 from fedzge_flwr.server.state import RoundState, ServerState
-from fedzge_flwr.training import MIN_TRAINING_IMAGES, predict, reproducible
-from fedzge_flwr.transfer.balance import class_weights, screen
-from fedzge_flwr.transfer.procedural import procedural_images
-from fedzge_flwr.transfer.search import breed
+from fedzge_flwr.synthesis.procedural import procedural_images
+from fedzge_flwr.synthesis.screening import screen
+from fedzge_flwr.synthesis.search import breed
 
 _GENERATOR_BATCH = 64
 _SCREENING_BATCH = 500

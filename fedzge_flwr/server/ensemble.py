@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from fedzge_flwr.arrays import FloatArray
+from fedzge_flwr.common.arrays import FloatArray
 
 Float64Array: TypeAlias = npt.NDArray[np.float64]
 

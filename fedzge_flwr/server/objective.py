@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedzge_flwr.losses import BoundObjective, LossTerms
+from fedzge_flwr.learning.losses import BoundObjective, LossTerms
 from fedzge_flwr.server.state import SyntheticBatch
 
 
 @dataclass(frozen=True)
 class BatchObjective:
-    """A `fedzge_flwr.zeroth_order.Objective` of the central model and one batch's noise and labels.
+    """The estimators' `Objective`, of the central model and one batch's noise and labels.
 
     The central model answers in evaluation mode, so that no query leaks into its running
     statistics.

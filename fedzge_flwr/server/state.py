@@ -12,17 +12,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from fedzge_flwr.arrays import FloatArray
-from fedzge_flwr.config import Settings
-from fedzge_flwr.errors import ConfigError
-from fedzge_flwr.losses import BoundObjective, LossTerms, ObjectiveWeights, bound_objective
-from fedzge_flwr.question import Question
-from fedzge_flwr.registry import lookup
+from fedzge_flwr.common.arrays import FloatArray
+from fedzge_flwr.common.errors import ConfigError
+from fedzge_flwr.common.registry import lookup
+from fedzge_flwr.config.sections import Settings
+from fedzge_flwr.learning.losses import BoundObjective, LossTerms, ObjectiveWeights, bound_objective
+from fedzge_flwr.learning.training import make_optimizer, make_schedule
+from fedzge_flwr.query.question import Question
 from fedzge_flwr.server.clients import ClientAccuracy
 from fedzge_flwr.server.ensemble import ENSEMBLES, Answers, Combination, Float64Array
-from fedzge_flwr.training import make_optimizer, make_schedule
-from fedzge_flwr.transfer.memory import Memory
-from fedzge_flwr.zeroth_order import DIRECTIONS, ESTIMATORS, Estimator, Queries
+from fedzge_flwr.synthesis.memory import Memory
+from fedzge_flwr.zeroth_order.base import Estimator, Queries
+from fedzge_flwr.zeroth_order.estimators import ESTIMATORS
+from fedzge_flwr.zeroth_order.samplers import DIRECTIONS
 
 
 @dataclass

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol, TypeAlias
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from fedzge_flwr.directions import Directions
-from fedzge_flwr.losses import LossTerms
-
-Differences: TypeAlias = Literal["forward", "central"]
-"""How a slope is measured: (f(x+εu) − f(x))/ε, or (f(x+εu) − f(x−εu))/2ε for twice the queries."""
+from fedzge_flwr.learning.losses import LossTerms
+from fedzge_flwr.query.directions import Directions
+from fedzge_flwr.query.question import Differences
 
 
 class Objective(Protocol):

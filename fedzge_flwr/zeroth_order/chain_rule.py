@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedzge_flwr.batching import in_batches
-from fedzge_flwr.losses import LossTerms, detached
+from fedzge_flwr.learning.losses import LossTerms, detached
+from fedzge_flwr.learning.numerics import in_batches
 from fedzge_flwr.zeroth_order.base import Objective, Queries
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedzge_flwr.batching import in_batches
-from fedzge_flwr.directions import Directions
+from fedzge_flwr.learning.numerics import in_batches
+from fedzge_flwr.query.directions import Directions
 from fedzge_flwr.zeroth_order.base import Estimate, Objective, Queries
 from fedzge_flwr.zeroth_order.chain_rule import (
     along,

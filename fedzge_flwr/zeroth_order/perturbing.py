@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedzge_flwr.directions import Directions
-from fedzge_flwr.question import num_copies
-from fedzge_flwr.zeroth_order.base import Differences, Objective, Queries
-from fedzge_flwr.zeroth_order.directions import DirectionSampler
+from fedzge_flwr.query.directions import Directions
+from fedzge_flwr.query.question import Differences, num_copies
+from fedzge_flwr.zeroth_order.base import Objective, Queries
+from fedzge_flwr.zeroth_order.samplers import DirectionSampler
 
 
 class Perturbing:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedzge_flwr.directions import Directions
-from fedzge_flwr.zeroth_order.base import Differences, Estimate, Objective, Queries
+from fedzge_flwr.query.directions import Directions
+from fedzge_flwr.query.question import Differences
+from fedzge_flwr.zeroth_order.base import Estimate, Objective, Queries
 from fedzge_flwr.zeroth_order.chain_rule import exact_parts, pullbacks
-from fedzge_flwr.zeroth_order.directions import DirectionSampler
+from fedzge_flwr.zeroth_order.samplers import DirectionSampler
 
 
 class Surrogate:

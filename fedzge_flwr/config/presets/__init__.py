@@ -1,0 +1,1 @@
+"""Runs as files of settings: the paper's round, and the published experiments on it."""

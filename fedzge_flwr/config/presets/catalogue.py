@@ -1,0 +1,51 @@
+"""The published runs as files of settings, and reading such files."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from fedzge_flwr.common.errors import ConfigError
+
+_FOLDER = Path(__file__).parent
+
+
+def preset_names() -> list[str]:
+    """Return the names of the presets that come with the package."""
+    return sorted(path.stem for path in _FOLDER.glob("*.toml"))
+
+
+def preset_file(preset: str) -> Path:
+    """Return a preset's file: one that comes with the package by its name, or any by its path.
+
+    Raises
+    ------
+    ConfigError
+        If there is neither.
+    """
+    if preset in preset_names():
+        return _FOLDER / f"{preset}.toml"
+    path = Path(preset).expanduser()
+    if path.is_file():
+        return path
+    near = difflib.get_close_matches(preset, preset_names(), n=1)
+    hint = f"did you mean '{near[0]}'?" if near else "`fedzge presets` lists the names"
+    raise ConfigError(f"preset '{preset}': no preset and no file has that name; {hint}")
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return the settings that a TOML file holds, unchecked.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be read, or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; name a file of settings") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML ({error}); mend it") from error

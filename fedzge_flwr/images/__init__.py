@@ -1,0 +1,1 @@
+"""What an image is: its pixels, its shape and classes, labelled sets of it."""

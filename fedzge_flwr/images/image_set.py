@@ -1,0 +1,128 @@
+"""Labelled images as arrays. NumPy only: a client of any library has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fedzge_flwr.common.arrays import ByteArray, FloatArray
+from fedzge_flwr.common.errors import DataError
+from fedzge_flwr.images.pixels import PIXEL_RANGE
+from fedzge_flwr.query.question import from_levels
+
+Split: TypeAlias = Literal["train", "test"]
+
+_SLACK = 1e-3
+"""What rounding may put an image beyond the pixel range."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Labelled images, read-only.
+
+    Parameters
+    ----------
+    images_NCHW : ndarray of uint8
+        (N, C, H, W), 0 black and 255 saturated.
+    labels_N : ndarray of int
+        Classes 0 … K-1, kept as int64.
+
+    Raises
+    ------
+    DataError
+        If they have another type, or do not fit one another.
+
+    Examples
+    --------
+    >>> images = ImageSet(np.zeros((2, 1, 8, 8), np.uint8), np.array([3, 0]))
+    >>> len(images), images.inputs_NCHW.min()
+    (2, np.float32(-1.0))
+    """
+
+    images_NCHW: ByteArray
+    labels_N: npt.NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        images, labels = self.images_NCHW, self.labels_N
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise DataError(
+                f"images are {images.dtype} of shape {images.shape}; give uint8 (N, C, H, W)"
+            )
+        if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+            raise DataError(
+                f"labels are {labels.dtype} of shape {labels.shape} for {len(images)} images; give "
+                "integers (N,)"
+            )
+        # Views: the arrays given stay as writable as they were.
+        numbers = labels.astype(np.int64, copy=False)
+        for name, array in (("images_NCHW", images), ("labels_N", numbers)):
+            view = array.view()
+            view.setflags(write=False)
+            object.__setattr__(self, name, view)
+
+    @staticmethod
+    def from_inputs(images_NCHW: npt.ArrayLike, labels_N: npt.ArrayLike) -> ImageSet:
+        """Return labelled images from what a model is given, rounded to 256 levels.
+
+        Parameters
+        ----------
+        images_NCHW : array_like of float
+            (N, C, H, W) in the shared pixel range [−1, 1]; tensors on the CPU too.
+        labels_N : array_like of int
+            (N,), classes 0 … K-1.
+
+        Raises
+        ------
+        DataError
+            If images are beyond that range, as after another normalisation, or do not fit the
+            labels.
+        """
+        images = np.asarray(images_NCHW, dtype=np.float32)
+        low, high = PIXEL_RANGE.low, PIXEL_RANGE.high
+        if images.size and not low - _SLACK <= images.min() <= images.max() <= high + _SLACK:
+            raise DataError(
+                f"images go from {images.min():g} to {images.max():g}: give them in [{low:g}, "
+                f"{high:g}], before any other normalisation"
+            )
+        levels = np.rint((images - low) * (255 / (high - low))).clip(0, 255)
+        return ImageSet(levels.astype(np.uint8), np.asarray(labels_N))
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+    def check(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
+        """Check that these are images (C, H, W) of K classes.
+
+        Raises
+        ------
+        DataError
+            If they are not.
+        """
+        if len(self) and self.images_NCHW.shape[1:] != tuple(image_shape):
+            raise DataError(
+                f"images are of shape {self.images_NCHW.shape[1:]}, the model's {image_shape}"
+            )
+        if len(self) and not 0 <= self.labels_N.min() <= self.labels_N.max() < num_classes:
+            raise DataError(
+                f"labels go from {self.labels_N.min()} to {self.labels_N.max()}; {num_classes} "
+                f"classes are numbered from 0 to {num_classes - 1}"
+            )
+
+    @property
+    def inputs_NCHW(self) -> FloatArray:
+        """The images as queries have them: float32 in the shared pixel range."""
+        return from_levels(self.images_NCHW)
+
+    def take(self, indices: npt.NDArray[np.int64]) -> ImageSet:
+        """Return the images at ``indices``, in that order."""
+        # Images may be mapped from a file: those that are taken are in memory.
+        return ImageSet(np.asarray(self.images_NCHW[indices]), self.labels_N[indices])
+
+
+Loader: TypeAlias = Callable[[Path, bool, Split], ImageSet]
+"""``(data_dir, download, split) -> images``."""

@@ -1,0 +1,1 @@
+"""PyTorch of both sides: models, losses, training, distillation, prediction."""

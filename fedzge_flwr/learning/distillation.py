@@ -1,0 +1,141 @@
+"""Distillation of the ensemble's answers, at the server and at the clients.
+
+Asked about synthetic images, classifiers answer half of them with one class and hardly any with
+some others; a student that sees them as they come learns the rare classes last, if at all.
+`class_weights` evens that out.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fedzge_flwr.config.sections import OptimizerSettings
+from fedzge_flwr.images.pixels import PIXEL_RANGE
+from fedzge_flwr.learning.losses import distillation_loss
+from fedzge_flwr.learning.numerics import reproducible
+from fedzge_flwr.learning.training import OwnImages, make_optimizer, make_schedule
+
+_LEAST_SHARE = 0.01
+"""A class that is answered more rarely counts as if it were so often."""
+
+
+def class_weights(logits_NK: Tensor, power: float) -> Tensor:
+    """Return how often each image is to be drawn, relative to the others.
+
+    An image whose likeliest class is k weighs (share of k + 0.01)^−power: class-balanced sampling,
+    as in long-tailed recognition (Kang et al., 2020, arXiv 1910.09217), by a model's answers for
+    want of labels.
+
+    Parameters
+    ----------
+    logits_NK : Tensor
+        Logits of at least one image.
+    power : float
+        0: all alike; 0.5: square-root sampling; 1: all classes that occur equally often.
+
+    Returns
+    -------
+    Tensor
+        float32 (N,), above 0, on the CPU.
+    """
+    classes_N = logits_NK.argmax(dim=1).cpu()
+    counts_K = torch.bincount(classes_N, minlength=logits_NK.shape[1])
+    share_K = counts_K.float() / len(classes_N)
+    return (share_K + _LEAST_SHARE).pow(-power)[classes_N]
+
+
+@reproducible()
+def distil(
+    model: nn.Module,
+    x_NCHW: Tensor,
+    teacher_logits_NK: Tensor,
+    *,
+    steps: int,
+    batch_size: int,
+    temperature: float,
+    lr: float,
+    settings: OptimizerSettings,
+    stream: torch.Generator,
+    class_balance: float = 0.0,
+    rehearsed: OwnImages | None = None,
+) -> float:
+    """Take distillation steps with a fresh optimiser whose schedule spans them.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The student, trained in place, in training mode; left in evaluation mode.
+    x_NCHW : Tensor
+        At least `MIN_TRAINING_IMAGES` images in the shared pixel range, on the model's device.
+    teacher_logits_NK : Tensor
+        The teacher's logits.
+    steps : int
+        Steps, at least 1.
+    batch_size : int
+        Images a step; 0: all of them, in each.
+    temperature : float
+        T of `fedzge_flwr.learning.losses.distillation_loss`.
+    lr : float
+        Initial learning rate.
+    settings : OptimizerSettings
+        Optimiser and schedule.
+    stream : torch.Generator
+        The stream of the draws; not used for full batches without ``rehearsed``.
+    class_balance : float
+        Power of `fedzge_flwr.learning.distillation.class_weights`.
+    rehearsed : OwnImages, optional
+        As many of the student's own images join each step, with their loss: else it forgets them,
+        and its batch norm comes to normalise by synthetic images alone. Rehearsal is Robins, 1995,
+        "Catastrophic forgetting, rehearsal and pseudorehearsal".
+
+    Returns
+    -------
+    float
+        The distillation loss before the last step.
+    """
+    optimizer = make_optimizer(model.parameters(), settings, lr)
+    schedule = make_schedule(optimizer, settings, steps)
+    model.train()
+    loss = torch.zeros(())
+    weights_N = class_weights(teacher_logits_NK, class_balance)
+    for _ in range(steps):
+        x, teacher = x_NCHW, teacher_logits_NK
+        if 0 < batch_size < len(x_NCHW):
+            chosen = torch.multinomial(weights_N, batch_size, True, generator=stream)
+            x, teacher = x[chosen.to(x.device)], teacher[chosen.to(x.device)]
+        batch = None
+        if rehearsed is not None:
+            own = torch.randint(len(rehearsed.labels_N), (len(x),), generator=stream).to(x.device)
+            batch = rehearsed.chosen(own)
+        loss = distillation_step(model, x, teacher, optimizer, temperature, batch)
+        if schedule is not None:
+            schedule.step()
+    model.eval()
+    return float(loss)
+
+
+def distillation_step(
+    model: nn.Module,
+    x_NCHW: Tensor,
+    teacher_logits_NK: Tensor,
+    optimizer: Optimizer,
+    temperature: float,
+    rehearsed: OwnImages | None = None,
+) -> Tensor:
+    """Take one step of distillation in the model's mode; return its loss before it, a scalar.
+
+    Own images to rehearse, if given, go through the model in the same batch as the others.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    if rehearsed is None:
+        loss = total = distillation_loss(teacher_logits_NK, model(x_NCHW), temperature)
+    else:
+        own_NCHW = PIXEL_RANGE.from_uint8(rehearsed.images_u8_NCHW)
+        synthetic_NK, own_NK = model(torch.cat((x_NCHW, own_NCHW))).tensor_split([len(x_NCHW)])
+        loss = distillation_loss(teacher_logits_NK, synthetic_NK, temperature)
+        total = loss + rehearsed.loss(own_NK, rehearsed.labels_N)
+    total.backward()
+    optimizer.step()
+    return loss.detach()

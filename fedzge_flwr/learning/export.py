@@ -1,0 +1,112 @@
+"""The central model as ONNX: ``python -m fedzge_flwr.learning.export RUN FILE.onnx``.
+
+It needs the extra: ``pip install 'fedzge-flwr[onnx]'``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from fedzge_flwr.common.errors import ConfigError, FedZGEError, RunFolderError
+from fedzge_flwr.common.files import atomic_path
+from fedzge_flwr.config.parsing import from_run_config
+from fedzge_flwr.learning.models.catalogue import rebuild_model
+
+
+def export_onnx(model: nn.Module, path: str | Path, image_shape: tuple[int, int, int]) -> None:
+    """Write a classifier as an ONNX file, for any number of images.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Maps images (N, C, H, W) to logits (N, K); written as in evaluation mode.
+    path : str or Path
+        The file to make or replace. Its input is called ``images``, its output ``logits``.
+    image_shape : tuple of int
+        (C, H, W).
+
+    Raises
+    ------
+    ConfigError
+        If the packages of the extra are missing, or there is no such folder.
+    """
+    missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"no {' and no '.join(missing)} here: pip install 'fedzge-flwr[onnx]'")
+    if not Path(path).absolute().parent.is_dir():
+        raise ConfigError(f"{path}: there is no such folder; make it, or name another file")
+    parameter = next(model.parameters(), None)
+    was_training = model.training
+    # Two images: an exporter takes a size of one for a constant.
+    example = torch.zeros(2, *image_shape, device=None if parameter is None else parameter.device)
+    batch = torch.export.Dim("batch")
+    try:
+        with atomic_path(Path(path)) as temporary, warnings.catch_warnings():
+            # Of the exporter about itself.
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                model.eval(),
+                (example,),
+                str(temporary),
+                input_names=["images"],
+                output_names=["logits"],
+                dynamic_shapes=({0: batch},),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+    finally:
+        model.train(was_training)
+
+
+def load_central(run: Path) -> tuple[nn.Module, tuple[int, int, int]]:
+    """Return the central model of a run folder and the shape (C, H, W) of its images.
+
+    Raises
+    ------
+    RunFolderError
+        If it is not the folder of a finished run, or its central model is not the one that its
+        settings name: a strategy may be given any.
+    """
+    try:
+        settings = from_run_config(json.loads((run / "config.json").read_text())["settings"])
+        state = load_file(run / "central.safetensors")
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise RunFolderError(f"{run} is not the folder of a finished run ({error})") from error
+    spec = settings.data.spec
+    name = settings.server.central_model
+    try:
+        model = rebuild_model(name, spec.image_shape, spec.num_classes, state)
+    except ValueError as error:
+        raise RunFolderError(
+            f"{run}: its central model is not the {name!r} of its settings; load "
+            "central.safetensors into your own model and call fedzge_flwr.export_onnx"
+        ) from error
+    return model, spec.image_shape
+
+
+def main(given: list[str] | None = None) -> None:
+    """Export as the command line says."""
+    parser = argparse.ArgumentParser(description="Write a run's central model as ONNX.")
+    parser.add_argument("run", type=Path, help="a run folder, e.g. runs/NAME")
+    parser.add_argument("file", type=Path, help="the .onnx file to write")
+    arguments = parser.parse_args(given)
+    try:
+        model, image_shape = load_central(arguments.run)
+        export_onnx(model, arguments.file, image_shape)
+    except (FedZGEError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

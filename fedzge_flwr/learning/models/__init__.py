@@ -1,0 +1,1 @@
+"""The classifiers that the settings can name."""

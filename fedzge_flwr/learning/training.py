@@ -1,0 +1,230 @@
+"""Optimisers, schedules and the loop that trains a classifier on labelled images."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
+
+from fedzge_flwr.config.sections import OptimizerSettings, Settings
+from fedzge_flwr.images.pixels import PIXEL_RANGE
+from fedzge_flwr.learning.numerics import reproducible
+
+LOGGER = logging.getLogger("flwr.fedzge")
+
+MIN_TRAINING_IMAGES = 2
+"""Batch norm has no variance to normalise by in a batch of one."""
+
+
+class OwnImages(NamedTuple):
+    """A client's own images: uint8 (N, C, H, W), classes (N,), `log_class_prior` (K,) or None."""
+
+    images_u8_NCHW: Tensor
+    labels_N: Tensor
+    log_prior_K: Tensor | None
+
+    def loss(self, logits_NK: Tensor, labels_N: Tensor) -> Tensor:
+        """Return the cross-entropy in nats of logits (B, K) to labels (B,), prior added first."""
+        if self.log_prior_K is not None:
+            logits_NK = logits_NK + self.log_prior_K
+        return F.cross_entropy(logits_NK, labels_N)
+
+    def chosen(self, indices_B: Tensor) -> OwnImages:
+        """Return the images of these indices (B,), with the same prior."""
+        return self._replace(
+            images_u8_NCHW=self.images_u8_NCHW[indices_B], labels_N=self.labels_N[indices_B]
+        )
+
+
+def make_optimizer(
+    parameters: Iterable[nn.Parameter], settings: OptimizerSettings, lr: float
+) -> Optimizer:
+    """Return a fresh optimiser with learning rate ``lr``."""
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=lr)
+    return torch.optim.SGD(
+        parameters, lr=lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+    )
+
+
+def make_schedule(
+    optimizer: Optimizer, settings: OptimizerSettings, span: int, *, steps_each: int = 1
+) -> LRScheduler | None:
+    """Return a schedule over ``span`` epochs or rounds, or None for a constant rate.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        The optimiser that it drives.
+    settings : OptimizerSettings
+        "cosine" falls from the initial rate towards 0 at ``span`` (Loshchilov & Hutter, 2017,
+        arXiv 1608.03983, without restarts); "step" multiplies by ``lr-gamma`` every
+        ``lr-step-size``.
+    span : int
+        Epochs of a phase, or rounds of a run; at least 1.
+    steps_each : int
+        Calls of the schedule's ``step`` in each of them; at least 1.
+    """
+    if settings.lr_schedule == "cosine":
+        return CosineAnnealingLR(optimizer, T_max=span * steps_each)
+    if settings.lr_schedule == "step":
+        step_size = settings.lr_step_size * steps_each
+        return StepLR(optimizer, step_size=step_size, gamma=settings.lr_gamma)
+    return None
+
+
+def minibatches(num_images: int, batch_size: int, stream: torch.Generator) -> list[Tensor]:
+    """Shuffle indices into batches of at most ``batch_size``, none of a single image.
+
+    A last batch of one would stop batch norm, so it joins the batch before it (which then holds
+    ``batch_size`` + 1).
+    """
+    batches = list(torch.randperm(num_images, generator=stream).split(batch_size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        last = batches.pop()
+        batches[-1] = torch.cat((batches[-1], last))
+    return batches
+
+
+@reproducible()
+def fit(
+    model: nn.Module,
+    own: OwnImages,
+    *,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    settings: OptimizerSettings,
+    stream: torch.Generator,
+    mixup: bool = False,
+) -> float:
+    """Train a classifier on labelled images with a fresh optimiser whose schedule spans the call.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Trained in place, in training mode; left in evaluation mode.
+    own : OwnImages
+        At least `MIN_TRAINING_IMAGES` images, on the model's device; their prior is added to the
+        logits in the loss alone.
+    epochs, batch_size, lr
+        Passes over the images, images a step, initial learning rate.
+    settings : OptimizerSettings
+        Optimiser and schedule (one step of it an epoch).
+    stream : torch.Generator
+        The stream of the shuffling.
+    mixup : bool
+        Train on λx + (1−λ)x′ with the loss mixed alike, pairs from one batch, λ ~ U(0, 1) a batch:
+        Zhang et al., 2018, arXiv 1710.09412, with Beta(1, 1). It curbs overconfidence away from the
+        training images (Thulasidasan et al., 2019, arXiv 1905.11001), where a server asks.
+
+    Returns
+    -------
+    float
+        Mean cross-entropy over the last epoch, in nats.
+
+    Raises
+    ------
+    ValueError
+        If there are too few images.
+    """
+    images_u8_NCHW, labels_N, _ = own
+    if len(labels_N) < MIN_TRAINING_IMAGES:
+        raise ValueError(f"{len(labels_N)} images; training needs {MIN_TRAINING_IMAGES}")
+    optimizer = make_optimizer(model.parameters(), settings, lr)
+    schedule = make_schedule(optimizer, settings, epochs)
+    model.train()
+    loss_sum = torch.zeros((), device=images_u8_NCHW.device)
+    for _ in range(epochs):
+        loss_sum.zero_()
+        for batch in minibatches(len(labels_N), batch_size, stream):
+            indices = batch.to(images_u8_NCHW.device)
+            optimizer.zero_grad(set_to_none=True)
+            x_NCHW, targets_N = PIXEL_RANGE.from_uint8(images_u8_NCHW[indices]), labels_N[indices]
+            share, partners = _mixing(len(batch), stream) if mixup else (1.0, None)
+            if partners is not None:
+                partners = partners.to(indices.device)
+                x_NCHW = share * x_NCHW + (1 - share) * x_NCHW[partners]
+            logits_NK = model(x_NCHW)
+            loss = own.loss(logits_NK, targets_N)
+            if partners is not None:
+                mixed_in = own.loss(logits_NK, targets_N[partners])
+                loss = share * loss + (1 - share) * mixed_in
+            loss.backward()
+            optimizer.step()
+            loss_sum += loss.detach() * len(batch)
+        if schedule is not None:
+            schedule.step()
+    model.eval()
+    return float(loss_sum) / len(labels_N)
+
+
+def _mixing(num_images: int, stream: torch.Generator) -> tuple[float, Tensor]:
+    """Draw mixup's λ and each image's partner."""
+    share = float(torch.rand((), generator=stream))
+    return share, torch.randperm(num_images, generator=stream)
+
+
+def train_as_set(
+    model: nn.Module,
+    images_u8_NCHW: Tensor,
+    labels_N: Tensor,
+    num_classes: int,
+    settings: Settings,
+    stream: torch.Generator,
+) -> float:
+    """Train as a run's settings say, ``local-epochs`` or longer if the images are few.
+
+    Takes at least `MIN_TRAINING_IMAGES` images, uint8 (N, C, H, W), and classes (N,), on the
+    model's device; returns the mean cross-entropy over the last epoch in nats (`fit`).
+
+    An epoch over few images is few steps; with many more steps of distillation between them such a
+    client would forget its own data, and teach its peers nothing.
+    """
+    client = settings.client
+    steps_an_epoch = max(len(labels_N) // client.batch_size, 1)
+    prior_K = log_class_prior(labels_N, num_classes) if client.logit_adjustment else None
+    return fit(
+        model,
+        OwnImages(images_u8_NCHW, labels_N, prior_K),
+        epochs=max(client.local_epochs, math.ceil(client.min_local_steps / steps_an_epoch)),
+        batch_size=client.batch_size,
+        lr=client.local_lr,
+        settings=settings.optimizer,
+        stream=stream,
+        mixup=client.mixup,
+    )
+
+
+def log_class_prior(labels_N: Tensor, num_classes: int, unseen: float = 0.01) -> Tensor:
+    """Return log(πₖ + unseen), π the classes' frequencies: the shift of a logit-adjusted loss.
+
+    A loss on f + log π teaches f the classes' likelihoods and leaves it free of their frequencies
+    (Menon et al., 2021, arXiv 2007.07314; in federated learning Zhang et al., 2022, arXiv
+    2209.00189).
+
+    Parameters
+    ----------
+    labels_N : Tensor of int64
+        The client's labels, at least one.
+    num_classes : int
+        Number of classes K.
+    unseen : float
+        Bounds the shift: by a hundredth, the loss still pushes down a class that the client has no
+        image of, if only a little, and the model says what it knows by what it answers. By 0, the
+        loss does not touch such a class at all, and what was learned of it from others stays.
+
+    Returns
+    -------
+    Tensor
+        float32 (K,); −∞ for a class without images if ``unseen`` is 0.
+    """
+    counts_K = torch.bincount(labels_N, minlength=num_classes).float()
+    return (counts_K / len(labels_N) + unseen).log()

@@ -1,0 +1,1 @@
+"""Who follows a run: the run folder, its pictures, TensorBoard."""

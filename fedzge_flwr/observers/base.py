@@ -1,0 +1,187 @@
+"""What a run reports while it goes, and to whom."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from fedzge_flwr.common.text import percent
+from fedzge_flwr.server.state import RoundState, ServerState
+from fedzge_flwr.wire.traffic import Traffic
+
+
+@dataclass(frozen=True)
+class MissingReply:
+    """A client that was left out: its partition, the action asked of it, and why."""
+
+    partition: int
+    action: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class RoundRow:
+    """One round's figures: a row of ``rounds.jsonl``.
+
+    Parameters
+    ----------
+    round : int
+        From 1.
+    central_accuracy, central_loss : float, optional
+        Of the central model on the test set, evaluation mode; None when not evaluated.
+    ensemble_accuracy : float, optional
+        Of the participants' combined answers on the test set.
+    mean_client_accuracy : float, optional
+        Mean over the clients evaluated, after distillation.
+    client_accuracy : dict[int, float]
+        By partition; of all clients, sampled or not.
+    sampled, participants : tuple of int
+        Partitions sampled, and those whose answers made the ensemble.
+    unmoved : tuple of int
+        Those of them whose answers did not change within ε: left out of the zeroth-order estimate.
+    missing : tuple of MissingReply
+        Who was left out, and why.
+    skipped : str, optional
+        Why the round ended early.
+    queries_per_client : int
+        Images that the most-asked client has been asked about since the start, the perturbed ones
+        included, those of evaluation not.
+    queries : int
+        The same, summed over clients.
+    bytes_down, bytes_up : int
+        Encoded bytes to and from all clients in this round, without evaluation.
+    bytes_down_total, bytes_up_total : int
+        The same since the start, the hello exchange included.
+    evaluation_bytes_down, evaluation_bytes_up : int
+        Encoded bytes of this round's evaluation.
+    loss : dict[str, float]
+        The generator's objective and its terms; mean losses of training and distillation.
+    seconds : float
+        Wall time of the round, evaluation included.
+    client_bytes : dict[int, Traffic]
+        ``bytes_down`` and ``bytes_up`` by partition and by what they are for.
+    phase_seconds : dict[str, float]
+        Wall time by phase.
+    answer_classes : tuple of int
+        The round's images, counted by the class that the ensemble gives them.
+    """
+
+    round: int
+    central_accuracy: float | None
+    central_loss: float | None
+    ensemble_accuracy: float | None
+    mean_client_accuracy: float | None
+    client_accuracy: dict[int, float]
+    sampled: tuple[int, ...]
+    participants: tuple[int, ...]
+    unmoved: tuple[int, ...]
+    missing: tuple[MissingReply, ...]
+    skipped: str | None
+    queries_per_client: int
+    queries: int
+    bytes_down: int
+    bytes_up: int
+    bytes_down_total: int
+    bytes_up_total: int
+    evaluation_bytes_down: int
+    evaluation_bytes_up: int
+    seconds: float
+    client_bytes: dict[int, Traffic] = field(default_factory=dict)
+    loss: dict[str, float] = field(default_factory=dict)
+    phase_seconds: dict[str, float] = field(default_factory=dict)
+    answer_classes: tuple[int, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as JSON types: partitions become strings, infinite losses null."""
+        row: dict[str, Any] = asdict(self)
+        row["loss"] = {k: v if math.isfinite(v) else None for k, v in self.loss.items()}
+        for name in ("client_accuracy", "client_bytes"):
+            row[name] = {str(partition): value for partition, value in row[name].items()}
+        return row
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> RoundRow:
+        """Return the row that `to_json` wrote."""
+        values = dict(row)
+        for name in ("client_accuracy", "client_bytes"):
+            values[name] = {int(partition): value for partition, value in row[name].items()}
+        traffic = values["client_bytes"].items()
+        values["client_bytes"] = {number: Traffic(**item) for number, item in traffic}
+        values["missing"] = tuple(MissingReply(**item) for item in row["missing"])
+        values["loss"] = {k: math.nan if v is None else v for k, v in row["loss"].items()}
+        for name in ("sampled", "participants", "unmoved"):
+            values[name] = tuple(row[name])
+        # Runs of earlier versions have no counts.
+        values["answer_classes"] = tuple(row.get("answer_classes", ()))
+        return cls(**values)
+
+    def figures(self) -> dict[str, float]:
+        """Return what was measured as ``group/name``, for trackers; what was not is left out."""
+        found = {
+            "accuracy/central": self.central_accuracy,
+            "accuracy/ensemble": self.ensemble_accuracy,
+            "accuracy/mean client": self.mean_client_accuracy,
+            **{f"client accuracy/{n}": value for n, value in self.client_accuracy.items()},
+            "cost/queries a client": self.queries_per_client,
+            "cost/MB down": self.bytes_down_total / 1e6,
+            "cost/MB up": self.bytes_up_total / 1e6,
+            "cost/seconds": self.seconds,
+            "clients/participants": len(self.participants),
+            "clients/missing": len(self.missing),
+            **{f"loss/{name}": value for name, value in self.loss.items()},
+            **{f"seconds/{name}": value for name, value in self.phase_seconds.items()},
+        }
+        return {
+            name: float(value)
+            for name, value in found.items()
+            if value is not None and math.isfinite(value)
+        }
+
+    def to_line(self, num_rounds: int) -> str:
+        """Return the row as one line for people."""
+        parts = [
+            f"round {self.round}/{num_rounds}",
+            f"central {percent(self.central_accuracy)}",
+            f"ensemble {percent(self.ensemble_accuracy)}",
+            f"mean client {percent(self.mean_client_accuracy)}",
+            f"queries {self.queries_per_client:,} a client",
+            f"down {self.bytes_down_total / 1e6:,.1f} MB",
+            f"up {self.bytes_up_total / 1e6:,.1f} MB",
+            f"{self.seconds:.1f} s",
+        ]
+        if self.missing:
+            left_out = sorted({item.partition for item in self.missing})
+            parts.append(f"left out: {', '.join(map(str, left_out))}")
+        if self.skipped:
+            parts.append(f"SKIPPED: {self.skipped}")
+        return " | ".join(parts)
+
+
+class Observer(Protocol):
+    """Follows a run; `RunFolder` and `TensorBoard` are ones.
+
+    ``row`` is the record. ``server`` and ``current`` are the strategy's own state, to be looked at
+    and not changed: central model, generator and the round's images, as this version has them.
+    """
+
+    def on_start(self, server: ServerState, clients: Mapping[int, str]) -> None:
+        """Take note that the run starts; ``clients`` describes each known one, by partition."""
+        ...
+
+    def on_phase(self, round_: int, phase: str) -> None:
+        """Take note that a phase starts."""
+        ...
+
+    def on_replies(self, answered: int, asked: int) -> None:
+        """Take note of how many clients have replied in this phase, of how many asked."""
+        ...
+
+    def on_round(self, server: ServerState, current: RoundState, row: RoundRow) -> None:
+        """Take note that a round has ended."""
+        ...
+
+    def on_end(self, server: ServerState, error: BaseException | None) -> None:
+        """Take note that the run has ended, by itself or by an error, perhaps before round 1."""
+        ...

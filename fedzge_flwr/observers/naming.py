@@ -1,0 +1,62 @@
+"""Where a run's folder goes, for those who make it and those who only look for it."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from fedzge_flwr.common.errors import RunFolderError
+from fedzge_flwr.config.sections import Settings
+
+WARNINGS_FILE = "warnings.log"
+"""In the run folder: the server's warnings, a line each."""
+
+_MAX_SAME_SECOND = 99
+
+
+def automatic_run_name(settings: Settings) -> str:
+    """Return local date and time, data set, recipe and seed, e.g. ``20260131-120000-…-s0``."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return f"{stamp}-{settings.data.dataset}-{settings.run.recipe}-s{settings.run.seed}"
+
+
+def free_run_folder(settings: Settings) -> Path:
+    """Return the absolute path of a folder that is not there yet.
+
+    ``run-name`` below ``output-dir``; without a name, an automatic one, numbered if it is taken.
+
+    Raises
+    ------
+    RunFolderError
+        If ``run-name`` is taken.
+    """
+    # A relative path is relative to whoever serves the run, so the user is told it in full.
+    parent = Path(settings.run.output_dir).expanduser().absolute()
+    name = settings.run.run_name
+    if name:
+        if os.path.lexists(parent / name):
+            raise RunFolderError(
+                f"'run-name' = '{name}': {parent / name} exists already; choose another name, or "
+                "remove it"
+            )
+        return parent / name
+    automatic = automatic_run_name(settings)
+    for suffix in ("", *(f"-{number}" for number in range(2, _MAX_SAME_SECOND + 1))):
+        if not os.path.lexists(parent / (automatic + suffix)):
+            return parent / (automatic + suffix)
+    raise RunFolderError(f"{parent} already holds {_MAX_SAME_SECOND} runs named {automatic}")
+
+
+def run_to_resume(settings: Settings) -> Path:
+    """Return the folder of the run that ``resume`` names.
+
+    Raises
+    ------
+    RunFolderError
+        If there is no such run.
+    """
+    path = Path(settings.run.resume).expanduser().absolute()
+    if not (path / "config.json").is_file():
+        raise RunFolderError(f"'resume' = '{path}' is not the folder of a run; name one")
+    return path

@@ -1,0 +1,1 @@
+"""What is asked: questions, directions and targets. NumPy only, for both sides of the wire."""

@@ -1,0 +1,145 @@
+"""A PyTorch module with training code of one's own as a black box."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fedzge_flwr import ImageSet, ModuleBlackBox, make_settings
+from fedzge_flwr.black_boxes import partition as torch_blackbox
+from fedzge_flwr.black_boxes.partition import TorchBlackBox
+from fedzge_flwr.common.errors import ConfigError, DataError
+from fedzge_flwr.data.partition import client_data
+from tests.helpers.boxes import QUERY, SHAPE, context_of, digits, train_a_little
+from tests.helpers.small_models import mlp
+
+
+def test_clients_of_one_process_do_not_share_a_model_that_was_given_once() -> None:
+    """Else one begins from what another has trained on its own images."""
+    model = mlp(SHAPE, 10)
+    first, second = (
+        ModuleBlackBox(context_of(number), model, train_a_little, SHAPE, 10, 50)
+        for number in (0, 1)
+    )
+    before = second.logits(QUERY)
+    first.fit(1)
+    assert not np.array_equal(first.logits(QUERY), before)
+    assert np.array_equal(second.logits(QUERY), before)
+    later = ModuleBlackBox(context_of(2), model, train_a_little, SHAPE, 10, 50)
+    assert np.array_equal(later.logits(QUERY), before)
+
+
+def test_a_module_may_test_itself() -> None:
+    box = ModuleBlackBox(
+        *(context_of(), mlp(SHAPE, 10), train_a_little, SHAPE, 10, 200),
+        test=lambda model: (0.5, 0.25),
+        num_test_examples=4,
+    )
+    outcome = box.evaluate("held-out")
+    assert (outcome.num_examples, outcome.loss, outcome.accuracy) == (4, 0.5, 0.25)
+
+
+@pytest.mark.parametrize("kind", ["module", "run's own"])
+def test_torch_has_the_clients_threads_until_the_box_is_closed(kind: str) -> None:
+    settings = make_settings(client_threads=2, num_clients=3)
+    before = torch.get_num_threads()
+    box = (
+        TorchBlackBox(settings, 0, 3)
+        if kind == "run's own"
+        else ModuleBlackBox(
+            context_of(), mlp(SHAPE, 10), train_a_little, SHAPE, 10, 200, settings=settings
+        )
+    )
+    assert torch.get_num_threads() == 2 != before
+    box.close()
+    assert torch.get_num_threads() == before
+
+
+def test_a_box_that_cannot_be_made_leaves_torch_its_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(device: torch.device, share: float) -> None:
+        raise RuntimeError("no memory to cap")
+
+    settings = make_settings(client_threads=2, num_clients=3)
+    before = torch.get_num_threads()
+    with pytest.raises(ConfigError, match="cnm"):
+        TorchBlackBox(settings, 0, 3, "cnm")
+    assert torch.get_num_threads() == before
+    monkeypatch.setattr(torch_blackbox, "cap_memory", refused)
+    context = context_of()
+    context.run_config = settings.to_run_config()
+    with pytest.raises(RuntimeError, match="no memory to cap"):
+        torch_blackbox.torch_black_box(context)
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("rehearsal", [True, False])
+def test_a_module_distils_as_the_runs_own_client_does(rehearsal: bool) -> None:
+    """And trains so: with the same model, images and settings, bit for bit."""
+    settings = make_settings(
+        num_clients=3, alpha=0.1, num_train_images=200, client_distill_steps=4,
+        distill_batch_size=5, client_rehearsal=rehearsal, seed=2, q=1,
+    )  # fmt: skip
+    runs = TorchBlackBox(settings, 1, 3)
+    data = client_data(settings.data, 3, 2, 1, hold_out=False).train
+    assert len(np.unique(data.labels_N)) < 10
+    states = []
+    for own in (data, None):
+        box = ModuleBlackBox(
+            context_of(1), runs._model, lambda model: 0.0, SHAPE, 10, len(data),
+            own=own, settings=settings,
+        )  # fmt: skip
+        box.distill(3, QUERY, np.eye(7, 10, dtype=np.float32), 1.5)
+        states.append(box.state())
+    trained = ModuleBlackBox(
+        context_of(1), runs._model, None, SHAPE, 10, len(data), own=data, settings=settings
+    )
+    assert trained.fit(2) == TorchBlackBox(settings, 1, 3).fit(2)
+    again = TorchBlackBox(settings, 1, 3)
+    again.fit(2)
+    for name, value in again.state().items():
+        np.testing.assert_array_equal(trained.state()[name], value)
+    runs.distill(3, QUERY, np.eye(7, 10, dtype=np.float32), 1.5)
+    wanted = runs.state()
+    alike = [all(np.array_equal(found[name], wanted[name]) for name in wanted) for found in states]
+    assert alike == [True, not rehearsal]
+
+
+def test_own_training_draws_from_the_seed() -> None:
+    """Whatever torch's default generator has come to, and without moving it; each round anew."""
+
+    def shuffled(round_: int, seed: int, partition: int = 0) -> list[float]:
+        drawn: list[float] = []
+        box = ModuleBlackBox(
+            context_of(partition),
+            nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10)),
+            lambda model: drawn.extend(torch.rand(2).tolist()),
+            SHAPE,
+            10,
+            5,
+            settings=make_settings(seed=seed, client_distill_steps=2),
+        )
+        torch.manual_seed(round_ + seed + partition)
+        before = torch.get_rng_state()
+        box.fit(round_)
+        before_dropout = len(drawn)
+        box.distill(round_, QUERY, np.eye(7, 10, dtype=np.float32), 1.0)
+        assert torch.equal(torch.get_rng_state(), before)
+        assert before_dropout == 2
+        return drawn
+
+    assert shuffled(1, 0) == shuffled(1, 0)
+    assert len({tuple(shuffled(*args)) for args in ((1, 0), (2, 0), (1, 1), (1, 0, 1))}) == 4
+
+
+def test_own_images_that_do_not_suit_the_model() -> None:
+    own = digits(num=4)
+    wide = ImageSet(np.zeros((2, 1, 8, 9), np.uint8), np.zeros(2, int))
+    for images, classes, message in ((wide, 10, "the model's"), (own, 3, "numbered from 0 to 2")):
+        with pytest.raises(DataError, match=message):
+            ModuleBlackBox(
+                context_of(), mlp(SHAPE, 10), train_a_little, SHAPE, classes, 4, own=images
+            )

@@ -1,0 +1,26 @@
+"""Models for measurements of many federations: a convolutional one takes three times as long."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pytest
+from torch import nn
+
+from fedzge_flwr.learning.models.catalogue import MODELS
+
+
+def mlp(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """One hidden layer of 128 units."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(math.prod(image_shape), 128), nn.ReLU(), nn.Linear(128, num_classes)
+    )
+
+
+@pytest.fixture(scope="module")
+def models() -> Iterator[list[str]]:
+    """Registers the models here; returns their names."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(MODELS, "mlp", mlp)
+        yield ["mlp"]

@@ -1,0 +1,42 @@
+"""The documentation's snippets of Python, to be run as they stand."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from fedzge_flwr import DATASETS, ENSEMBLES, ESTIMATORS, GENERATORS, LOADERS, MODELS, OBJECTIVES
+from tests.helpers.paths import ROOT
+
+README = (ROOT / "README.md").read_text()
+EXTENDING = (ROOT / "docs" / "extending.md").read_text()
+SNIPPETS: dict[str, str] = dict(
+    re.findall(r"^```python (\w+)\n(.*?)^```", EXTENDING, re.MULTILINE | re.DOTALL)
+)
+
+
+@pytest.fixture
+def registries() -> Iterator[None]:
+    """As they were, afterwards."""
+    registries: list[dict[str, Any]] = [
+        *(DATASETS, ENSEMBLES, ESTIMATORS, GENERATORS, LOADERS, MODELS, OBJECTIVES)  # type: ignore[list-item]
+    ]
+    before = [dict(registry) for registry in registries]
+    yield
+    for registry, entries in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(entries)
+
+
+def run_snippet(name: str, *replaced: tuple[str, str]) -> dict[str, Any]:
+    """Run a snippet, with pieces of it replaced; return its names."""
+    text = SNIPPETS[name]
+    for old, new in replaced:
+        assert old in text
+        text = text.replace(old, new)
+    names: dict[str, Any] = {}
+    exec(compile(text, f"extending.md: {name}", "exec"), names)
+    return names

@@ -1,0 +1,298 @@
+"""The launcher's own parts; whole launches are in test_e2e.py."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from fedzge_flwr.common.errors import RunFolderError
+from fedzge_flwr.config.parsing import from_run_config
+from fedzge_flwr.launch import simulate as simulate_module
+from fedzge_flwr.launch.processes import ProcessFamily
+from fedzge_flwr.launch.progress import Progress
+from fedzge_flwr.launch.session import LaunchError, session
+from fedzge_flwr.launch.simulate import Resources, federation_config
+from fedzge_flwr.observers import naming
+from fedzge_flwr.observers.base import MissingReply, RoundRow
+
+GRANDCHILD = """
+import os, subprocess, sys, time
+# A grandchild that leaves its parent, as Ray's daemons do.
+subprocess.Popen([sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); "
+                  "print('deaf', flush=True); time.sleep(100)"], start_new_session=True)
+time.sleep({wait})
+"""
+
+
+@pytest.mark.parametrize("wait", [0.5, 100])
+def test_a_family_is_ended_whole(tmp_path: Path, wait: float) -> None:
+    import os
+
+    family = ProcessFamily(os.environ, tmp_path)
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+    try:
+        with (tmp_path / "log").open("wb") as output:
+            child = family.start([sys.executable, "-c", GRANDCHILD.format(wait=wait)], output)
+        while "deaf" not in (tmp_path / "log").read_text():
+            time.sleep(0.05)
+        if wait < 1:
+            child.wait(10)
+        else:
+            assert len(family.alive()) == 2
+        assert family.end(patience=0.5) == []
+        child.wait(5)
+        # The caller's other children are none of the family.
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_a_server_that_died_is_missed_and_one_that_was_waited_for_is_not(tmp_path: Path) -> None:
+    """Flower's own processes do not ask at once how the ServerApp's has ended."""
+    import os
+
+    server = tmp_path / "flwr-simulation"
+    server.symlink_to("/bin/sleep")
+    family = ProcessFamily(os.environ, tmp_path)
+    with (tmp_path / "log").open("wb") as output:
+        # `exec`: a sleep in the place of the shell waits for no child.
+        parent = family.start(["/bin/bash", "-c", f"{server} 100 & exec sleep 100"], output)
+    children: list[psutil.Process] = []
+    while [child.name() for child in children] != [server.name]:
+        children = psutil.Process(parent.pid).children()
+    family.watch()
+    assert not family.has_lost([server.name])
+    children[0].kill()
+    while children[0].status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    family.watch()
+    assert family.has_lost([server.name])
+    assert not family.has_lost(["flwr-serverapp"])
+    assert family.end() == []
+    family.watch()
+    assert not family.has_lost([server.name])
+
+
+def test_following_a_run_leaves_the_processor_to_it(tmp_path: Path) -> None:
+    with session({"output-dir": str(tmp_path)}, lambda _: {}) as launch:
+        looked: list[float] = []
+        watch = launch.family.watch
+        launch.family.watch = lambda: (looked.append(time.monotonic()), watch())[1]  # type: ignore[method-assign]
+        with pytest.raises(LaunchError, match="refused"):
+            launch.follow(["/bin/sleep", "4"], "waiting")
+        assert 1 <= len(looked) <= 3
+
+
+def make_row(number: int, **more: Any) -> RoundRow:
+    values: dict[str, Any] = {
+        "round": number,
+        "central_accuracy": 0.5,
+        "central_loss": 1.0,
+        "ensemble_accuracy": None,
+        "mean_client_accuracy": 0.25,
+        "client_accuracy": {0: 0.25},
+        "sampled": (0, 1),
+        "participants": (0,),
+        "unmoved": (),
+        "missing": (),
+        "skipped": None,
+        "queries_per_client": 3000,
+        "queries": 3000,
+        "bytes_down": 1_000_000,
+        "bytes_up": 10,
+        "bytes_down_total": 2_000_000,
+        "bytes_up_total": 20,
+        "evaluation_bytes_down": 0,
+        "evaluation_bytes_up": 0,
+        "seconds": 1.5,
+    }
+    return RoundRow(**{**values, **more})
+
+
+def test_rows_are_shown_once_and_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = tmp_path / "rounds.jsonl"
+    first = json.dumps(make_row(1).to_json()) + "\n"
+    second = json.dumps(make_row(2, skipped="too few").to_json()) + "\n"
+    with Progress(tmp_path, 3) as progress:
+        progress.poll("starting")
+        rows.write_text(first + second[:40])
+        progress.poll("starting")
+        progress.poll("starting")
+        assert capsys.readouterr().out.count("1/3") == 1
+        rows.write_text(first + second)
+        progress.poll("starting")
+    text = capsys.readouterr().out
+    assert "2/3  50.0 %        –      25.0 %          3,000      2.0     0.0   1.5" in text
+    assert "skipped: too few" in text
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_live_line_says_who_has_replied_what_it_cost_and_how_long_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERM", "xterm")
+    rows = [make_row(number, seconds=100.0 * number) for number in (1, 2)]
+    (tmp_path / "rounds.jsonl").write_text("".join(json.dumps(r.to_json()) + "\n" for r in rows))
+    current = {"round": 3, "phase": "ask_clients", "since": 0.0}
+    (tmp_path / "progress.json").write_text(json.dumps({**current, "answered": 4, "asked": 5}))
+    with Progress(tmp_path, 6) as progress:
+        progress.poll("starting")
+        time.sleep(0.3)
+    # Four rounds of 150 s are left.
+    expected = (
+        "round 3/6: ask clients (0 s), 4 of 5 clients, 3,000 queries a client, 2.0 MB, "
+        "about 10 min left"
+    )
+    assert expected in screen.getvalue()
+
+
+def test_warnings_are_shown_as_they_come_and_counted_at_the_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of_two = [(1, "train.round"), (1, "evaluate.local"), (3, "train.round")]
+    gone = tuple(MissingReply(*who, "gone") for who in of_two)
+    rows = [make_row(n, missing=who) for n, who in enumerate((gone, (), gone[:1]), start=1)]
+    log = tmp_path / "warnings.log"
+    log.write_text("an old one\n")
+    with Progress(tmp_path, 3) as progress:
+        progress.poll("starting")
+        progress.recap()
+        assert capsys.readouterr().out == ""
+        with log.open("a") as file:
+            file.write("client 1 left out of train.round: gone\nhalf a li")
+        progress.poll("starting")
+        assert capsys.readouterr().out == "  warning: client 1 left out of train.round: gone\n"
+        with log.open("a") as file:
+            file.write("ne\n")
+        text = "".join(json.dumps(row.to_json()) + "\n" for row in rows)
+        (tmp_path / "rounds.jsonl").write_text(text)
+        progress.poll("starting")
+        progress.recap()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "  warning: half a line"
+    assert lines[-2:] == [
+        f"warnings: 2, see {log}",
+        "rounds in which clients were left out: client 1: 2, client 3: 1",
+    ]
+
+
+def test_row_as_a_log_line() -> None:
+    line = make_row(2, missing=(MissingReply(4, "a", "b"),)).to_line(9)
+    assert line.startswith("round 2/9 | central 50.0 % | ensemble – | mean client 25.0 % | queries")
+    assert line.endswith("left out: 4")
+
+
+def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "fedzge_flwr.cli", "run", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--run-config", "q=0"], "error: run config: 'q' = 0: "),
+        (["--run-config", "lr=1"], "error: run config: unknown key 'lr'"),
+        (["--run-config", 'central-model="vgg"'], "no model named 'vgg'; known: cnn, "),
+        (["--run-config", "q = 3"], "error: --run-config: 'q' is not KEY=VALUE"),
+        (["--run-config", "q=three"], "error: --run-config: The provided configuration string"),
+        (["--preset", "/nowhere.toml"], "error: preset '/nowhere.toml': no preset and no file"),
+        (["--deployment", "--client-gpus", "0"], "error: --deployment: --client-… and"),
+        (["--deployment", "--app", "/nowhere"], "error: /nowhere/deploy has no superlink.sh"),
+    ],
+)
+def test_bad_arguments_end_at_once(arguments: list[str], message: str) -> None:
+    started = time.monotonic()
+    run = launch(*arguments)
+    assert run.returncode == 1
+    assert message in run.stderr
+    assert len(run.stderr.strip().splitlines()) == 1
+    assert time.monotonic() - started < 20
+
+
+def test_resources_reach_flower() -> None:
+    from flwr.common.config import parse_config_args
+    from flwr.supercore.utils import simulation_config_from_json
+
+    text = federation_config(from_run_config({"num-clients": 4}), Resources(num_gpus=0.25))
+    parsed = {k.replace("-", "_"): v for k, v in parse_config_args([text]).items()}
+    config = simulation_config_from_json(parsed)
+    assert config.num_supernodes == 4
+    assert (config.client_resources_num_cpus, config.client_resources_num_gpus) == (1, 0.25)
+
+
+def run_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: dict[str, Any]) -> Any:
+    """Launch up to the submission, and return the settings that would be submitted."""
+    submitted: list[Any] = []
+
+    def submit(launch: Any, app: Any, resources: Any) -> None:
+        submitted.append(tomllib.loads(launch.run_config.read_text()))
+
+    monkeypatch.setattr(simulate_module, "start_superlink", lambda _: None)
+    monkeypatch.setattr(simulate_module, "_submit_and_follow", submit)
+    monkeypatch.chdir(tmp_path)
+    folder = simulate_module.simulate(tmp_path, config, Resources())
+    return folder, submitted[0]
+
+
+def test_relative_paths_are_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"data-dir": "data", "output-dir": "out", "run-name": "a"}
+    folder, submitted = run_launch(tmp_path, monkeypatch, config)
+    assert folder == tmp_path / "out" / "a"
+    assert submitted["data-dir"] == str(tmp_path / "data")
+    assert submitted["output-dir"] == str(tmp_path / "out")
+
+
+def test_a_taken_run_name_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = tmp_path / "out" / "a"
+    taken.mkdir(parents=True)
+    (taken / "config.json").write_text('{"status": "finished"}')
+    with pytest.raises(RunFolderError, match=r"'run-name' = 'a': .* exists already"):
+        run_launch(tmp_path, monkeypatch, {"output-dir": str(tmp_path / "out"), "run-name": "a"})
+    assert (taken / "config.json").read_text() == '{"status": "finished"}'
+    assert [path.name for path in taken.iterdir()] == ["config.json"]
+
+
+def test_automatic_names_avoid_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(naming, "automatic_run_name", lambda settings: "auto")
+    (tmp_path / "auto").mkdir()
+    folder, _ = run_launch(tmp_path, monkeypatch, {"output-dir": str(tmp_path)})
+    assert folder.name == "auto-2"
+
+
+def test_a_verdict_is_of_this_run_not_of_the_one_resumed(tmp_path: Path) -> None:
+    """A finished run that is resumed with other settings ends before its folder is touched."""
+    config = tmp_path / "run" / "config.json"
+    config.parent.mkdir()
+    config.write_text('{"status": "finished"}')
+    started = "echo 'Successfully started run 5'"
+    with session({"resume": str(config.parent)}, lambda _: {}) as launch:
+        refused = f"{started}; echo 'fedzge: the run to resume has another q'"
+        with pytest.raises(LaunchError, match="the run to resume has another q"):
+            launch.follow(["bash", "-c", refused], "running")
+        done = f"{started}; sleep 0.1; touch '{config}'"
+        launch.follow(["bash", "-c", done], "running")

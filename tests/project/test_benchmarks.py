@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import central_accuracy, gradient_fidelity
+from benchmarks.costs.memory import memory_rows
+from benchmarks.costs.memory_watch import MemoryWatch
+from benchmarks.costs.parallel_clients import parallel_clients
+from benchmarks.costs.simulated import overhead_rows, scale_row
+from benchmarks.costs.wire import byte_rows
+from benchmarks.local_clients import LocalClients
+from benchmarks.round_cost import markdown
+from fedzge_flwr.config.parsing import from_run_config
+from fedzge_flwr.config.presets.catalogue import preset_file, read_settings
+from fedzge_flwr.query.directions import Directions
+from fedzge_flwr.query.question import Question, from_levels
+from tests.helpers.paths import ROOT
+from tests.helpers.running import run_server
+
+TINY = (
+    "--dataset digits --clients 2 --train-images 120 --test-images 60 --local-epochs 1 "
+    "--eval-every 1 --set synthetic-batch-size=20 central-distill-steps=2 client-distill-steps=2 "
+    "min-local-steps=1 generator-width=4 generator-steps=1"
+)
+
+
+def test_run_table(make_grid: Any, tiny_config: dict[str, Any]) -> None:
+    folder = run_server(make_grid(tiny_config), tiny_config)
+    run = subprocess.run(
+        [sys.executable, "-m", "benchmarks.run_table", str(folder), "--rounds", "2"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    *_, last = run.stdout.strip().splitlines()
+    assert len(run.stdout.strip().splitlines()) == 3
+    assert last.startswith("| 2 | ")
+    assert " | 72 | " in last
+
+
+def test_gradient_fidelity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a tiny setting: all rows, and a second call that only reads what the first one kept."""
+    arguments = (
+        "--dataset digits --draws 1 --clients 2 --train-images 200 --test-images 100 --images 10 "
+        "--local-epochs 3 --transfer-images 100 --central-steps 40 --generator-steps 2 "
+        f"--cache {tmp_path / 'cache'} --json {tmp_path / 'found.json'}"
+    ).split()
+    gradient_fidelity.main(arguments)
+    first = capsys.readouterr()
+    found = json.loads((tmp_path / "found.json").read_text())
+    rows = found["tables"]["estimators"]
+    assert len(rows) == 3 * len(gradient_fidelity.cases()["estimators"])
+    assert "**steps and formats**" in first.out
+    assert "| half (" in first.out
+    by_name = {
+        name: sum(row["cosine"] for row in rows if row["case"]["estimator"] == name)
+        for name in ("batch-difference", "guided")
+    }
+    assert by_name["guided"] > by_name["batch-difference"]
+    # What rounding erases has no direction left, and that is no error.
+    assert all(-1.0 <= row["cosine"] <= 1.0 for table in found["tables"].values() for row in table)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.*")}
+    gradient_fidelity.main(arguments)
+    assert capsys.readouterr().out == first.out
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}
+
+
+def test_central_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Queries are those of the budget, a finished run is not run again, rows differ by name."""
+    kept, picture = tmp_path / "kept.json", tmp_path / "accuracy.png"
+    arguments = [
+        *TINY.split(),
+        "generator-share=0.1",
+        *("--budget", "90", "--seed", "0", "1", "--json", str(kept), "--plot", str(picture)),
+        *("--recipe", "paper", "efficient", "no generator", "local only"),
+    ]
+    central_accuracy.main(arguments)
+    first = capsys.readouterr().out
+    runs = json.loads(kept.read_text())
+    assert len(runs) == 8
+    last = {(run["row"], run["seed"]): run["points"][-1] for run in runs}
+    # 20 images in 6 copies are above the budget, yet there is a round.
+    assert last["paper", 0]["queries"] == 120
+    assert last["no generator", 1]["queries"] == 80
+    assert last["local only", 0]["central"] is None
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    table = [line for line in first.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + 4
+    assert all(" | 2 | " in line for line in table[2:])
+    stamp = kept.stat().st_mtime_ns
+    central_accuracy.main(arguments)
+    again = capsys.readouterr().out
+    assert kept.stat().st_mtime_ns == stamp
+    assert [line for line in again.splitlines() if line.startswith("|")] == table
+
+
+def kept_run(seed: int, central: float, rounds: int = 2, **settings: object) -> dict[str, Any]:
+    points = [
+        {"round": number, "queries": 10 * number, "central": central, "ensemble": 0.8}
+        for number in range(1, rounds + 1)
+    ]
+    return {
+        "row": "efficient",
+        "alpha": 1.0,
+        "seed": seed,
+        "local_models": "cnn",
+        "rounds": rounds,
+        "settings": {"seed": seed, "client-distill-steps": 600, **settings},
+        "points": [{**point, "mean_client": 0.5} for point in points],
+        "seconds": 60,
+    }
+
+
+def test_unlike_runs_are_not_averaged(tmp_path: Path) -> None:
+    """Other lengths and settings have rows of their own; a seed counts once, as measured last."""
+    runs = [
+        kept_run(0, 0.1),
+        kept_run(0, 0.6),
+        kept_run(1, 0.8),
+        kept_run(0, 0.4, rounds=3),
+        kept_run(1, 0.3, **{"client-distill-steps": 0}),
+    ]
+    rows = [line.split(" | ") for line in central_accuracy.table(runs).splitlines()[2:]]
+    assert [(row[0], row[2], row[4]) for row in rows] == [
+        ("| efficient, 2 rounds, client-distill-steps=600", "2", "70.0 ± 10.0"),
+        ("| efficient, 3 rounds, client-distill-steps=600", "1", "40.0"),
+        ("| efficient, 2 rounds, client-distill-steps=0", "1", "30.0"),
+    ]
+    central_accuracy.draw(runs, tmp_path / "drawn.png")
+    assert (tmp_path / "drawn.png").stat().st_size > 0
+    alone = central_accuracy.table(runs[:3]).splitlines()
+    assert alone[2].startswith("| efficient | 1 | 2 | 20 | 70.0 ± 10.0 |")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "paper",
+        "efficient",
+        "surrogate only",
+        "generator alone",
+        "no procedural images",
+        "no memory",
+    ],
+)
+def test_as_many_rounds_as_the_budget_is_enough_for(row: str) -> None:
+    """The first round may ask more than later ones: there is nothing yet to breed from."""
+    arguments = central_accuracy.parse([*TINY.split(), "synthetic-batch-size=40", "q=3"])
+    settings = central_accuracy.settings_of(arguments, row, 1.0, 0)
+    first, second = central_accuracy.run_federation(settings, 2, row)
+    for budget, rounds in (
+        (first.queries - 1, 1),
+        (second.queries - 1, 1),
+        (second.queries, 2),
+        (2 * second.queries - first.queries, 3),
+    ):
+        assert central_accuracy.rounds_within(settings, budget) == rounds
+
+
+def test_bytes_of_a_round_are_within_the_goals() -> None:
+    preset = from_run_config(read_settings(preset_file("cifar10-homo-a1")))
+    totals = {row["wire"]: row["total"] for row in byte_rows(preset)}
+    assert totals["compact, directions from a seed"] <= 1_750_000
+    assert totals["compact, guided directions"] <= 3_400_000
+    assert totals["dense"] > 37_000_000
+
+
+@pytest.mark.slow
+def test_cost_of_simulated_rounds(tiny_config: dict[str, Any]) -> None:
+    """The ways do the same work: rows are there for each, whatever the seconds are."""
+    config = {**tiny_config, "recipe": "efficient", "synthetic-batch-size": 20}
+    del config["output-dir"], config["run-name"]
+    rows = list(overhead_rows(config, 2))
+    assert [row["way"].split(",")[0] for row in rows] == [
+        "one process",
+        "2 processes",
+        "simulation",
+    ]
+    assert min(row["over_fastest_loop"] for row in rows[:2]) == 0
+    assert set(markdown(rows).splitlines()[1]) == {"|", "-"}
+    row = scale_row(config, clients=4, sampled=2, rounds=3)
+    assert row["reached"] <= 4
+    assert 50 < row["largest_mb_early"] < 5000
+    assert min(row["server_mb"], row["worker_mb"]) > 50
+
+
+def test_memory_is_watched_by_stage() -> None:
+    stage = 1
+    code = "import time; held = bytearray(200_000_000); print(flush=True); time.sleep(60)"
+    with MemoryWatch(lambda: stage) as memory:
+        child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+        try:
+            assert child.stdout is not None
+            child.stdout.readline()
+            deadline = time.monotonic() + 30
+            while memory.at(1) < 200_000_000:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        finally:
+            child.communicate(child.kill())
+        stage = 2
+        time.sleep(1.5)
+    assert memory.peak("other") == memory.at(1) == memory.at(1, "other") < 400_000_000
+    assert memory.at(1, "worker") == memory.peak("server") == 0
+    assert memory.at(2) < 200_000_000
+
+
+def test_processes_and_one_process_give_the_same_answers(tiny_config: dict[str, Any]) -> None:
+    settings = from_run_config(tiny_config)
+    levels = np.random.default_rng(0).integers(256, size=(6, 1, 8, 8), dtype=np.uint8)
+    question = Question(from_levels(levels), Directions.none((1, 8, 8)), 1.0, two_sided=False)
+    here = LocalClients(settings)
+    with parallel_clients(settings, 2) as there:
+        assert there.num_examples == here.num_examples
+        for round_ in (1, 2):
+            answers = [
+                clients.ask(round_, (0, 1, 2), question, to_distill=False)
+                for clients in (here, there)
+            ]
+            for number in range(3):
+                one, other = (found[number] for found in answers)
+                assert np.array_equal(one.logits_BK, other.logits_BK)
+
+
+@pytest.mark.slow
+def test_an_estimate_takes_little_memory() -> None:
+    """Of the paper's estimator and of the default one; each in a process of its own."""
+    config = {"dataset": "cifar10", "synthetic-batch-size": 300, "q": 3, "client-device": "cpu"}
+    for estimator in ("guided", "batch-difference"):
+        settings = from_run_config({**config, "estimator": estimator})
+        (row, *_) = memory_rows(settings, estimators=(estimator,), centrals=("cnn",))
+        # All pairs of images would take 300·300·3072 float32: 1.1 GB.
+        assert 0 < row["extra_mb"] < 200

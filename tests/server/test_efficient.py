@@ -1,0 +1,361 @@
+"""The efficient round's phases, over clients that are plain functions."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedzge_flwr.config.parsing import from_run_config
+from fedzge_flwr.images.pixels import PIXEL_RANGE
+from fedzge_flwr.query.question import Question
+from fedzge_flwr.server import efficient
+from fedzge_flwr.server.build import build_central, build_generator
+from fedzge_flwr.server.clients import ClientAccuracy, ClientAnswer
+from fedzge_flwr.server.efficient import EFFICIENT_ROUND, image_counts
+from fedzge_flwr.server.phases import run_round
+from fedzge_flwr.server.state import RoundState, ServerState
+from fedzge_flwr.synthesis.procedural import procedural_images
+from tests.helpers.federation import FunctionClients, flat, linear_logits, no_report
+
+CONFIG = {
+    "num-clients": 2,
+    "synthetic-batch-size": 20,
+    "latent-dim": 6,
+    "generator-width": 4,
+    "generator-share": 0.25,
+    "search-share": 0.5,
+    "procedural-share": 0.25,
+    "estimator": "guided",
+    "q": 2,
+    "distill-batch-size": 8,
+    "central-distill-steps": 3,
+    "generator-steps": 2,
+    "client-distill-rounds": 0,
+    "ensemble": "mean",
+}
+
+
+def make_server(num_rounds: int = 4, **more: Any) -> ServerState:
+    settings = from_run_config({**CONFIG, **more})
+    return ServerState.create(
+        settings,
+        build_central(settings),
+        build_generator(settings),
+        num_rounds=num_rounds,
+        device=torch.device("cpu"),
+        num_test_images=5,
+    )
+
+
+def run(
+    server: ServerState, rounds: int, clients: FunctionClients | None = None
+) -> list[RoundState]:
+    clients = clients or FunctionClients()
+    return [
+        run_round(EFFICIENT_ROUND, server, clients, number, no_report)
+        for number in range(1, rounds + 1)
+    ]
+
+
+def test_a_round_asks_base_and_perturbed_images_in_one_query() -> None:
+    server, clients = make_server(), FunctionClients()
+    (first,) = run(server, 1, clients)
+    assert clients.calls == ["ask", "distill", "deliver", "evaluate"]
+    (asked,) = clients.queries
+    # 5 generated images, 3 copies each, and 15 others.
+    assert asked.shape == (3 * 5 + 15, 1, 8, 8)
+    assert server.num_queries == {0: 30, 1: 30}
+    assert list(first.seconds) == [phase.__name__ for phase in EFFICIENT_ROUND]
+    ((images, targets, temperature),) = clients.distilled
+    assert (images == np.concatenate((asked[:5], asked[15:]))).all()
+    np.testing.assert_allclose(targets, 1.25 * linear_logits(images), rtol=1e-5, atol=1e-6)
+    assert temperature == server.settings.server.temperature
+
+
+def test_unperturbed_images_are_bytes_on_both_sides_and_in_the_memory() -> None:
+    server, clients = make_server(), FunctionClients()
+    run(server, 1, clients)
+    images = torch.from_numpy(clients.distilled[0][0])
+    levels = PIXEL_RANGE.to_uint8(images)
+    assert torch.equal(PIXEL_RANGE.from_uint8(levels), images)
+    assert server.memory is not None
+    assert torch.equal(server.memory.images_u8_MCHW, levels)
+    torch.testing.assert_close(server.memory.logits_MK, torch.from_numpy(clients.distilled[0][1]))
+
+
+def test_memory_grows_to_its_bound_over_rounds() -> None:
+    server = make_server(**{"memory-size": 50})
+    sizes = []
+    for number in range(1, 5):
+        run_round(EFFICIENT_ROUND, server, FunctionClients(), number, no_report)
+        assert server.memory is not None
+        sizes.append(len(server.memory))
+    assert sizes == [20, 40, 50, 50]
+
+
+def test_optimisers_and_schedules_live_through_the_run() -> None:
+    server = make_server(num_rounds=2)
+    run(server, 2)
+    central = next(iter(server.central_optimizer.state.values()))
+    generator = next(iter(server.generator_optimizer.state.values()))
+    assert int(central["step"]) == 2 * 3
+    assert int(generator["step"]) == 2 * (1 + 2)
+    for optimizer in (server.central_optimizer, server.generator_optimizer):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_step_schedule_counts_rounds() -> None:
+    server = make_server(**{"lr-schedule": "step", "lr-step-size": 2, "central-lr": 0.01})
+    rates = []
+    for number in range(1, 5):
+        rates.append(server.central_optimizer.param_groups[0]["lr"])
+        run_round(EFFICIENT_ROUND, server, FunctionClients(), number, no_report)
+    assert rates == pytest.approx([0.01, 0.01, 0.001, 0.001])
+
+
+@pytest.mark.parametrize(
+    ("shares", "empty", "later"),
+    [
+        ((0.25, 0.5, 0.25), (5, 0, 15), (5, 10, 5)),
+        ((0.0, 0.5, 0.5), (0, 0, 20), (0, 10, 10)),
+        ((0.5, 0.5, 0.0), (20, 0, 0), (10, 10, 0)),
+        ((0.0, 1.0, 0.0), (0, 0, 20), (0, 20, 0)),
+        ((1.0, 0.0, 0.0), (20, 0, 0), (20, 0, 0)),
+        ((2.0, 0.0, 2.0), (10, 0, 10), (10, 0, 10)),
+        # Batch norm cannot make a single image.
+        ((0.05, 0.0, 0.95), (0, 0, 20), (0, 0, 20)),
+    ],
+)
+def test_each_source_makes_its_share(
+    shares: tuple[float, ...], empty: tuple[int, ...], later: tuple[int, ...]
+) -> None:
+    names = ("generator-share", "search-share", "procedural-share")
+    settings = make_server(**dict(zip(names, shares, strict=True))).settings
+    assert image_counts(settings, past=False) == empty
+    assert image_counts(settings, past=True) == later
+
+
+PARTS: dict[str, dict[str, object]] = {
+    "memory": {"memory-size": 0},
+    "generator": {"generator-share": 0.0},
+    "search": {"search-share": 0.0},
+    "screening": {"candidates": 1},
+    "class balance": {"class-balance": 0.0},
+    "procedural": {"procedural-share": 0.0},
+    "zeroth-order": {"estimator": "surrogate"},
+    "free steps": {"generator-steps": 0},
+    "client distillation": {"client-distill-steps": 0},
+    "minibatches": {"distill-batch-size": 0},
+}
+
+
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
+    """What the round's parts return, or of the central model's steps the images, by name."""
+    calls: dict[str, list[Any]] = {}
+
+    def watch(name: str, *, keep_given: bool = False) -> None:
+        real = getattr(efficient, name)
+
+        def seen(*given: Any) -> Any:
+            found = real(*given)
+            calls[name].append(given[1] if keep_given else found)
+            return found
+
+        calls[name] = []
+        monkeypatch.setattr(efficient, name, seen)
+
+    for name in ("breed", "screen", "procedural_images", "class_weights"):
+        watch(name)
+    watch("distillation_step", keep_given=True)
+    return calls
+
+
+def test_all_parts_are_on_by_default(used: dict[str, list[Any]]) -> None:
+    """Else that one is off when it is switched off shows nothing."""
+    server, clients = make_server(), FunctionClients()
+    rounds = run(server, 2, clients)
+    assert all(used.values())
+    assert server.memory is not None
+    assert all(state.batch is not None for state in rounds)
+    assert "distill" in clients.calls
+    assert len(set(used["class_weights"][-1].tolist())) > 1
+    size = server.settings.client.distill_batch_size
+    assert {len(images) for images in used["distillation_step"]} == {size}
+    assert max(clients.queries, key=len).shape[0] > 20
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_can_be_switched_off_by_one_key(part: str, used: dict[str, list[Any]]) -> None:
+    server, clients = make_server(**PARTS[part]), FunctionClients()
+    before = flat(server.central)
+    rounds = run(server, 2, clients)
+    assert not torch.equal(flat(server.central), before)
+    asked = [len(images) for images in clients.queries]
+    if part == "memory":
+        assert server.memory is None
+    elif part == "generator":
+        assert all(state.batch is None for state in rounds)
+        assert asked == [20, 20]
+    elif part == "procedural":
+        # Until there is something to breed from, the generator makes all images.
+        assert used["procedural_images"] == []
+        assert asked[1] < asked[0] == 20 * server.settings.server.copies
+    elif part == "search":
+        assert used["breed"] == []
+    elif part == "screening":
+        assert used["screen"] == []
+    elif part == "class balance":
+        assert all((weights == 1).all() for weights in used["class_weights"])
+    elif part == "minibatches":
+        # Every image of the memory once, as it lies there.
+        assert server.memory is not None
+        wanted = PIXEL_RANGE.from_uint8(server.memory.images_u8_MCHW)
+        assert torch.equal(used["distillation_step"][-1], wanted)
+    elif part == "zeroth-order":
+        assert asked == [20, 20]
+    elif part == "client distillation":
+        assert "distill" not in clients.calls
+    elif part == "free steps":
+        state = next(iter(server.generator_optimizer.state.values()))
+        assert int(state["step"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("wanted", "fraction", "rounds"),
+    [
+        (0, 1.0, [1, 2, 3, 4]),
+        (0, 0.5, [1, 2, 3, 4]),
+        (1, 1.0, [4]),
+        (2, 1.0, [3, 4]),
+        (1, 0.5, [3, 4]),
+        (3, 0.5, [1, 2, 3, 4]),
+        (9, 1.0, [1, 2, 3, 4]),
+    ],
+)
+def test_clients_distil_at_the_end(wanted: int, fraction: float, rounds: list[int]) -> None:
+    """As many rounds each, on average, if only some take part in a round."""
+    more = {"client-distill-rounds": wanted, "fraction-train": fraction}
+    server, clients = make_server(**more), FunctionClients()
+    distilling = []
+    for number in range(1, 5):
+        before = clients.calls.count("distill")
+        run_round(EFFICIENT_ROUND, server, clients, number, no_report)
+        if clients.calls.count("distill") > before:
+            distilling.append(number)
+    assert distilling == rounds
+    assert clients.foretold == [number in rounds for number in range(1, 5)]
+
+
+def test_answers_are_softened_before_they_are_combined() -> None:
+    """Both where answers are learned from and where the ensemble is scored."""
+
+    class Opinionated(FunctionClients):
+        def evaluate(self, *given: Any) -> dict[int, ClientAccuracy]:
+            logits_MK = np.arange(50, dtype=np.float32).reshape(5, 10)
+            return {number: ClientAccuracy(5, 0.5, logits_MK) for number in (0, 1)}
+
+    outcomes = {}
+    for temperature in (1.0, 4.0):
+        more = {"ensemble": "mean-probability", "answer-temperature": temperature}
+        state = run(make_server(1, **more), 1, Opinionated())[0]
+        assert state.transfer is not None
+        assert state.ensemble_test_logits_MK is not None
+        outcomes[temperature] = (state.transfer.logits_NK, state.ensemble_test_logits_MK)
+    for sharp, soft in zip(outcomes[1.0], outcomes[4.0], strict=True):
+        assert np.ptp(soft, axis=1).mean() < np.ptp(sharp, axis=1).mean()
+
+
+def test_clients_distil_the_answers_as_they_are_and_the_server_softened_ones() -> None:
+    learned = {}
+    for temperature in (1.0, 4.0):
+        more = {"ensemble": "mean-probability", "answer-temperature": temperature}
+        server, clients = make_server(1, **more), FunctionClients()
+        run(server, 1, clients)
+        assert server.memory is not None
+        learned[temperature] = (server.memory.logits_MK.numpy(), clients.distilled[0][1])
+    for sharp in (learned[1.0][0], learned[4.0][1]):
+        np.testing.assert_array_equal(sharp, learned[1.0][1])
+    assert np.ptp(learned[4.0][0], axis=1).mean() < np.ptp(learned[1.0][0], axis=1).mean()
+
+
+def test_the_central_model_screens_candidates_from_the_second_round_on() -> None:
+    """Then the images asked about are more even in its classes than unscreened ones."""
+    asked: dict[int, list[Any]] = {}
+    for candidates in (1, 8):
+        clients = FunctionClients()
+        server = make_server(
+            2, **{"candidates": candidates, "synthetic-batch-size": 200, "generator-share": 0.0}
+        )
+        run_round(EFFICIENT_ROUND, server, clients, 1, no_report)
+        central = copy.deepcopy(server.central)
+        run_round(EFFICIENT_ROUND, server, clients, 2, no_report)
+        asked[candidates] = clients.queries
+        with torch.no_grad():
+            classes = central(torch.from_numpy(clients.queries[1])).argmax(dim=1)
+        asked[candidates].append(int(torch.bincount(classes, minlength=10).max()))
+    assert np.array_equal(asked[1][0], asked[8][0])
+    assert asked[8][2] < 0.8 * asked[1][2]
+
+
+def test_class_balance_changes_what_the_central_model_is_shown() -> None:
+    centrals = []
+    for balance in (0.0, 0.0, 1.0):
+        server = make_server(**{"class-balance": balance})
+        run(server, 1)
+        centrals.append(flat(server.central))
+    assert torch.equal(centrals[0], centrals[1])
+    assert not torch.equal(centrals[0], centrals[2])
+
+
+def test_central_model_learns_the_ensemble() -> None:
+    more = {"synthetic-batch-size": 120, "central-distill-steps": 40, "distill-batch-size": 32}
+    server = make_server(num_rounds=6, **{**more, "generator-steps": 1, "temperature": 1.0})
+    unseen = procedural_images(200, (1, 8, 8), torch.Generator().manual_seed(99))
+    run(server, 6)
+    with torch.no_grad():
+        answers = server.central(unseen).argmax(dim=1).numpy()
+    wanted = linear_logits(unseen.numpy()).argmax(axis=1)
+    assert float((answers == wanted).mean()) > 0.6
+
+
+def test_free_steps_move_the_generator_but_not_the_central_model() -> None:
+    from fedzge_flwr.server.efficient import train_generator_freely
+
+    server = make_server()
+    generator, central = flat(server.generator), flat(server.central)
+    statistics = {name: value.clone() for name, value in server.central.state_dict().items()}
+    train_generator_freely(server, FunctionClients(), RoundState(round=1))
+    assert not torch.equal(flat(server.generator), generator)
+    assert torch.equal(flat(server.central), central)
+    for name, value in server.central.state_dict().items():
+        assert torch.equal(value, statistics[name]), name
+    assert all(parameter.grad is None for parameter in server.central.parameters())
+
+
+def test_same_seed_same_round_whatever_happened_to_global_randomness() -> None:
+    states = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(len(states))
+        server = make_server(seed=seed)
+        run(server, 2)
+        states.append(flat(server.central))
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+def test_answers_of_who_left_the_round_are_in_no_target() -> None:
+    class OneSilent(FunctionClients):
+        def ask(
+            self, round_: int, partitions: Any, question: Question, *, to_distill: bool
+        ) -> dict[int, ClientAnswer]:
+            return {1: super().ask(round_, partitions, question, to_distill=to_distill)[1]}
+
+    clients = OneSilent()
+    run(make_server(), 1, clients)
+    ((images, targets, _),) = clients.distilled
+    np.testing.assert_allclose(targets, 2 * linear_logits(images), rtol=1e-5, atol=1e-6)
