@@ -12,7 +12,7 @@ from fedzge_flwr.observers.base import Observer
 from fedzge_flwr.observers.naming import run_to_resume
 from fedzge_flwr.observers.run_folder import RunFolder
 from fedzge_flwr.observers.tensorboard import TensorBoard
-from fedzge_flwr.server.build import build_central, check_names
+from fedzge_flwr.server.build import build_central, check_models, check_names
 from fedzge_flwr.server.checkpoints import CheckpointFolder
 from fedzge_flwr.strategy import FedZGE
 
@@ -26,11 +26,12 @@ def main(grid: Grid, context: Context) -> None:
     """Run FedZGE as the run config says."""
     try:
         settings = from_run_config(context.run_config)
+        check_names(settings)
+        check_models(settings)
         evaluation = None
         if settings.run.server_evaluation == "test":
             evaluation = TestSetEvaluation(settings)
         class_counts = check_partition(settings)
-        check_names(settings)
         central = build_central(settings)
         checkpoint = None
         if settings.run.resume:

@@ -25,14 +25,15 @@ from benchmarks.local_clients import LocalClients
 from fedzge_flwr.common.files import atomic_write_text
 from fedzge_flwr.common.text import percent
 from fedzge_flwr.config.parsing import from_run_config
+from fedzge_flwr.config.presets.catalogue import PAPER, preset_file, read_settings
 from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.data.evaluation import TestSetEvaluation
 from fedzge_flwr.data.loading import load_split
 from fedzge_flwr.learning.numerics import select_device
-from fedzge_flwr.server.build import RECIPES, build_central, build_generator
-from fedzge_flwr.server.efficient import image_counts
+from fedzge_flwr.query.copies import copies_asked, num_queries
+from fedzge_flwr.server.build import RECIPES, build_central, build_generator, build_server
 from fedzge_flwr.server.phases import run_round
-from fedzge_flwr.server.state import ServerState
+from fedzge_flwr.synthesis.composition import image_counts
 
 LOCAL_ONLY = "local only"
 LOCAL_DEFAULT = "local only, default training"
@@ -68,7 +69,8 @@ ROWS: dict[str, dict[str, object]] = {
     LOCAL_ONLY: {"logit-adjustment": False, "mixup": False},
     LOCAL_DEFAULT: {},
 }
-"""The runs by name, as the settings in which they differ from the default."""
+"""The runs by name, as the settings in which they differ from the default; of the paper's recipe,
+from its preset."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,15 @@ def queries_of_rounds(settings: Settings) -> tuple[int, int]:
 
     Perturbed images are queries too.
     """
-    num_images, copies = settings.server.synthetic_batch_size, settings.server.copies
+    num_images, queries = settings.images.synthetic_batch_size, settings.queries
+    copies = copies_asked(queries.estimator, queries.q, queries.differences)
     if settings.run.recipe == "paper":
-        return copies * num_images, copies * num_images
-    memory = settings.transfer.memory_size > 0
-    first, later = (image_counts(settings, past=past)[0] for past in (False, memory))
-    return num_images + (copies - 1) * first, num_images + (copies - 1) * later
+        first = later = num_images
+    else:
+        memory = settings.distillation.memory_size > 0
+        first = image_counts(settings.images, past=False).generated
+        later = image_counts(settings.images, past=memory).generated
+    return num_queries(num_images, first, copies), num_queries(num_images, later, copies)
 
 
 def rounds_within(settings: Settings, budget: int) -> int:
@@ -104,7 +109,7 @@ def rounds_within(settings: Settings, budget: int) -> int:
 def run_federation(settings: Settings, num_rounds: int, label: str) -> list[Point]:
     """Run one federation; return its accuracies on evaluation rounds."""
     clients, evaluation = LocalClients(settings), TestSetEvaluation(settings)
-    server = ServerState.create(
+    server = build_server(
         settings,
         build_central(settings),
         build_generator(settings),
@@ -118,15 +123,16 @@ def run_federation(settings: Settings, num_rounds: int, label: str) -> list[Poin
         current = run_round(
             RECIPES[settings.run.recipe], server, clients, round_, lambda round_, phase: None
         )
-        if current.ensemble_test_logits_MK is not None:
+        evaluated = current.evaluated
+        if evaluated.ensemble_logits_MK is not None:
             metrics = evaluation.central(round_, ArrayRecord(server.central.state_dict()))
-            accuracies = [item.accuracy for item in current.accuracies.values()]
+            accuracies = [item.accuracy for item in evaluated.accuracies.values()]
             points.append(
                 Point(
                     round_,
                     max(server.num_queries.values()),
                     float(str(metrics["accuracy"])),
-                    evaluation.accuracy(current.ensemble_test_logits_MK),
+                    evaluation.accuracy(evaluated.ensemble_logits_MK),
                     float(np.mean(accuracies)),
                 )
             )
@@ -161,25 +167,25 @@ def _progress(
 
 
 def settings_of(arguments: argparse.Namespace, row: str, alpha: float, seed: int) -> Settings:
-    """Return the settings of one run."""
-    return from_run_config(
-        {
-            "dataset": arguments.dataset,
-            "data-dir": str(arguments.data_dir),
-            "num-train-images": arguments.train_images,
-            "num-test-images": arguments.test_images,
-            "num-clients": arguments.clients,
-            "alpha": alpha,
-            "seed": seed,
-            "local-epochs": arguments.local_epochs,
-            "local-models": arguments.local_models,
-            "server-threads": 1,
-            "client-threads": 1,
-            "eval-every": arguments.eval_every,
-            **_overrides(arguments.set),
-            **ROWS[row],
-        }
-    )
+    """Return the settings of one run; the paper's for what is not given, if that is the recipe."""
+    given = {
+        "dataset": arguments.dataset,
+        "data-dir": str(arguments.data_dir),
+        "num-train-images": arguments.train_images,
+        "num-test-images": arguments.test_images,
+        "num-clients": arguments.clients,
+        "alpha": alpha,
+        "seed": seed,
+        "local-epochs": arguments.local_epochs,
+        "local-models": arguments.local_models,
+        "server-threads": 1,
+        "client-threads": 1,
+        "eval-every": arguments.eval_every,
+        **_overrides(arguments.set),
+        **ROWS[row],
+    }
+    paper = read_settings(preset_file(PAPER)) if given.get("recipe") == "paper" else {}
+    return from_run_config({**paper, **given})
 
 
 def _overrides(pairs: list[str]) -> dict[str, object]:

@@ -22,9 +22,9 @@ from fedzge_flwr.learning.losses import distillation_loss
 from fedzge_flwr.learning.models.catalogue import rebuild_model
 from fedzge_flwr.learning.numerics import select_device
 from fedzge_flwr.learning.predict import predict
-from fedzge_flwr.server.build import build_central, build_generator
+from fedzge_flwr.server.build import build_central, build_generator, build_objective
 from fedzge_flwr.server.phases import draw_noise
-from fedzge_flwr.server.state import SyntheticBatch, objective_of
+from fedzge_flwr.server.round import SyntheticBatch
 from fedzge_flwr.synthesis.procedural import procedural_images
 
 STAGES = ("fresh", "half", "trained")
@@ -62,7 +62,7 @@ class Ensemble(nn.Module):
     def __init__(self, models: list[nn.Module], examples: list[int]) -> None:
         super().__init__()
         self.models = nn.ModuleList(models).eval().requires_grad_(False)
-        self.weights = [number / sum(examples) for number in examples]
+        self.weights = [count / sum(examples) for count in examples]
 
     @property
     def device(self) -> torch.device:
@@ -98,11 +98,11 @@ def train_ensemble(settings: Settings, cache: Path | None) -> Ensemble:
             return {name: torch.from_numpy(array) for name, array in box.state().items()}
 
         path = cache / f"client-{settings.run.seed}-{partition}.safetensors" if cache else None
-        name = settings.client.model_of(partition)
+        name = settings.training.model_of(partition)
         models.append(rebuild_model(name, spec.image_shape, spec.num_classes, cached(path, fitted)))
         examples.append(box.profile().num_examples)
     ensemble = Ensemble(models, examples)
-    return ensemble.to(select_device(settings.client.client_device))
+    return ensemble.to(select_device(settings.run.client_device))
 
 
 def agreement(first: nn.Module, second: nn.Module, images_NCHW: Tensor) -> float:
@@ -114,7 +114,7 @@ def agreement(first: nn.Module, second: nn.Module, images_NCHW: Tensor) -> float
 def train_central(
     settings: Settings, effort: Effort, ensemble: Ensemble, cache: Path | None
 ) -> dict[str, nn.Module]:
-    """Distil the ensemble's answers on procedural images into a central model; keep three stages.
+    """Distill the ensemble's answers on procedural images into a central model; keep three stages.
 
     Returns
     -------
@@ -136,7 +136,7 @@ def train_central(
             chosen = torch.randint(len(x_NCHW), (_BATCH,), generator=stream)
             central.train()
             optimizer.zero_grad()
-            temperature = settings.server.temperature
+            temperature = settings.distillation.temperature
             distillation_loss(teacher_NK[chosen], central(x_NCHW[chosen]), temperature).backward()
             optimizer.step()
             due = "half" not in kept and step % _CHECK_EVERY == 0
@@ -148,7 +148,7 @@ def train_central(
         return {f"{stage}|{name}": t for stage, state in kept.items() for name, t in state.items()}
 
     tensors = cached(cache / f"central-{seed}.safetensors" if cache else None, stages)
-    name = settings.server.central_model
+    name = settings.distillation.central_model
     return {
         stage: rebuild_model(
             name,
@@ -175,11 +175,11 @@ def train_generator(settings: Settings, effort: Effort, central: nn.Module) -> S
     """Train a generator a little, the central model standing in for the clients."""
     device = next(central.parameters()).device
     generator = build_generator(settings).to(device)
-    optimizer = torch.optim.Adam(generator.parameters(), lr=settings.server.generator_lr)
-    objective = objective_of(settings)
+    optimizer = torch.optim.Adam(generator.parameters(), lr=settings.images.generator_lr)
+    objective = build_objective(settings)
     for step in range(effort.generator_steps):
         stream = torch_stream(settings.run.seed, Purpose.LATENT, round_=2 + step)
-        drawn = draw_noise(settings, settings.server.synthetic_batch_size, stream)
+        drawn = draw_noise(settings, settings.images.synthetic_batch_size, stream)
         batch = drawn[0].to(device), drawn[1].to(device)
         x_NCHW = generator(*batch)
         logits_NK = central(x_NCHW)
@@ -219,11 +219,11 @@ class Images:
     def batch(self, kind: str, draw: int) -> SyntheticBatch:
         """Return a batch of one of `IMAGES`; noise and labels enter the objective with each."""
         settings = self._settings
-        # A partition number makes the streams other ones than those that anything was trained on.
+        # With a partition, the streams are other ones than those that anything was trained on.
         stream = torch_stream(
             settings.run.seed, Purpose.LATENT, round_=draw, partition=IMAGES.index(kind)
         )
-        z_ND, y_N = draw_noise(settings, settings.server.synthetic_batch_size, stream)
+        z_ND, y_N = draw_noise(settings, settings.images.synthetic_batch_size, stream)
         if kind == "generator":
             with torch.no_grad():
                 x_NCHW = self._generator(z_ND, y_N)

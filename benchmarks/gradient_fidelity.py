@@ -36,13 +36,14 @@ from benchmarks.fidelity_models import (
 from fedzge_flwr.common.files import atomic_write_text
 from fedzge_flwr.common.randomness import Purpose, torch_stream
 from fedzge_flwr.config.parsing import from_run_config
+from fedzge_flwr.config.presets.catalogue import PAPER, preset_file, read_settings
 from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.images.pixels import PIXEL_RANGE
 from fedzge_flwr.learning.numerics import exact_float32, tensor_float32
 from fedzge_flwr.learning.predict import predict
-from fedzge_flwr.query.question import Differences
+from fedzge_flwr.query.copies import Differences, copies_asked
+from fedzge_flwr.server.build import build_objective
 from fedzge_flwr.server.objective import BatchObjective
-from fedzge_flwr.server.state import SyntheticBatch, objective_of
 from fedzge_flwr.zeroth_order.chain_rule import exact_parts
 from fedzge_flwr.zeroth_order.estimators import ESTIMATORS
 from fedzge_flwr.zeroth_order.samplers import DIRECTIONS
@@ -124,8 +125,9 @@ def cases() -> dict[str, list[Case]]:
 
 @dataclass(frozen=True)
 class Truth:
-    """A batch with the two parts of its exact gradient: direct, and through the clients."""
+    """Images with the two parts of their exact gradient: direct, and through the clients."""
 
+    x_NCHW: Tensor
     objective: BatchObjective
     direct_NCHW: Tensor
     clients_NCHW: Tensor
@@ -158,11 +160,13 @@ class Scene:
         )
         stream = torch_stream(self.settings.run.seed, Purpose.DIRECTIONS, round_=draw)
         with exact_float32():
-            queries = estimator.ask(objective.batch.x_NCHW, stream, objective)
-            asked_BNCHW = FORMATS[case.format](queries.images_BNCHW)
-            answers = self._answers(asked_BNCHW.flatten(0, 1), in_tf32=case.format == TF32)
-            answers_BNK = answers.unflatten(0, asked_BNCHW.shape[:2]).clone()
-            found = estimator.tell(queries, answers_BNK, objective).gradient_NCHW
+            question = estimator.ask(truth.x_NCHW, stream, objective)
+            images_BCHW = torch.from_numpy(question.images_BCHW).to(self.device)
+            asked_BCHW = FORMATS[case.format](images_BCHW)
+            answers_BK = self._answers(asked_BCHW, in_tf32=case.format == TF32)
+            # All images are perturbed, or none is, in one copy each.
+            answers_BNK = answers_BK.unflatten(0, (-1, len(truth.x_NCHW))).clone()
+            found = estimator.tell(question, answers_BNK, objective).gradient_NCHW
         exact = truth.direct_NCHW + truth.clients_NCHW
         return {
             "cosine": _cosine(found, exact),
@@ -180,20 +184,21 @@ class Scene:
         """Return a batch and its exact gradient, the same for all cases."""
         if (kind, draw) not in self.truths:
             batch = self.images.batch(kind, draw)
-            batch = SyntheticBatch(*(part.to(self.device) for part in vars(batch).values()))
             objective = BatchObjective(
                 self.central,
-                batch,
-                objective_of(self.settings),
+                batch.z_ND.to(self.device),
+                batch.y_N.to(self.device),
+                build_objective(self.settings),
                 surrogate_shift=0,
-                chunk=self.settings.server.gradient_batch_size,
+                chunk=self.settings.queries.gradient_batch_size,
             )
-            x = batch.x_NCHW.clone().requires_grad_()
+            x_NCHW = batch.x_NCHW.to(self.device)
+            x = x_NCHW.clone().requires_grad_()
             with exact_float32():
                 logits_NK = self.ensemble(x)
-                parts = exact_parts(objective, batch.x_NCHW, logits_NK)
+                parts = exact_parts(objective, x_NCHW, logits_NK)
                 (clients,) = torch.autograd.grad(logits_NK, x, parts.by_logits_NK.float())
-            self.truths[kind, draw] = Truth(objective, parts.direct_NCHW, clients.double())
+            self.truths[kind, draw] = Truth(x_NCHW, objective, parts.direct_NCHW, clients.double())
         return self.truths[kind, draw]
 
 
@@ -237,9 +242,7 @@ def summary(draws: list[dict[str, float]]) -> Row:
 
 def copies_of(case: Case) -> int:
     """Return the queries per image."""
-    return (
-        ESTIMATORS[case.estimator](DIRECTIONS[case.directions], case.q, case.eps, case.differences)
-    ).copies
+    return copies_asked(case.estimator, case.q, case.differences)
 
 
 def markdown(rows: Iterable[Row]) -> str:
@@ -356,10 +359,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def settings_of(options: argparse.Namespace, seed: int) -> Settings:
-    """Return the run whose clients and objective are measured; T and β are the defaults."""
+    """Return the run whose clients and objective are measured; T and β are the paper's."""
     return from_run_config(
         {
-            "recipe": "paper",
+            **read_settings(preset_file(PAPER)),
             "dataset": options.dataset,
             "data-dir": options.data_dir,
             "num-train-images": options.train_images,

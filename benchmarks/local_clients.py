@@ -7,9 +7,9 @@ from typing import cast
 
 from fedzge_flwr.black_boxes.contract import EvaluationSplit
 from fedzge_flwr.black_boxes.partition import TorchBlackBox
-from fedzge_flwr.common.arrays import FloatArray
 from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.query.question import Question
+from fedzge_flwr.query.targets import Targets
 from fedzge_flwr.server.clients import ClientAccuracy, ClientAnswer
 
 
@@ -24,10 +24,11 @@ class LocalClients:
 
     def __init__(self, settings: Settings) -> None:
         num_clients = settings.run.num_clients
-        self._boxes = [TorchBlackBox(settings, n, num_clients) for n in range(num_clients)]
-        self._local_rounds = settings.client.local_rounds
-        self._trained = dict.fromkeys(range(num_clients), 0)
-        self._num_examples = {n: box.profile().num_examples for n, box in enumerate(self._boxes)}
+        partitions = range(num_clients)
+        self._boxes = [TorchBlackBox(settings, p, num_clients) for p in partitions]
+        self._local_rounds = settings.training.local_rounds
+        self._trained = dict.fromkeys(partitions, 0)
+        self._num_examples = {p: self._boxes[p].profile().num_examples for p in partitions}
 
     @property
     def num_examples(self) -> dict[int, int]:
@@ -36,13 +37,13 @@ class LocalClients:
 
     def train(self, round_: int, partitions: Sequence[int]) -> dict[int, float | None]:
         """Train each client on its own data, unless that is over for it."""
-        return {number: self._train(number, round_) for number in partitions}
+        return {partition: self._train(partition, round_) for partition in partitions}
 
-    def _train(self, number: int, round_: int) -> float | None:
-        if 0 < self._local_rounds <= self._trained[number]:
+    def _train(self, partition: int, round_: int) -> float | None:
+        if 0 < self._local_rounds <= self._trained[partition]:
             return None
-        report = self._boxes[number].fit(round_)
-        self._trained[number] += 1
+        report = self._boxes[partition].fit(round_)
+        self._trained[partition] += 1
         return report.loss if report.num_examples else None
 
     def ask(
@@ -50,24 +51,12 @@ class LocalClients:
     ) -> dict[int, ClientAnswer]:
         """Train each client and return its logits."""
         losses, images_BCHW = self.train(round_, partitions), question.images_BCHW
-        return {
-            number: ClientAnswer(self._boxes[number].logits(images_BCHW), losses[number])
-            for number in partitions
-        }
+        return {p: ClientAnswer(self._boxes[p].logits(images_BCHW), losses[p]) for p in partitions}
 
-    def distill(
-        self,
-        round_: int,
-        partitions: Sequence[int],
-        question: Question,
-        logits_NK: FloatArray,
-        temperature: float,
-    ) -> dict[int, float]:
-        """Have each client distil."""
-        return {
-            number: self._boxes[number].distill(round_, question.base_NCHW, logits_NK, temperature)
-            for number in partitions
-        }
+    def distill(self, round_: int, partitions: Sequence[int], targets: Targets) -> dict[int, float]:
+        """Have each client distill."""
+        given = targets.images_NCHW, targets.logits_NK, targets.temperature
+        return {p: self._boxes[p].distill(round_, *given) for p in partitions}
 
     def deliver(self, round_: int) -> dict[int, float]:
         """Nothing is ever put off."""
@@ -77,8 +66,8 @@ class LocalClients:
         self, round_: int, partitions: Sequence[int], split: str, num_logits: int
     ) -> dict[int, ClientAccuracy]:
         """Evaluate each client."""
-        outcomes = {n: self._boxes[n].evaluate(cast(EvaluationSplit, split)) for n in partitions}
+        outcomes = {p: self._boxes[p].evaluate(cast(EvaluationSplit, split)) for p in partitions}
         return {
-            n: ClientAccuracy(outcome.num_examples, outcome.accuracy, outcome.logits_NK)
-            for n, outcome in outcomes.items()
+            p: ClientAccuracy(outcome.num_examples, outcome.accuracy, outcome.logits_NK)
+            for p, outcome in outcomes.items()
         }

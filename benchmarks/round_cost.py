@@ -1,4 +1,4 @@
-"""What a round costs: bytes by wire, seconds against a plain loop, memory, many clients, a GPU.
+"""What a round costs: bytes, seconds against a plain loop, memory, many clients, a GPU.
 
 ``python -m benchmarks.round_cost --data-dir DIR --json FILE`` prints a table for each; finished
 tables are kept in FILE. ``--parts`` chooses among them.
@@ -10,7 +10,6 @@ import argparse
 import json
 import math
 import sys
-import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from benchmarks.costs.simulated import overhead_rows, scale_row
 from benchmarks.costs.wire import byte_rows
 from fedzge_flwr.common.files import atomic_write_text
 from fedzge_flwr.config.parsing import from_run_config
-from fedzge_flwr.config.presets.catalogue import preset_file
+from fedzge_flwr.config.presets.catalogue import preset_file, read_settings
 from fedzge_flwr.config.sections import Settings
 
 Row = dict[str, Any]
@@ -77,7 +76,7 @@ def light(options: argparse.Namespace, **more: Any) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write."""
     options = parse(arguments)
-    preset = from_run_config(tomllib.loads(options.preset.read_text()))
+    preset = from_run_config(read_settings(options.preset))
     kept: dict[str, list[Row]] = {}
     if options.json is not None and options.json.exists():
         kept = json.loads(options.json.read_text())
@@ -123,7 +122,7 @@ def parts(
     if "gpu" in options.parts and not visible_gpu():
         _say("gpu: nvidia-smi finds none, so nothing is measured")
     elif "gpu" in options.parts:
-        paper = tomllib.loads(options.preset.read_text())
+        paper = read_settings(options.preset)
         runs = {options.preset.stem: paper, "efficient": {"num-clients": preset.run.num_clients}}
         yield (
             f"seconds a round on a GPU, random images of CIFAR-10's shape, {options.gpu_rounds} "

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from fedzge_flwr.config.presets.catalogue import PAPER, preset_file, read_settings
 from tests.helpers.inprocess import InProcessGrid
 from tests.helpers.launching import start
 from tests.helpers.small_models import mlp, models
@@ -33,10 +34,9 @@ def _one_thread() -> None:
 
 
 @pytest.fixture
-def tiny_config(tmp_path: Path) -> dict[str, Any]:
-    """Settings of a run that takes a second: real digits, few of everything."""
+def small_config(tmp_path: Path) -> dict[str, Any]:
+    """Settings of a run that takes a second, of any recipe: real digits, few of everything."""
     return {
-        "recipe": "paper",
         "output-dir": str(tmp_path / "runs"),
         "run-name": "run",
         "num-clients": 3,
@@ -56,6 +56,26 @@ def tiny_config(tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
+def tiny_config(small_config: dict[str, Any]) -> dict[str, Any]:
+    """The paper's round, small."""
+    return {**read_settings(preset_file(PAPER)), **small_config}
+
+
+@pytest.fixture
+def efficient_config(small_config: dict[str, Any]) -> dict[str, Any]:
+    """The default recipe, small, all of its parts in use."""
+    return {
+        **small_config,
+        "synthetic-batch-size": 20,
+        "generator-share": 0.25,
+        "generator-steps": 1,
+        "memory-size": 30,
+        "min-local-steps": 4,
+        "distill-batch-size": 8,
+    }
+
+
+@pytest.fixture
 def make_grid() -> Any:
     def make(config: dict[str, Any], **options: Any) -> InProcessGrid:
         import client_app
@@ -66,21 +86,6 @@ def make_grid() -> Any:
         )
 
     return make
-
-
-@pytest.fixture
-def efficient_config(tiny_config: dict[str, Any]) -> dict[str, Any]:
-    """The same with the default recipe, all of its parts in use."""
-    return {
-        **tiny_config,
-        "recipe": "efficient",
-        "synthetic-batch-size": 20,
-        "generator-share": 0.25,
-        "generator-steps": 1,
-        "memory-size": 30,
-        "min-local-steps": 4,
-        "distill-batch-size": 8,
-    }
 
 
 @pytest.fixture(scope="session")

@@ -16,9 +16,10 @@ from fedzge_flwr.common.randomness import Purpose, torch_stream
 from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.images.pixels import PIXEL_RANGE
-from fedzge_flwr.server.build import build_central, build_generator
+from fedzge_flwr.query.copies import copies_asked
+from fedzge_flwr.server.build import build_central, build_generator, build_server
 from fedzge_flwr.server.phases import draw_noise, make_objective
-from fedzge_flwr.server.state import ServerState, SyntheticBatch
+from fedzge_flwr.server.round import SyntheticBatch
 from fedzge_flwr.zeroth_order.estimators import ESTIMATORS
 
 _ROOT = Path(__file__).parent.parent.parent
@@ -29,7 +30,7 @@ def memory_rows(
     estimators: Sequence[str] = tuple(ESTIMATORS),
     centrals: Sequence[str] = ("cnn", "resnet18"),
 ) -> Iterator[dict[str, Any]]:
-    """Yield the extra peak memory of choosing queries and estimating, a process each."""
+    """Yield the extra peak memory of choosing a question and estimating, a process each."""
     for estimator in estimators:
         for central in centrals:
             config = {**settings.to_run_config(), "estimator": estimator, "central-model": central}
@@ -45,29 +46,29 @@ def memory_rows(
 
 
 def one_estimate(settings: Settings) -> dict[str, Any]:
-    """Measure one choice of queries and one estimate, after a small one that loads what it needs.
+    """Measure one question chosen and one estimate, after a small one that loads what it needs.
 
-    The answers are random, and the images of the queries, which clients make, are not made here.
+    The answers are random, and the perturbed copies, which clients make, are not made here.
     """
-    spec, num_images = settings.data.spec, settings.server.synthetic_batch_size
+    spec, num_images = settings.data.spec, settings.images.synthetic_batch_size
+    queries = settings.queries
+    copies = copies_asked(queries.estimator, queries.q, queries.differences)
     seconds = 0.0
     before = after = 0
     central, generator = build_central(settings), build_generator(settings)
-    state = ServerState.create(
-        settings, central, generator, num_rounds=1, device=torch.device("cpu")
-    )
+    server = build_server(settings, central, generator, num_rounds=1, device=torch.device("cpu"))
     for size in (8, num_images):
         stream = torch_stream(settings.run.seed, Purpose.LATENT)
         z_ND, y_N = draw_noise(settings, size, stream)
         x_NCHW = torch.rand(size, *spec.image_shape, generator=stream)
         x_NCHW = PIXEL_RANGE.from_uint8(PIXEL_RANGE.to_uint8(x_NCHW))
         batch = SyntheticBatch(z_ND, y_N, x_NCHW)
-        logits = torch.rand(state.estimator.copies, size, spec.num_classes, generator=stream)
+        logits_BNK = torch.rand(copies, size, spec.num_classes, generator=stream)
         before = _reset_peak()
         started = time.perf_counter()
-        objective = make_objective(state, batch)
-        queries = state.estimator.ask(x_NCHW, stream, objective)
-        state.estimator.tell(queries, logits, objective)
+        objective = make_objective(server, batch)
+        question = server.estimator.ask(x_NCHW, stream, objective)
+        server.estimator.tell(question, logits_BNK, objective)
         seconds = time.perf_counter() - started
         after = _status("VmHWM")
     return {"extra_mb": (after - before) / 1e3, "seconds": seconds}

@@ -48,17 +48,20 @@ class MemoryWatch(Watch):
 
     def sample(self) -> None:
         """Look once at every descendant."""
-        stage = self._stage()
-        for process in psutil.Process().children(recursive=True):
+        stage, this = self._stage(), psutil.Process()
+        own = this.cmdline()
+        for process in this.children(recursive=True):
             try:
-                key = (stage, _kind(process))
-                self.peaks[key] = max(self.peaks.get(key, 0), process.memory_info().rss)
+                command = process.cmdline()
+                # A child between fork and exec is this process still, memory and all.
+                if command != own:
+                    key = (stage, _kind(" ".join(command)))
+                    self.peaks[key] = max(self.peaks.get(key, 0), process.memory_info().rss)
             except psutil.Error:
                 continue
 
 
-def _kind(process: psutil.Process) -> str:
-    command = " ".join(process.cmdline())
+def _kind(command: str) -> str:
     if command.startswith("ray::"):
         return "worker"
     return "server" if "flwr-simulation" in command else "other"

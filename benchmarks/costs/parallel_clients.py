@@ -10,9 +10,9 @@ from multiprocessing.managers import BaseManager
 from typing import Any, TypeVar
 
 from benchmarks.local_clients import LocalClients
-from fedzge_flwr.common.arrays import FloatArray
 from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.query.question import Question
+from fedzge_flwr.query.targets import Targets
 from fedzge_flwr.server.clients import ClientAccuracy, ClientAnswer
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ _Manager.register("LocalClients", LocalClients)
 
 
 class ParallelClients:
-    """`fedzge_flwr.server.clients.Clients` over processes; client n lives in process n mod P.
+    """`fedzge_flwr.server.clients.Clients` over P processes; partition p lives in process p mod P.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class ParallelClients:
         self, partitions: Sequence[int], call: Callable[[Any, list[int]], dict[int, T]]
     ) -> dict[int, T]:
         count = len(self._processes)
-        shares = [[n for n in partitions if n % count == k] for k in range(count)]
+        shares = [[p for p in partitions if p % count == k] for k in range(count)]
         merged: dict[int, T] = {}
         for found in self._threads.map(call, self._processes, shares):
             merged |= found
@@ -69,18 +69,10 @@ class ParallelClients:
             lambda process, share: process.ask(round_, share, question, to_distill=to_distill),
         )
 
-    def distill(
-        self,
-        round_: int,
-        partitions: Sequence[int],
-        question: Question,
-        logits_NK: FloatArray,
-        temperature: float,
-    ) -> dict[int, float]:
-        """Have each client distil."""
+    def distill(self, round_: int, partitions: Sequence[int], targets: Targets) -> dict[int, float]:
+        """Have each client distill."""
         return self._each(
-            partitions,
-            lambda process, share: process.distill(round_, share, question, logits_NK, temperature),
+            partitions, lambda process, share: process.distill(round_, share, targets)
         )
 
     def deliver(self, round_: int) -> dict[int, float]:

@@ -21,10 +21,9 @@ from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.launch.simulate import Resources
 from fedzge_flwr.launch.simulate import simulate as launch
-from fedzge_flwr.server.build import RECIPES, build_central, build_generator
+from fedzge_flwr.server.build import RECIPES, build_central, build_generator, build_server
 from fedzge_flwr.server.clients import Clients
 from fedzge_flwr.server.phases import run_round
-from fedzge_flwr.server.state import ServerState
 
 Row = dict[str, Any]
 T = TypeVar("T")
@@ -75,7 +74,7 @@ def looped(settings: Settings, clients: Clients, rounds: int) -> list[float]:
     """Run rounds in this process and return their seconds."""
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.run.server_threads)
-    server = ServerState.create(
+    server = build_server(
         settings,
         build_central(settings),
         build_generator(settings),
@@ -142,5 +141,5 @@ def scale_row(config: Mapping[str, Any], clients: int, sampled: int, rounds: int
         "server_mb_early": memory.at(early, "server") / 1e6,
         "server_mb_last": memory.at(rounds, "server") / 1e6,
         "other_mb_last": memory.at(rounds, "other") / 1e6,
-        "reached": len({number for row in rows for number in row["participants"]}),
+        "reached": len({partition for row in rows for partition in row["participants"]}),
     }

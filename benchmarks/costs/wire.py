@@ -1,4 +1,4 @@
-"""Bytes of a client's round by wire, from encoded messages."""
+"""Bytes of a client's round by transport, from encoded messages."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from flwr.app import Message
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedzge_flwr.config.sections import Settings
+from fedzge_flwr.grid.clients import compact_fields
+from fedzge_flwr.query.copies import num_copies
 from fedzge_flwr.query.directions import Directions
-from fedzge_flwr.query.question import Question, from_levels, to_levels
+from fedzge_flwr.query.question import Question
 from fedzge_flwr.wire.codec import encode
 from fedzge_flwr.wire.messages import (
     DistillReply,
@@ -30,7 +32,7 @@ from fedzge_flwr.wire.traffic import split
 
 
 def byte_rows(settings: Settings) -> Iterator[dict[str, Any]]:
-    """Yield the bytes of a client's round after the first, by wire, from encoded messages."""
+    """Yield the bytes of a client's round after the first, by transport, from encoded messages."""
     # Flower's messages name the run and the node that they come from.
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 2**63 - 1, 1, 1
     for name, messages in (
@@ -47,35 +49,34 @@ def byte_rows(settings: Settings) -> Iterator[dict[str, Any]]:
             way = sizes["down" if isinstance(message, Request) else "up"]
             for purpose, part in split(size, payload_bytes(message)).items():
                 way[purpose] = way.get(purpose, 0) + part
-        yield {"wire": name, **sizes, "total": sum(sum(way.values()) for way in sizes.values())}
+        yield {
+            "transport": name,
+            **sizes,
+            "total": sum(sum(way.values()) for way in sizes.values()),
+        }
 
 
 def compact_round(settings: Settings, code: str) -> list[WireMessage]:
     """Return a round's messages: targets of the round before, the question, the answer."""
     rng = np.random.default_rng(0)
-    server, spec = settings.server, settings.data.spec
-    shape, num = spec.image_shape, server.synthetic_batch_size
-    drawn = rng.normal(size=(server.q, num, *shape)).astype(np.float32)
+    queries, spec = settings.queries, settings.data.spec
+    shape, num = spec.image_shape, settings.images.synthetic_batch_size
+    drawn = rng.normal(size=(queries.q, num, *shape)).astype(np.float32)
     directions = {
-        "seeded": Directions.from_seed(server.q, num, shape, seed=1),
+        "seeded": Directions.from_seed(queries.q, num, shape, seed=1),
         "ternary": Directions.ternary(drawn),
         "float32": Directions.written_out(drawn),
     }[code]
     levels = rng.integers(256, size=(num, *shape), dtype=np.uint8)
-    question = Question(from_levels(levels), directions, server.eps, two_sided=False)
+    question = Question(levels, directions, queries.eps)
     request = RoundRequest(
         round=2,
-        base=levels,
-        directions=directions.payload_QGP,
-        seed=directions.seed,
-        eps=server.eps,
-        two_sided=False,
-        to_distill=True,
         targets_round=1,
-        temperature=server.temperature,
+        temperature=settings.distillation.temperature,
         digest=question.digest,
-        images=to_levels(question.base_NCHW[:0]),
+        images=levels[:0],
         targets=_floats(rng, num, spec.num_classes),
+        **compact_fields(question, to_distill=True),
     )
     answer = RoundReply(
         round=2,
@@ -90,10 +91,10 @@ def compact_round(settings: Settings, code: str) -> list[WireMessage]:
 
 
 def dense_round(settings: Settings) -> list[WireMessage]:
-    """Return a round's messages in float32, in phases."""
+    """Return a round's messages in float32, an exchange each for training, query, distillation."""
     rng = np.random.default_rng(0)
-    server, spec = settings.server, settings.data.spec
-    num, copies = server.synthetic_batch_size, 1 + server.q
+    spec, num = settings.data.spec, settings.images.synthetic_batch_size
+    copies = num_copies(settings.queries.q, "forward")
     images = _floats(rng, num * copies, *spec.image_shape)
     return [
         TrainRequest(round=2),
@@ -102,7 +103,7 @@ def dense_round(settings: Settings) -> list[WireMessage]:
         LogitsReply(round=2, query="0" * 64, logits=_floats(rng, num * copies, spec.num_classes)),
         DistillRequest(
             round=2,
-            temperature=server.temperature,
+            temperature=settings.distillation.temperature,
             images=images[:num],
             logits=_floats(rng, num, spec.num_classes),
         ),

@@ -1,4 +1,4 @@
-"""Distils the four clients into one central CNN, and prints a table of accuracies."""
+"""Distills the four clients into one central CNN, and prints a table of accuracies."""
 
 import torch
 from flwr.app import ArrayRecord, Context, MetricRecord

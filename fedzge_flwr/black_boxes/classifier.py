@@ -24,6 +24,7 @@ from fedzge_flwr.images.image_set import ImageSet
 if TYPE_CHECKING:
     from flwr.app import Context
 
+
 SMALLEST_PROBABILITY = 1e-4
 """What a probability of 0 counts as: the logarithm must be finite."""
 
@@ -31,7 +32,7 @@ SMALLEST_PROBABILITY = 1e-4
 class ClassifierBlackBox(ABC):
     """A `BlackBox` of which a subclass gives `logits`, and what else it can.
 
-    As it is, it is inference-only: it answers, but neither trains nor distils, and keeps nothing.
+    As it is, it is inference-only: it answers, but neither trains nor distills, and keeps nothing.
 
     Parameters
     ----------
@@ -54,7 +55,7 @@ class ClassifierBlackBox(ABC):
     ------
     ConfigError
         If the node config lacks ``partition-id`` or ``num-partitions``, ``evaluation`` has another
-        key, or a subclass trains or distils without `state` and `load_state`: a black box is made
+        key, or a subclass trains or distills without `state` and `load_state`: a black box is made
         for each message, and what is not kept is lost.
     """
 
@@ -81,7 +82,7 @@ class ClassifierBlackBox(ABC):
         learns = kind.fit is not base.fit or kind.distill is not base.distill
         if learns and (kind.state is base.state or kind.load_state is base.load_state):
             raise ConfigError(
-                f"{kind.__name__} trains or distils but does not say what of it is to be kept: "
+                f"{kind.__name__} trains or distills but does not say what of it is to be kept: "
                 "override `state` and `load_state` too, since one is made for each message"
             )
         self._max_query_images = max_query_images

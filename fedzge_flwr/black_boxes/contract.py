@@ -127,7 +127,7 @@ class BlackBox(Protocol):
         teacher_logits_NK: FloatArray,
         temperature: float,
     ) -> float:
-        """Distil the ensemble's logits (N, K) at a temperature T > 0; return the loss, ≥ 0.
+        """Distill the ensemble's logits (N, K) at a temperature T > 0; return the loss, ≥ 0.
 
         0 says that nothing was learned.
         """

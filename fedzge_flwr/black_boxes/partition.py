@@ -1,11 +1,11 @@
-"""The PyTorch black box: any ``nn.Module`` on a partition of a data set."""
+"""The PyTorch black box of this repository's app: a named model on a partition of a data set."""
 
 from __future__ import annotations
 
 import logging
 import sys
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -15,12 +15,11 @@ from fedzge_flwr.black_boxes.contract import (
     ClientEvaluation,
     ClientProfile,
     EvaluationSplit,
-    FitReport,
     State,
 )
-from fedzge_flwr.common.arrays import FloatArray
-from fedzge_flwr.common.errors import DataError
-from fedzge_flwr.common.randomness import Purpose, seeded_default, torch_stream
+from fedzge_flwr.black_boxes.module import ModuleBlackBox
+from fedzge_flwr.common.errors import ConfigError, DataError
+from fedzge_flwr.common.randomness import Purpose, seeded_default
 from fedzge_flwr.common.registry import lookup
 from fedzge_flwr.config.node import from_node_config
 from fedzge_flwr.config.parsing import from_run_config
@@ -29,17 +28,11 @@ from fedzge_flwr.data.loading import load_split
 from fedzge_flwr.data.own import own_data
 from fedzge_flwr.data.partition import ClientData, client_data
 from fedzge_flwr.images.image_set import ImageSet
-from fedzge_flwr.learning.distillation import distil
 from fedzge_flwr.learning.models.catalogue import MODELS, build_model, rebuild_model
 from fedzge_flwr.learning.numerics import select_device
-from fedzge_flwr.learning.predict import evaluate_logits, predict
-from fedzge_flwr.learning.tensors import state_arrays, taken_over, to_numpy, to_tensor
-from fedzge_flwr.learning.training import (
-    MIN_TRAINING_IMAGES,
-    OwnImages,
-    log_class_prior,
-    train_as_set,
-)
+from fedzge_flwr.learning.predict import evaluate_logits
+from fedzge_flwr.learning.tensors import own_tensor, to_numpy, to_tensor
+from fedzge_flwr.query.copies import copies_asked
 
 if TYPE_CHECKING:
     from flwr.app import Context
@@ -47,8 +40,14 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger("flwr.fedzge")
 
 
-class TorchBlackBox:
-    """A PyTorch classifier with its own data.
+class _Node(NamedTuple):
+    """A node, as far as a black box reads its context."""
+
+    node_config: Mapping[str, object]
+
+
+class TorchBlackBox(ModuleBlackBox):
+    """A `ModuleBlackBox` with a model of the registry on a partition of the data set.
 
     Parameters
     ----------
@@ -77,47 +76,43 @@ class TorchBlackBox:
         model_name: str | None = None,
         data_path: str | None = None,
     ) -> None:
-        self._settings = settings
-        self._partition = partition
-        self._num_partitions = num_partitions
         self._data_path = data_path
-        self._device = select_device(settings.client.client_device)
-        self._model_name = model_name or settings.client.model_of(partition)
+        self._device = select_device(settings.run.client_device)
+        self._model_name = model_name or settings.training.model_of(partition)
         lookup(MODELS, self._model_name, "model")
-        self._built: nn.Module | None = None
+        spec, queries = settings.data.spec, settings.queries
+        copies = copies_asked(queries.estimator, queries.q, queries.differences)
         # Last: one that is not wholly made is never closed, and would keep the process's threads.
-        self._threads_before = torch.get_num_threads()
-        torch.set_num_threads(settings.client.client_threads)
+        super().__init__(
+            cast(
+                "Context",
+                _Node({"partition-id": partition, "num-partitions": num_partitions}),
+            ),
+            self._built_anew,
+            None,
+            spec.image_shape,
+            spec.num_classes,
+            # Its images are read when they are first needed.
+            num_examples=0,
+            own=self._train_images,
+            settings=settings,
+            max_query_images=copies * settings.images.synthetic_batch_size,
+        )
+
+    def _built_anew(self) -> nn.Module:
+        with seeded_default(
+            self._settings.run.seed, Purpose.INIT_CLIENT, partition=self._partition
+        ):
+            model = build_model(self._model_name, self.image_shape, self.num_classes)
+        return model.eval().to(self._device)
+
+    def _train_images(self) -> ImageSet:
+        return self._data().train
 
     @property
-    def _model(self) -> nn.Module:
-        """The model; initialised when first needed, since a hello needs none."""
-        if self._built is None:
-            run = self._settings.run
-            with seeded_default(run.seed, Purpose.INIT_CLIENT, partition=self._partition):
-                model = build_model(self._model_name, self.image_shape, self.num_classes)
-            self._built = model.eval().to(self._device)
-        return self._built
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the data set's images."""
-        return self._settings.data.spec.image_shape
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes K of the data set."""
-        return self._settings.data.spec.num_classes
-
-    @property
-    def max_query_images(self) -> int:
-        """Images of the largest query that the run's settings allow."""
-        return self._settings.server.max_query_images
-
-    @property
-    def local_rounds(self) -> int:
-        """Rounds of local training; 0: all rounds."""
-        return self._settings.client.local_rounds
+    def device(self) -> str:
+        """Where the model is, or will be."""
+        return str(self._device)
 
     def _data(self) -> ClientData:
         run, data, number = self._settings.run, self._settings.data, self._partition
@@ -145,60 +140,6 @@ class TorchBlackBox:
             gpu_share=gpu_share(),
         )
 
-    def fit(self, round_: int) -> FitReport:
-        """Train as the settings say (`fedzge_flwr.learning.training.train_as_set`).
-
-        A partition of fewer than two images is not trained on (batch norm cannot): the model stays
-        as it is and the report says 0 examples.
-        """
-        data = self._data().train
-        if len(data) < MIN_TRAINING_IMAGES:
-            return FitReport(num_examples=0, loss=0.0)
-        with self._seeded(Purpose.LOCAL_TRAINING, round_):
-            loss = train_as_set(
-                self._model,
-                to_tensor(data.images_NCHW, self._device),
-                to_tensor(data.labels_N, self._device),
-                self.num_classes,
-                self._settings,
-                self._stream(Purpose.LOCAL_TRAINING, round_),
-            )
-        return FitReport(num_examples=len(data), loss=loss)
-
-    def logits(self, images_NCHW: FloatArray) -> FloatArray:
-        """Answer in evaluation mode, float32, ``query-batch-size`` images at a time."""
-        return to_numpy(
-            predict(
-                self._model,
-                to_tensor(images_NCHW),
-                self._settings.client.query_batch_size,
-            )
-        )
-
-    def distill(
-        self,
-        round_: int,
-        images_NCHW: FloatArray,
-        teacher_logits_NK: FloatArray,
-        temperature: float,
-    ) -> float:
-        """Take ``client-distill-steps`` steps with a fresh optimiser."""
-        client = self._settings.client
-        with self._seeded(Purpose.CLIENT_DISTILLATION, round_):
-            return distil(
-                self._model,
-                to_tensor(images_NCHW, self._device),
-                to_tensor(teacher_logits_NK, self._device),
-                steps=client.client_distill_steps,
-                batch_size=client.distill_batch_size,
-                temperature=temperature,
-                lr=client.client_distill_lr,
-                settings=self._settings.optimizer,
-                stream=self._stream(Purpose.CLIENT_DISTILLATION, round_),
-                class_balance=client.class_balance,
-                rehearsed=self._rehearsed() if client.client_rehearsal else None,
-            )
-
     def evaluate(self, split: EvaluationSplit) -> ClientEvaluation:
         """Evaluate on the common test set or on the client's own held-out images."""
         images = (
@@ -207,7 +148,7 @@ class TorchBlackBox:
         no_logits = np.zeros((0, self.num_classes), dtype=np.float32)
         if len(images) == 0:
             return ClientEvaluation(num_examples=0, loss=0.0, accuracy=0.0, logits_NK=no_logits)
-        logits_NK = self._predict(images)
+        logits_NK = self._predict(images.images_NCHW)
         outcome = evaluate_logits(logits_NK, to_tensor(images.labels_N))
         return ClientEvaluation(
             num_examples=len(images),
@@ -215,32 +156,6 @@ class TorchBlackBox:
             accuracy=outcome.accuracy,
             logits_NK=to_numpy(logits_NK) if split == "test" else no_logits,
         )
-
-    def _rehearsed(self) -> OwnImages | None:
-        data = self._data().train
-        if len(data) == 0:
-            return None
-        labels_N = to_tensor(data.labels_N, self._device)
-        # What others taught of classes that it has no image of is not unlearned.
-        prior_K = log_class_prior(labels_N, self.num_classes, unseen=0.0)
-        return OwnImages(to_tensor(data.images_NCHW, self._device), labels_N, prior_K)
-
-    def _stream(self, purpose: Purpose, round_: int) -> torch.Generator:
-        seed = self._settings.run.seed
-        return torch_stream(seed, purpose, round_=round_, partition=self._partition)
-
-    def _seeded(self, purpose: Purpose, round_: int) -> AbstractContextManager[None]:
-        """Seed what layers draw from that take no stream, as dropout does."""
-        seed = self._settings.run.seed
-        return seeded_default(seed, purpose, round_=round_, partition=self._partition)
-
-    def _predict(self, images: ImageSet) -> torch.Tensor:
-        batch_size = self._settings.client.query_batch_size
-        return predict(self._model, to_tensor(images.images_NCHW), batch_size)
-
-    def state(self) -> State:
-        """Return the model's parameters and buffers."""
-        return state_arrays(self._model)
 
     def load_state(self, state: State) -> None:
         """Load parameters and buffers; arrays that may be written become the model's own memory.
@@ -250,16 +165,9 @@ class TorchBlackBox:
         ValueError
             If names or shapes are not this model's.
         """
-        tensors = {name: taken_over(array) for name, array in state.items()}
+        tensors = {name: own_tensor(array) for name, array in state.items()}
         model = rebuild_model(self._model_name, self.image_shape, self.num_classes, tensors)
         self._built = model.eval().to(self._device)
-
-    def close(self) -> None:
-        """Let the model go, leave nothing on a GPU that other clients share, give threads back."""
-        self._built = None
-        torch.set_num_threads(self._threads_before)
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
 
 
 def cap_memory(device: torch.device, share: float) -> None:
@@ -293,10 +201,13 @@ def torch_black_box(context: Context, settings: Settings | None = None) -> Torch
         settings = from_run_config(context.run_config)
     node = from_node_config(context.node_config, settings)
     model_name = node.model
+    if model_name is not None and model_name not in MODELS:
+        known = ", ".join(sorted(MODELS))
+        raise ConfigError(f"node config: 'model' = '{model_name}': no such model; known: {known}")
     if node.partition_id >= settings.run.num_clients and model_name is None:
         # Refused by the server; any model will do until then.
-        model_name = settings.client.model_of(0)
-    cap_memory(select_device(settings.client.client_device), gpu_share())
+        model_name = settings.training.model_of(0)
+    cap_memory(select_device(settings.run.client_device), gpu_share())
     return TorchBlackBox(
         settings, node.partition_id, node.num_partitions, model_name, node.data_path
     )

@@ -95,7 +95,7 @@ class SklearnBlackBox(ClassifierBlackBox):
         self._fitted = False
 
     def fit(self, round_: int) -> FitReport:
-        """Fit the classifier the first time; its data stay the same until it distils."""
+        """Fit the classifier the first time; its data stay the same until it distills."""
         inputs, labels = _flat(self._train.inputs_NCHW), self._train.labels_N
         if len(labels) and not self._fitted and self._only_class is None:
             self._classifier.fit(inputs, labels)

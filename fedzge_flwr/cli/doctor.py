@@ -191,11 +191,20 @@ def settings_and_data(given: Given) -> Iterator[Finding]:
     """Check the settings, that the images are there and can be divided, and the output folder."""
     try:
         settings = from_run_config(given.run_config())
+        _check_parts(settings)
     except FedZGEError as error:
         yield Finding("settings", "wrong", str(error))
         return
     yield from _data(settings)
     yield from _output(Path(settings.run.output_dir).expanduser().absolute())
+
+
+def _check_parts(settings: Settings) -> None:
+    # Takes seconds, and needs torch, of which the findings before this one tell.
+    from fedzge_flwr.server.build import check_models, check_names
+
+    check_names(settings)
+    check_models(settings)
 
 
 def _data(settings: Settings) -> Iterator[Finding]:

@@ -123,13 +123,16 @@ def _is_finished(folder: Path, config: Mapping[str, Any]) -> bool:
 
 
 def _table(by_seed: Mapping[int, Run]) -> str:
-    lines = [("seed", *ACCURACIES)]
-    for seed, run in by_seed.items():
-        cells = (percent(run.last(reading)) for reading in ACCURACIES.values())
-        lines.append((str(seed), *cells))
-    spreads = (
-        percent_spread([run.last(reading) for run in by_seed.values()])
-        for reading in ACCURACIES.values()
-    )
-    lines.append(("mean ± std", *spreads))
-    return "".join("".join(cell.rjust(16) for cell in line) + "\n" for line in lines)
+    # Takes a second, and is needed at the end alone.
+    import pandas as pd
+
+    last = {
+        name: {str(seed): run.last(reading) for seed, run in by_seed.items()}
+        for name, reading in ACCURACIES.items()
+    }
+    shown = {
+        name: {**{seed: percent(found) for seed, found in column.items()}, "mean ± std": spread}
+        for name, column in last.items()
+        for spread in [percent_spread(list(column.values()))]
+    }
+    return pd.DataFrame(shown).rename_axis(columns="seed").to_string(col_space=15) + "\n"

@@ -14,7 +14,7 @@ from typing import Annotated
 from pydantic import Field, ValidationError
 
 from fedzge_flwr.common.errors import ConfigError
-from fedzge_flwr.config.sections import ModelName, Section, Settings
+from fedzge_flwr.config.sections import Section, Settings
 
 _ALIKE = 0.8
 """Likeness (`difflib`) from which a key is taken for a misspelling."""
@@ -28,7 +28,9 @@ class NodeSettings(Section):
         '"partition-id=0 num-partitions=2")'
     )
     num_partitions: int = Field(description="a number: how many clients the federation has")
-    model: ModelName | None = Field(None, description="the name of a model, for the run's own")
+    model: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="the name of a model, for the run's own"
+    )
     data_path: Annotated[str, Field(min_length=1)] | None = Field(
         None, description="a folder of images by class, or an .npz file, of the owner's"
     )

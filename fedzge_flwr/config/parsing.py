@@ -1,38 +1,47 @@
-"""From Flower's run config to `Settings`, and what a run config looks like."""
+"""From Flower's run config to `Settings`: one frozen, validated view of it.
+
+Every key is kebab-case and flat; `from_run_config` sorts the keys into the sections that the parts
+of the system take. What a node's owner sets for that node alone is
+`fedzge_flwr.config.node.NodeSettings`.
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from pydantic import ValidationError
 
 from fedzge_flwr.common.errors import ConfigError
+from fedzge_flwr.config.presets.catalogue import PAPER, preset_file, read_settings
 from fedzge_flwr.config.sections import (
-    ClientSettings,
     DataSettings,
+    DistillationSettings,
+    ImageSettings,
     OptimizerSettings,
-    Paper,
+    QuerySettings,
     RunSettings,
     Section,
-    ServerSettings,
     Settings,
-    TransferSettings,
+    TrainingSettings,
     kebab,
 )
 from fedzge_flwr.images.spec import OWN
 
-AUTO = "auto"
-"""Written for a setting whose default depends on the recipe, it asks for that default."""
+_SUCCESSORS = {
+    "wire": '\'transport\' = "compact" or "dense" (dense: an exchange for each phase)',
+    "exchanges": '\'transport\' = "compact" (one exchange a round) or "dense" (one for each phase)',
+}
+"""Keys of earlier versions, and what says it now."""
 
 SECTIONS: dict[str, type[Section]] = {
     "run": RunSettings,
     "data": DataSettings,
+    "images": ImageSettings,
+    "queries": QuerySettings,
+    "training": TrainingSettings,
+    "distillation": DistillationSettings,
     "optimizer": OptimizerSettings,
-    "client": ClientSettings,
-    "server": ServerSettings,
-    "transfer": TransferSettings,
 }
 
 NUMBERS_DO_NOT_DEPEND_ON = frozenset(
@@ -60,30 +69,13 @@ NUMBERS_DO_NOT_DEPEND_ON = frozenset(
 devices and threads change the last bits at most."""
 
 
-def paper_defaults() -> dict[str, object]:
-    """Return the keys whose default depends on the recipe, with that of ``recipe = "paper"``."""
-    return {
-        kebab(name): mark.default
-        for section in SECTIONS.values()
-        for name, field in section.model_fields.items()
-        for mark in field.metadata
-        if isinstance(mark, Paper)
-    }
-
-
-def default_run_config() -> dict[str, Any]:
-    """Return the run config in which every key asks for its default."""
-    return Settings().to_run_config() | dict.fromkeys(paper_defaults(), AUTO)
-
-
 def from_run_config(run_config: Mapping[str, object]) -> Settings:
     """Parse Flower's run config.
 
     Parameters
     ----------
     run_config : Mapping[str, object]
-        Flat mapping from kebab-case key to value; a key that is absent takes its default, as does
-        one with the value "auto" if its default depends on the recipe.
+        Flat mapping from kebab-case key to value; a key that is absent takes its default.
 
     Raises
     ------
@@ -95,17 +87,14 @@ def from_run_config(run_config: Mapping[str, object]) -> Settings:
         kebab(field): name for name, section in SECTIONS.items() for field in section.model_fields
     }
     by_section: dict[str, dict[str, object]] = {name: {} for name in SECTIONS}
-    by_recipe = paper_defaults()
-    given = {
-        key: value for key, value in run_config.items() if not (key in by_recipe and value == AUTO)
-    }
-    if run_config.get("recipe") == "paper":
-        given = by_recipe | given
-    for key, value in given.items():
+    for key, value in run_config.items():
         if key not in owner:
-            close = difflib.get_close_matches(key, owner, n=1)
-            hint = f"did you mean '{close[0]}'? " if close else ""
-            raise ConfigError(f"run config: unknown key '{key}': {hint}known: {', '.join(owner)}")
+            raise ConfigError(f"run config: {_unknown(key, list(owner))}")
+        if value == "auto" and key in read_settings(preset_file(PAPER)):
+            raise ConfigError(
+                f"run config: '{key}' = 'auto': leave it out for its default; the paper's values "
+                "are the preset 'paper'"
+            )
         by_section[owner[key]][key] = value
     try:
         return Settings(
@@ -113,6 +102,14 @@ def from_run_config(run_config: Mapping[str, object]) -> Settings:
         )
     except ValidationError as error:
         raise ConfigError(f"run config: {one_line(error)}") from None
+
+
+def _unknown(key: str, known: Sequence[str]) -> str:
+    if key in _SUCCESSORS:
+        return f"'{key}' is no longer a setting: give {_SUCCESSORS[key]}"
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    return f"unknown key '{key}': {hint}known: {', '.join(known)}"
 
 
 def make_settings(
@@ -144,7 +141,7 @@ def make_settings(
     Examples
     --------
     >>> settings = make_settings(image_shape=(3, 32, 32), num_classes=10, num_clients=5, q=4)
-    >>> settings.server.q, settings.run.num_clients, settings.data.dataset
+    >>> settings.queries.q, settings.run.num_clients, settings.data.dataset
     (4, 5, 'own')
     """
     config: dict[str, object] = {"server-threads": 0}
@@ -169,3 +166,15 @@ def one_line(error: ValidationError) -> str:
         return message
     shown = repr(problem["input"])
     return f"'{problem['loc'][0]}' = {shown}: {message[0].lower()}{message[1:]}"
+
+
+def differs_from_paper(settings: Settings) -> list[str]:
+    """Return the keys for which a run of the paper's recipe has defaults, not the paper's values.
+
+    Of another recipe, none. The preset `fedzge_flwr.config.presets.catalogue.PAPER` has them all.
+    """
+    if settings.run.recipe != "paper":
+        return []
+    paper = read_settings(preset_file(PAPER))
+    here, defaults = settings.to_run_config(), Settings().to_run_config()
+    return [key for key, value in paper.items() if here[key] == defaults[key] != value]

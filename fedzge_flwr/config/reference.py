@@ -17,16 +17,18 @@ from pydantic.fields import FieldInfo
 from fedzge_flwr.common.files import atomic_write_text
 from fedzge_flwr.config.node import NodeSettings
 from fedzge_flwr.config.owner import OwnerSettings
-from fedzge_flwr.config.parsing import SECTIONS, default_run_config, paper_defaults
+from fedzge_flwr.config.parsing import SECTIONS
+from fedzge_flwr.config.presets.catalogue import PAPER, preset_file, read_settings
 from fedzge_flwr.config.sections import Section, Settings, kebab
 
 _TITLES = {
     "run": "The run",
     "data": "Data and their division",
-    "optimizer": "Optimisers",
-    "client": "Clients",
-    "server": "Server",
-    "transfer": "The efficient recipe's images and memory",
+    "images": "Images that are asked about, and the generator",
+    "queries": "Queries and the ensemble",
+    "training": "Local training",
+    "distillation": "Distillation",
+    "optimizer": "Optimizers",
 }
 _BOUNDS = (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
 
@@ -67,13 +69,13 @@ def _flat(metadata: list[Any]) -> list[Any]:
 
 def table(section: type[Section], defaults: Mapping[str, object]) -> list[str]:
     """Return the lines of a section's table: key, type and range, default, meaning."""
-    by_recipe = paper_defaults()
+    paper = read_settings(preset_file(PAPER))
     lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for name, field in section.model_fields.items():
         key = kebab(name)
         default = f"`{literal(defaults[key])}`" if key in defaults else "–"
-        if section in SECTIONS.values() and key in by_recipe:
-            default += f" (paper `{literal(by_recipe[key])}`)"
+        if section in SECTIONS.values() and paper.get(key, field.default) != field.default:
+            default += f" (paper `{literal(paper[key])}`)"
         meaning = (field.description or "").replace("|", "\\|")
         lines.append(f"| `{key}` | {kind_of(field)} | {default} | {meaning} |")
     return lines
@@ -90,8 +92,7 @@ def reference() -> str:
         "",
         "Keys of `--run-config`, of `RUN_CONFIG` and of a preset. Unknown keys, wrong types and",
         "values out of range end the run before any client starts, with one line that names the",
-        'key and what is allowed. Where two defaults stand, the run config says `"auto"`: the',
-        "recipe's own.",
+        "key and what is allowed. Where a second value stands, it is that of the preset `paper`.",
     ]
     defaults = Settings().to_run_config()
     for name, section in SECTIONS.items():
@@ -120,7 +121,7 @@ def reference() -> str:
 
 def app_config() -> str:
     """Return the lines of ``[tool.flwr.app.config]``: every key at its default."""
-    defaults = default_run_config()
+    defaults = Settings().to_run_config()
     groups = [
         "".join(f"{kebab(n)} = {literal(defaults[kebab(n)])}\n" for n in section.model_fields)
         for section in SECTIONS.values()

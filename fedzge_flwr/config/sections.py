@@ -1,39 +1,24 @@
 """The sections of the settings: every key with its type, range, default and meaning.
 
-Defaults are those of the efficient recipe; a setting marked with `Paper` has another under
-``recipe = "paper"``: that of the published commands.
+A section is a concern: how the run goes, data, images, queries, training, distillation, and the
+optimiser of all of them. Names of parts (models, ensembles, estimators …) are looked up where their
+registries are, and not here. The paper's values are a preset: ``config/presets/paper.toml``.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from fedzge_flwr.common.registry import lookup
 from fedzge_flwr.images.spec import DATASETS, OWN, DatasetSpec
-from fedzge_flwr.learning.models.catalogue import MODELS
-from fedzge_flwr.query.question import COPIES, num_copies
-from fedzge_flwr.server.ensemble import ENSEMBLES
 
 
 def kebab(name: str) -> str:
     """Return a field's name as users write it."""
     return name.replace("_", "-")
-
-
-def _known_model(name: str) -> str:
-    lookup(MODELS, name, "model")
-    return name
 
 
 def _not_one(number: int) -> int:
@@ -42,23 +27,8 @@ def _not_one(number: int) -> int:
     return number
 
 
-def _known_dataset(name: str) -> str:
-    if name != OWN:
-        lookup(DATASETS, name, "data set")
-    return name
-
-
-def _known_ensemble(name: str) -> str:
-    lookup(ENSEMBLES, name, "ensemble")
-    return name
-
-
-@dataclass(frozen=True)
-class Paper:
-    """Marks a setting whose default depends on the recipe: that of ``recipe = "paper"``."""
-
-    default: object
-
+MIN_TRAINING_IMAGES = 2
+"""Batch norm has no variance to normalise by in a batch of one."""
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -66,8 +36,6 @@ Count = Annotated[int, Field(ge=1)]
 CountOrNone = Annotated[int, Field(ge=0)]
 # Batch norm has no variance in a batch of one.
 NoneOrTwo = Annotated[int, Field(ge=0), AfterValidator(_not_one)]
-EnsembleName = Annotated[str, AfterValidator(_known_ensemble)]
-ModelName = Annotated[str, AfterValidator(_known_model)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 
 
@@ -80,7 +48,7 @@ class Section(BaseModel):
 
 
 class RunSettings(Section):
-    """How the run goes: rounds, sampling, evaluation, patience, output."""
+    """How the run goes: rounds, sampling, evaluation, transport, patience, devices, output."""
 
     recipe: Literal["efficient", "paper"] = Field("efficient", description="the form of the round")
     num_server_rounds: Count = Field(12, description="rounds R")
@@ -117,15 +85,11 @@ class RunSettings(Section):
     server_evaluation: Literal["test", "off"] = Field(
         "test", description="what the central model is evaluated on"
     )
-    wire: Annotated[Literal["compact", "dense"], Paper("dense")] = Field(
+    transport: Literal["compact", "dense"] = Field(
         "compact",
-        description="how queries travel: images as bytes, perturbed copies made by the client, "
-        "images named by hash when they come again; or all in float32",
-    )
-    exchanges: Annotated[Literal["one", "phases"], Paper("phases")] = Field(
-        "one",
-        description="messages to a client in a round: one that holds the targets of an earlier "
-        "round and the query, or one for each of training, query and distillation",
+        description="how a round travels. compact: images as bytes, perturbed copies made by the "
+        "client, one exchange that holds an earlier round's targets and the query; dense: float32 "
+        "throughout, an exchange each for training, query and distillation, as published",
     )
     catch_up_rounds: CountOrNone = Field(
         2,
@@ -152,6 +116,8 @@ class RunSettings(Section):
     server_threads: CountOrNone = Field(
         2, description="torch threads of the server; 0: as many as torch has already"
     )
+    client_device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
+    client_threads: Count = Field(1, description="torch threads of a client")
 
     @model_validator(mode="after")
     def _enough_participants(self) -> RunSettings:
@@ -172,7 +138,7 @@ class RunSettings(Section):
 class DataSettings(Section):
     """The data set and how it is divided among the clients."""
 
-    dataset: Annotated[str, AfterValidator(_known_dataset)] = Field(
+    dataset: str = Field(
         "digits",
         description=f"one of {', '.join(DATASETS)}; {OWN}: each client has images of its own",
     )
@@ -222,11 +188,167 @@ class DataSettings(Section):
 
     @property
     def spec(self) -> DatasetSpec:
-        """Classes and image shape of the data set."""
+        """Classes and image shape of the data set.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such data set.
+        """
         if self.dataset != OWN:
-            return DATASETS[self.dataset]
+            return lookup(DATASETS, self.dataset, "data set")
         channels, height, width = map(int, self.image_shape.split(","))
         return DatasetSpec(self.num_classes, (channels, height, width))
+
+
+class ImageSettings(Section):
+    """What the ensemble is asked about, and the generator that makes a part of it.
+
+    The paper's round asks about generated images alone.
+    """
+
+    synthetic_batch_size: Annotated[int, Field(ge=2)] = Field(
+        2000, description="new images N a round, perturbed copies not counted"
+    )
+    generator_share: NonNegative = Field(
+        0.05, description="part of a round's images that the generator makes; 0: none"
+    )
+    search_share: NonNegative = Field(
+        0.5, description="part bred from the memory's elites, class-balanced; 0: none"
+    )
+    procedural_share: NonNegative = Field(
+        0.45, description="part drawn procedurally (dead leaves and kin); 0: none"
+    )
+    candidates: Count = Field(
+        3,
+        description="bred or procedural images drawn for each one that is asked about, of which "
+        "the central model's classes choose; 1: no choice",
+    )
+    generator: str = Field(
+        "conditional",
+        description="images from noise and a label, or from noise alone ('unconditional')",
+    )
+    generator_width: Count = Field(32, description="width ngf of the generator")
+    latent_dim: Count = Field(100, description="dimension nz of the generator's noise")
+    generator_lr: Positive = Field(1e-3, description="learning rate of the generator")
+    generator_steps: CountOrNone = Field(
+        10, description="generator steps a round through the central model, free of queries"
+    )
+    objective: str = Field("fedzge", description="what the generator minimises")
+    beta1: NonNegative = Field(1.0, description="weight of the adversarial term")
+    beta2: NonNegative = Field(1.0, description="weight of the diversity term")
+    beta3: NonNegative = Field(1.0, description="weight of the information term")
+
+    @model_validator(mode="after")
+    def _images_from_somewhere(self) -> ImageSettings:
+        if self.generator_share + self.search_share + self.procedural_share <= 0:
+            raise ValueError(
+                "one of 'generator-share', 'search-share' and 'procedural-share' must be above 0"
+            )
+        return self
+
+
+class QuerySettings(Section):
+    """How the ensemble is asked, and how its answers combine."""
+
+    estimator: str = Field("guided", description="zeroth-order estimator")
+    directions: Literal["sphere", "rademacher"] = Field(
+        "rademacher", description="distribution of the random directions"
+    )
+    differences: Literal["forward", "central"] = Field(
+        "forward", description="slopes from one side, or from both for twice the queries"
+    )
+    q: Count = Field(2, description="directions per image")
+    eps: Positive = Field(0.1, description="step ε along a direction")
+    surrogate_shift: Annotated[int, Field(ge=0)] = Field(
+        1,
+        description="pixels by which images are moved each way to average the central model's "
+        "gradients, for estimators that use them; 0: not at all",
+    )
+    gradient_batch_size: Count = Field(
+        16,
+        description="images that the central model differentiates at once for an estimate: fewer "
+        "take less memory and, but for the last bits, give the same",
+    )
+    ensemble: str = Field("known-contrasts", description="how clients' answers combine")
+    answer_temperature: Positive = Field(
+        2.0,
+        description="divides clients' logits before they are combined for the central model and "
+        "the generator; clients distill the combined answers as they are",
+    )
+    query_batch_size: Count = Field(500, description="images that a client evaluates at once")
+
+
+class TrainingSettings(Section):
+    """How a client trains its own model on its own images."""
+
+    local_models: str = Field(
+        "cnn", description="one model for all clients, or one per partition, comma-separated"
+    )
+    local_epochs: Count = Field(2, description="epochs E1 of local training a round")
+    local_rounds: CountOrNone = Field(
+        6,
+        description="rounds in which a client trains on its own images, the first that it takes "
+        "part in; after them it only distills, and answers the same question in the same way; 0: "
+        "all rounds",
+    )
+    min_local_steps: CountOrNone = Field(
+        40, description="optimiser steps of local training below which epochs are added"
+    )
+    batch_size: Annotated[int, Field(ge=2)] = Field(64, description="batch of local training")
+    local_lr: Positive = Field(2e-3, description="learning rate of local training")
+    logit_adjustment: bool = Field(
+        True, description="local training corrects for the client's own class frequencies"
+    )
+    mixup: bool = Field(
+        True, description="local training mixes pairs of images and of their labels"
+    )
+
+    def model_of(self, partition: int) -> str:
+        """Return the name of the model of a partition."""
+        names = self.model_names
+        return names[partition] if len(names) > 1 else names[0]
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """The models' names: one for all clients, or one per partition."""
+        return tuple(name.strip() for name in self.local_models.split(","))
+
+
+class DistillationSettings(Section):
+    """What is learned from the answers, at the server and at the clients."""
+
+    temperature: Positive = Field(1.5, description="temperature T")
+    central_model: str = Field("cnn", description="model that the server distills into")
+    central_distill_steps: Count = Field(
+        300, description="distillation steps E2 a round of the central model"
+    )
+    central_lr: Positive = Field(1e-3, description="learning rate of central distillation")
+    memory_size: NoneOrTwo = Field(
+        12_000, description="past images and answers kept for distillation; 0: no memory"
+    )
+    client_distill_rounds: CountOrNone = Field(
+        2,
+        description="rounds in which a client distills, at the end of the run, on average: so many "
+        "÷ fraction-train of the run's last rounds; 0: all rounds",
+    )
+    client_distill_steps: CountOrNone = Field(
+        600, description="distillation steps a round at the clients; 0: clients never distill"
+    )
+    client_distill_lr: Positive = Field(2e-3, description="learning rate of client distillation")
+    client_rehearsal: bool = Field(
+        True,
+        description="clients go on telling apart own images, of the classes that they have, while "
+        "they distill",
+    )
+    distill_batch_size: NoneOrTwo = Field(
+        64, description="images a distillation step, at server and clients; 0: the full batch"
+    )
+    class_balance: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5,
+        description="how far distillation, at server and clients, evens out the classes of the "
+        "answers: 0 not at all, 1 wholly",
+    )
 
 
 class OptimizerSettings(Section):
@@ -248,223 +370,40 @@ class OptimizerSettings(Section):
     )
 
 
-class ClientSettings(Section):
-    """What a client does with its own model."""
-
-    local_models: str = Field(
-        "cnn", description="one model for all clients, or one per partition, comma-separated"
-    )
-    local_epochs: Annotated[Count, Paper(10)] = Field(
-        2, description="epochs E1 of local training a round"
-    )
-    local_rounds: Annotated[CountOrNone, Paper(0)] = Field(
-        6,
-        description="rounds in which a client trains on its own images, the first that it takes "
-        "part in; after them it only distils, and answers the same question in the same way; 0: "
-        "all rounds",
-    )
-    min_local_steps: Annotated[CountOrNone, Paper(0)] = Field(
-        40, description="optimiser steps of local training below which epochs are added"
-    )
-    batch_size: Annotated[int, Field(ge=2), Paper(256)] = Field(
-        64, description="batch of local training"
-    )
-    local_lr: Annotated[Positive, Paper(0.01)] = Field(
-        2e-3, description="learning rate of local training"
-    )
-    logit_adjustment: Annotated[bool, Paper(False)] = Field(
-        True, description="local training corrects for the client's own class frequencies"
-    )
-    mixup: Annotated[bool, Paper(False)] = Field(
-        True, description="local training mixes pairs of images and of their labels"
-    )
-    client_distill_rounds: Annotated[CountOrNone, Paper(0)] = Field(
-        2,
-        description="rounds in which a client distils, at the end of the run, on average: so many "
-        "÷ fraction-train of the run's last rounds; 0: all rounds",
-    )
-    client_distill_steps: Annotated[CountOrNone, Paper(3)] = Field(
-        600, description="distillation steps a round at the clients; 0: clients never distil"
-    )
-    client_distill_lr: Annotated[Positive, Paper(2e-5)] = Field(
-        2e-3, description="learning rate of client distillation"
-    )
-    client_rehearsal: Annotated[bool, Paper(False)] = Field(
-        True,
-        description="clients go on telling apart own images, of the classes that they have, while "
-        "they distil",
-    )
-    distill_batch_size: Annotated[NoneOrTwo, Paper(0)] = Field(
-        64, description="images a distillation step, at server and clients; 0: the full batch"
-    )
-    class_balance: Annotated[float, Field(ge=0, le=1), Paper(0.0)] = Field(
-        0.5,
-        description="how far distillation, at server and clients, evens out the classes of the "
-        "answers: 0 not at all, 1 wholly",
-    )
-    query_batch_size: Count = Field(500, description="images that a client evaluates at once")
-    client_device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
-    client_threads: Count = Field(1, description="torch threads of a client")
-
-    @field_validator("local_models")
-    @classmethod
-    def _known_models(cls, names: str) -> str:
-        for name in names.split(","):
-            _known_model(name.strip())
-        return names
-
-    def model_of(self, partition: int) -> str:
-        """Return the name of the model of a partition."""
-        names = [name.strip() for name in self.local_models.split(",")]
-        return names[partition] if len(names) > 1 else names[0]
-
-
-class ServerSettings(Section):
-    """Generator, zeroth-order queries and central distillation."""
-
-    central_model: ModelName = Field("cnn", description="model that the server distils into")
-    ensemble: Annotated[EnsembleName, Paper("mean")] = Field(
-        "known-contrasts", description=f"how clients' answers combine: {', '.join(ENSEMBLES)}"
-    )
-    answer_temperature: Annotated[Positive, Paper(1.0)] = Field(
-        2.0,
-        description="divides clients' logits before they are combined for the central model and "
-        "the generator; clients distil the combined answers as they are",
-    )
-    central_distill_steps: Annotated[Count, Paper(10)] = Field(
-        300, description="distillation steps E2 a round of the central model"
-    )
-    central_lr: Annotated[Positive, Paper(0.01)] = Field(
-        1e-3, description="learning rate of central distillation"
-    )
-    generator_lr: Positive = Field(1e-3, description="learning rate of the generator")
-    generator: str = Field(
-        "conditional",
-        description="images from noise and a label, or from noise alone ('unconditional')",
-    )
-    generator_width: Annotated[Count, Paper(64)] = Field(
-        32, description="width ngf of the generator"
-    )
-    latent_dim: Count = Field(100, description="dimension nz of the generator's noise")
-    synthetic_batch_size: Annotated[int, Field(ge=2), Paper(500)] = Field(
-        2000, description="new images N a round, perturbed copies not counted"
-    )
-    temperature: Annotated[Positive, Paper(5.0)] = Field(1.5, description="temperature T")
-    objective: str = Field("fedzge", description="what the generator minimises")
-    beta1: NonNegative = Field(1.0, description="weight of the adversarial term")
-    beta2: NonNegative = Field(1.0, description="weight of the diversity term")
-    beta3: NonNegative = Field(1.0, description="weight of the information term")
-    estimator: Annotated[str, Paper("batch-difference")] = Field(
-        "guided", description="zeroth-order estimator"
-    )
-    directions: Annotated[Literal["sphere", "rademacher"], Paper("sphere")] = Field(
-        "rademacher", description="distribution of the random directions"
-    )
-    differences: Literal["forward", "central"] = Field(
-        "forward", description="slopes from one side, or from both for twice the queries"
-    )
-    q: Annotated[Count, Paper(5)] = Field(2, description="directions per image")
-    eps: Annotated[Positive, Paper(1e-3)] = Field(0.1, description="step ε along a direction")
-    surrogate_shift: Annotated[int, Field(ge=0)] = Field(
-        1,
-        description="pixels by which images are moved each way to average the central model's "
-        "gradients, for estimators that use them; 0: not at all",
-    )
-    gradient_batch_size: Count = Field(
-        16,
-        description="images that the central model differentiates at once for an estimate: fewer "
-        "take less memory and, but for the last bits, give the same",
-    )
-
-    @property
-    def copies(self) -> int:
-        """Queries per image, as the estimator's own ``copies`` (which a client need not build)."""
-        two_sided = self.differences == "central"
-        if self.estimator in COPIES:
-            return COPIES[self.estimator](self.q, two_sided)
-        return num_copies(self.q, two_sided=two_sided)
-
-    @property
-    def max_query_images(self) -> int:
-        """Images in the largest query message: N and all their perturbed copies."""
-        return self.copies * self.synthetic_batch_size
-
-
-class TransferSettings(Section):
-    """What the efficient recipe asks the ensemble about, and what it keeps of the answers.
-
-    The paper's recipe asks about generated images alone and keeps nothing.
-    """
-
-    generator_share: NonNegative = Field(
-        0.05, description="part of a round's images that the generator makes; 0: none"
-    )
-    search_share: NonNegative = Field(
-        0.5, description="part bred from the memory's elites, class-balanced; 0: none"
-    )
-    procedural_share: NonNegative = Field(
-        0.45, description="part drawn procedurally (dead leaves and kin); 0: none"
-    )
-    candidates: Count = Field(
-        3,
-        description="bred or procedural images drawn for each one that is asked about, of which "
-        "the central model's classes choose; 1: no choice",
-    )
-    memory_size: NoneOrTwo = Field(
-        12_000, description="past images and answers kept for distillation; 0: no memory"
-    )
-    generator_steps: CountOrNone = Field(
-        10, description="generator steps a round through the central model, free of queries"
-    )
-
-    @model_validator(mode="after")
-    def _images_from_somewhere(self) -> TransferSettings:
-        if self.generator_share + self.search_share + self.procedural_share <= 0:
-            raise ValueError(
-                "one of 'generator-share', 'search-share' and 'procedural-share' must be above 0"
-            )
-        return self
-
-
 class Settings(BaseModel):
     """All settings of a run, by section; made by `make_settings` or `from_run_config`.
 
     Parameters
     ----------
     run : RunSettings
-        How the run goes: rounds, sampling, evaluation, patience, output.
+        How the run goes: rounds, sampling, evaluation, transport, patience, devices, output.
     data : DataSettings
         The data set and how it is divided.
+    images : ImageSettings
+        What the ensemble is asked about, and the generator.
+    queries : QuerySettings
+        How it is asked, and how its answers combine.
+    training : TrainingSettings
+        How a client trains its own model.
+    distillation : DistillationSettings
+        What server and clients learn from the answers.
     optimizer : OptimizerSettings
         The optimisers of all parts, and their schedules.
-    client : ClientSettings
-        What a client does with its own model.
-    server : ServerSettings
-        Generator, queries and central distillation.
-    transfer : TransferSettings
-        What the efficient recipe asks about, and what it keeps.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     run: RunSettings = RunSettings()
     data: DataSettings = DataSettings()
+    images: ImageSettings = ImageSettings()
+    queries: QuerySettings = QuerySettings()
+    training: TrainingSettings = TrainingSettings()
+    distillation: DistillationSettings = DistillationSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
-    client: ClientSettings = ClientSettings()
-    server: ServerSettings = ServerSettings()
-    transfer: TransferSettings = TransferSettings()
-
-    @model_validator(mode="after")
-    def _one_exchange_is_compact(self) -> Settings:
-        if self.run.exchanges == "one" and self.run.wire == "dense":
-            raise ValueError(
-                "'wire' = 'dense' goes with 'exchanges' = 'phases', not with 'one': set one of them"
-            )
-        return self
 
     @model_validator(mode="after")
     def _one_model_per_client(self) -> Settings:
-        num_models = len(self.client.local_models.split(","))
+        num_models = len(self.training.model_names)
         if num_models not in (1, self.run.num_clients):
             raise ValueError(
                 f"'local-models' names {num_models} models for 'num-clients' = "

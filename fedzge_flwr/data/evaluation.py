@@ -53,7 +53,7 @@ class TestSetEvaluation:
         """Return "loss" and "accuracy" of the central model with these arrays, evaluation mode."""
         spec = self.settings.data.spec
         model = rebuild_model(
-            self.settings.server.central_model,
+            self.settings.distillation.central_model,
             spec.image_shape,
             spec.num_classes,
             arrays.to_torch_state_dict(),
@@ -63,7 +63,7 @@ class TestSetEvaluation:
         logits_NK = predict(
             model,
             to_tensor(images.images_NCHW),
-            self.settings.client.query_batch_size,
+            self.settings.queries.query_batch_size,
         )
         outcome = evaluate_logits(logits_NK, to_tensor(images.labels_N))
         return MetricRecord({"loss": outcome.loss, "accuracy": outcome.accuracy})

@@ -250,3 +250,4 @@ LOADERS: dict[str, Loader] = {
     "food101": load_food101,
     "tinyimagenet": load_tiny_imagenet,
 }
+"""Loaders by data set: ``(data_dir, download, split)`` to images."""

@@ -129,20 +129,24 @@ def _divide(
         with warnings.catch_warnings():
             # One warning for each draw that is made again; the error below says it once.
             warnings.simplefilter("ignore", UserWarning)
-            parts = [partitioner.load_partition(number) for number in range(num_clients)]
+            parts = [partitioner.load_partition(partition) for partition in range(num_clients)]
     except ValueError as error:
-        if settings.partition == "pathological":
-            raise DataError(
-                f"'classes-per-client' = {settings.classes_per_client} of "
-                f"{settings.spec.num_classes} classes cannot be given to each of 'num-clients' = "
-                f"{num_clients} with {len(labels)} images: lower one of the two"
-            ) from error
-        raise DataError(
-            f"no Dirichlet partition with 'alpha' = {settings.alpha} gave each of "
-            f"'num-clients' = {num_clients} at least 'min-partition-size' = "
-            f"{settings.min_partition_size} of {len(labels)} images; raise alpha, lower the rest"
-        ) from error
+        raise DataError(_indivisible(settings, num_clients, len(labels))) from error
     return [np.asarray(part["index"], dtype=np.int64) for part in parts]
+
+
+def _indivisible(settings: DataSettings, num_clients: int, num_images: int) -> str:
+    if settings.partition == "pathological":
+        return (
+            f"'classes-per-client' = {settings.classes_per_client} of {settings.spec.num_classes} "
+            f"classes cannot be given to each of 'num-clients' = {num_clients} with {num_images} "
+            "images: lower one of the two"
+        )
+    return (
+        f"no Dirichlet partition with 'alpha' = {settings.alpha} gave each of 'num-clients' = "
+        f"{num_clients} at least 'min-partition-size' = {settings.min_partition_size} of "
+        f"{num_images} images; raise alpha, lower the rest"
+    )
 
 
 def client_data(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar, cast
 
 from flwr.app import Message
@@ -14,9 +14,9 @@ from flwr.serverapp import Grid
 from fedzge_flwr.common.errors import ProtocolError
 from fedzge_flwr.common.text import printable
 from fedzge_flwr.config.sections import RunSettings
+from fedzge_flwr.grid.standing import Standing
 from fedzge_flwr.wire.codec import decode, encode, encode_arrays
 from fedzge_flwr.wire.messages import (
-    NO_EXPERIMENT,
     DistillRequest,
     EvaluateRequest,
     HelloRequest,
@@ -37,19 +37,6 @@ R = TypeVar("R", bound=Reply)
 _SHORTEST_POLL_S, _LONGEST_POLL_S = 0.1, 1.0
 _POLL_SHARE = 0.02
 """Between two looks for replies there is this part of the time already waited, within bounds."""
-
-
-@dataclass(frozen=True)
-class Standing:
-    """Where an experiment stands for a client: see `fedzge_flwr.wire.messages.Request`.
-
-    ``owed`` is for requests to train.
-    """
-
-    experiment: str = NO_EXPERIMENT
-    state: str = ""
-    durable: str = ""
-    owed: int = 0
 
 
 class GridExchange:
@@ -90,9 +77,9 @@ class GridExchange:
 
     def send(
         self,
-        requests: Mapping[int, Request],
+        groups: Sequence[tuple[Request, Sequence[int]]],
         reply_types: Sequence[type[R]],
-        standing: Mapping[int, Standing],
+        standing: Callable[[int], Standing],
         *,
         dims: Mapping[str, int] | None = None,
         expect: Mapping[str, int | str] | None = None,
@@ -101,39 +88,23 @@ class GridExchange:
 
         Parameters
         ----------
-        requests : Mapping[int, Request]
-            What to ask of whom, by node. Those that are one object have their arrays encoded once.
+        groups : Sequence[tuple[Request, Sequence[int]]]
+            What to ask of which nodes. A request's arrays are encoded once for all of them.
         reply_types : Sequence[type[Reply]]
             The types that a reply may have; any may be a refusal instead.
-        standing : Mapping[int, Standing]
-            Where the experiment stands for each of them.
-        dims, expect : Mapping, optional
+        standing : Callable[[int], Standing]
+            From a node to where the experiment stands for it.
+        dims, expect
             As in `fedzge_flwr.wire.codec.decode`; the round is known.
 
         Returns
         -------
         tuple[dict[int, Reply], dict[int, str]]
-            Decoded replies by node, and why there is none. A late reply to an earlier exchange is
-            neither: Flower returns those alone that answer these very messages.
+            Decoded replies by node, and why there is none.
         """
-        arrays = {id(request): encode_arrays(request) for request in requests.values()}
-        messages = [
-            Message(
-                encode(_standing_at(request, standing[node]), arrays[id(request)]),
-                node,
-                request.ACTION,
-                group_id=str(request.round),
-            )
-            for node, request in requests.items()
-        ]
-        payloads = {id(request): payload_bytes(request) for request in requests.values()}
-        for message, size in zip(messages, encoded_bytes(messages), strict=True):
-            node_id = message.metadata.dst_node_id
-            request = requests[node_id]
-            self._book(request, node_id, Traffic(down=split(size, payloads[id(request)])))
-        actions = {request.ACTION for request in requests.values()}
-        timeout = max((self._timeouts.get(name, 0.0) for name in actions), default=0.0)
-        timeout = timeout or self._timeout
+        messages = self._encoded(groups, standing)
+        requests = {node: request for request, nodes in groups for node in nodes}
+        timeout = self._timeout_of(requests.values())
         received = self._exchanged(messages, timeout)
         # An error reply may carry another node's id: the id of the request is what counts.
         asked = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
@@ -145,18 +116,44 @@ class GridExchange:
                 LOGGER.warning("a reply to no request of this exchange was dropped")
                 continue
             expected = {"round": requests[sender].round, **(expect or {})}
-            payload: dict[str, int] = {}
             reply = _decoded(message, sender, reply_types, expected, dims or {})
+            payload = {} if isinstance(reply, str) else payload_bytes(reply)
+            self._book(requests[sender], sender, Traffic(up=split(size, payload)))
             if isinstance(reply, str):
                 failures[sender] = reply
             else:
                 replies[sender] = reply
-                payload = payload_bytes(reply)
-            self._book(requests[sender], sender, Traffic(up=split(size, payload)))
-        for node_id in requests:
-            if node_id not in replies and node_id not in failures:
-                failures[node_id] = f"no reply within {timeout:g} s"
-        return replies, failures
+        silent = requests.keys() - replies.keys() - failures.keys()
+        return replies, failures | dict.fromkeys(silent, f"no reply within {timeout:g} s")
+
+    def _encoded(
+        self,
+        groups: Sequence[tuple[Request, Sequence[int]]],
+        standing: Callable[[int], Standing],
+    ) -> list[Message]:
+        """Return the messages of some requests, and book their bytes."""
+        messages: list[Message] = []
+        for request, nodes in groups:
+            arrays = encode_arrays(request)
+            of_group = [
+                Message(
+                    encode(_standing_at(request, standing(node)), arrays),
+                    node,
+                    request.ACTION,
+                    group_id=str(request.round),
+                )
+                for node in nodes
+            ]
+            payload = payload_bytes(request)
+            for node, size in zip(nodes, encoded_bytes(of_group), strict=True):
+                self._book(request, node, Traffic(down=split(size, payload)))
+            messages += of_group
+        return messages
+
+    def _timeout_of(self, requests: Iterable[Request]) -> float:
+        """Return the seconds to wait for replies to some requests."""
+        own = (self._timeouts.get(request.ACTION, 0.0) for request in requests)
+        return max(own, default=0.0) or self._timeout
 
     def _exchanged(self, messages: Sequence[Message], timeout: float) -> list[Message]:
         """Push messages and pull their replies.

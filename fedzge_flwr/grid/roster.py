@@ -12,7 +12,8 @@ from flwr.serverapp import Grid
 from fedzge_flwr.common.errors import RosterError
 from fedzge_flwr.common.version import __version__
 from fedzge_flwr.config.sections import RunSettings
-from fedzge_flwr.grid.exchange import GridExchange, Standing
+from fedzge_flwr.grid.exchange import GridExchange
+from fedzge_flwr.grid.standing import Standing
 from fedzge_flwr.wire.messages import HelloReply, HelloRequest
 
 LOGGER = logging.getLogger("flwr.fedzge")
@@ -76,9 +77,7 @@ class Roster:
         node_ids = self._wait_for_nodes(run.num_clients, run.node_timeout)
         request = HelloRequest(round=0, version=__version__)
         replies, failures = self._exchange.send(
-            dict.fromkeys(node_ids, request),
-            (HelloReply,),
-            dict.fromkeys(node_ids, Standing(experiment)),
+            [(request, node_ids)], (HelloReply,), lambda node: Standing(experiment)
         )
         for node_id in sorted(replies):
             self._admit(node_id, replies[node_id])
@@ -118,7 +117,7 @@ class Roster:
         """
         listed = set(self._grid.get_node_ids())
         known = {member.node_id for member in self._members.values()}
-        gone = {n for n, member in self._members.items() if member.node_id not in listed}
+        gone = {p for p, member in self._members.items() if member.node_id not in listed}
         # One that has disconnected and comes back is another process, and is asked at once.
         self._silent = {node: past for node, past in self._silent.items() if node in listed}
         for past in self._silent.values():
@@ -128,9 +127,9 @@ class Roster:
         if not strangers or (len(self._members) == self._run.num_clients and not gone):
             return
         replies, failures = self._exchange.send(
-            dict.fromkeys(strangers, HelloRequest(round=0, version=__version__)),
+            [(HelloRequest(round=0, version=__version__), strangers)],
             (HelloReply,),
-            dict.fromkeys(strangers, Standing(experiment)),
+            lambda node: Standing(experiment),
         )
         for node_id, reason in sorted(failures.items()):
             LOGGER.warning("node %d still does not take part: %s", node_id, reason)

@@ -12,8 +12,7 @@ import numpy.typing as npt
 
 from fedzge_flwr.common.arrays import ByteArray, FloatArray
 from fedzge_flwr.common.errors import DataError
-from fedzge_flwr.images.pixels import PIXEL_RANGE
-from fedzge_flwr.query.question import from_levels
+from fedzge_flwr.images.pixels import PIXEL_RANGE, from_levels, to_levels
 
 Split: TypeAlias = Literal["train", "test"]
 
@@ -89,8 +88,7 @@ class ImageSet:
                 f"images go from {images.min():g} to {images.max():g}: give them in [{low:g}, "
                 f"{high:g}], before any other normalisation"
             )
-        levels = np.rint((images - low) * (255 / (high - low))).clip(0, 255)
-        return ImageSet(levels.astype(np.uint8), np.asarray(labels_N))
+        return ImageSet(to_levels(images), np.asarray(labels_N))
 
     def __len__(self) -> int:
         return len(self.labels_N)

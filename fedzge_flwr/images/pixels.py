@@ -1,8 +1,9 @@
-"""The one range of pixel values that data, generator and clients share.
+"""The one range of pixel values, and the one map between it and bytes.
 
-Real images enter as ``uint8`` and are mapped onto this range; the generator's last layer is scaled
-to it; clients are told nothing else. (The released code drew generated images in [-1, 1] and real
-ones in [0, 1].)
+Real images enter as bytes and are mapped onto the range; the generator's last layer is scaled to
+it; clients are told nothing else. (The released code drew generated images in [-1, 1] and real ones
+in [0, 1].) A byte is a *level*: 256 of them span the range. What is asked about, sent, kept and
+distilled is held as levels; both sides of the wire then have the very same float32 values.
 """
 
 from __future__ import annotations
@@ -10,8 +11,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+
+from fedzge_flwr.common.arrays import ByteArray, FloatArray
+
 if TYPE_CHECKING:
     from torch import Tensor
+
+_TOP = 255.0
 
 
 @dataclass(frozen=True)
@@ -27,13 +35,18 @@ class PixelRange:
     low: float
     high: float
 
+    @property
+    def step(self) -> float:
+        """Between two levels."""
+        return (self.high - self.low) / _TOP
+
     def from_uint8(self, images_u8: Tensor) -> Tensor:
-        """Map ``uint8`` images of any shape to ``float32`` in this range (0 → low, 255 → high)."""
-        return images_u8.float().mul_((self.high - self.low) / 255.0).add_(self.low)
+        """Map levels of any shape to ``float32`` in this range (0 → low, 255 → high)."""
+        return images_u8.float().mul_(self.step).add_(self.low)
 
     def to_uint8(self, images: Tensor) -> Tensor:
-        """Map images in this range to the nearest ``uint8``; values outside are clipped."""
-        scaled = (images - self.low) * (255.0 / (self.high - self.low))
+        """Map images in this range to the nearest levels; values outside are clipped."""
+        scaled = (images - self.low) * (_TOP / (self.high - self.low))
         return scaled.round().clamp(0, 255).byte()
 
     def from_unit(self, images: Tensor) -> Tensor:
@@ -42,3 +55,19 @@ class PixelRange:
 
 
 PIXEL_RANGE = PixelRange(low=-1.0, high=1.0)
+
+
+def from_levels(levels_NCHW: ByteArray) -> FloatArray:
+    """Map levels onto the shared pixel range, bit for bit as `PixelRange.from_uint8` does."""
+    step, low = np.float32(PIXEL_RANGE.step), np.float32(PIXEL_RANGE.low)
+    images: FloatArray = levels_NCHW.astype(np.float32) * step + low
+    return images
+
+
+def to_levels(images_NCHW: npt.NDArray[np.floating]) -> ByteArray:
+    """Map images in the shared pixel range to the nearest levels; values outside are clipped."""
+    levels = np.rint(
+        (images_NCHW - PIXEL_RANGE.low) * (_TOP / (PIXEL_RANGE.high - PIXEL_RANGE.low))
+    )
+    nearest: ByteArray = levels.clip(0, 255).astype(np.uint8)
+    return nearest

@@ -35,6 +35,7 @@ DATASETS: dict[str, DatasetSpec] = {
     "food101": DatasetSpec(101, (3, 64, 64)),
     "tinyimagenet": DatasetSpec(200, (3, 64, 64)),
 }
+"""Data sets by name, as the setting ``dataset`` has them; one from outside is added here."""
 
 OWN = "own"
 """The data set of a federation whose clients all bring their own images, of a declared shape."""

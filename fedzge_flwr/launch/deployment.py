@@ -79,8 +79,8 @@ def _start_superlink(launch: Session, scripts: Path, port: int) -> None:
 
 def _start_supernodes(launch: Session, scripts: Path, port: int, node_ports: list[int]) -> None:
     keys = launch.home / "keys"
-    for number, node_port in enumerate(node_ports):
-        name = f"node-{number}"
+    for partition, node_port in enumerate(node_ports):
+        name = f"node-{partition}"
         launch.finish(f"key of {name}", [scripts / "node-key.sh", keys, name])
         launch.finish(
             f"registering {name}", [scripts / "register.sh", CONNECTION, keys / f"{name}.pub"]
@@ -90,11 +90,11 @@ def _start_supernodes(launch: Session, scripts: Path, port: int, node_ports: lis
             [
                 *(scripts / "supernode.sh", f"{_HOST}:{port}"),
                 *(launch.home / "certificates" / "ca.crt", keys / name, launch.home / name),
-                *(str(node_port), f"partition-id={number} num-partitions={len(node_ports)}"),
+                *(str(node_port), f"partition-id={partition} num-partitions={len(node_ports)}"),
             ],
         )
         launch.wait(node, name, partial(_connected, launch.log(name)), _START_S)
-        launch.progress.say(f"SuperNode {number} of {len(node_ports)} is connected")
+        launch.progress.say(f"SuperNode {partition} of {len(node_ports)} is connected")
 
 
 def _connected(log: Path) -> bool:

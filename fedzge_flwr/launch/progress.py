@@ -118,7 +118,7 @@ class Progress:
         if self._warnings:
             self.say(f"warnings: {self._warnings}, see {self._folder / WARNINGS_FILE}")
         if self._left_out:
-            counts = [f"client {n}: {times}" for n, times in sorted(self._left_out.items())]
+            counts = [f"client {p}: {times}" for p, times in sorted(self._left_out.items())]
             self.say(f"rounds in which clients were left out: {', '.join(counts)}")
 
     def _read(self, name: str, offset: int) -> bytes:

@@ -224,22 +224,12 @@ def session(
     family = ProcessFamily({**os.environ, **own}, home)
     completed = False
     try:
-        # The SuperLink works in a folder of its own, where relative paths must not follow it.
-        overrides = {
-            **run_config,
-            "output-dir": str(folder.parent),
-            "run-name": folder.name,
-            "resume": str(folder) if settings.run.resume else "",
-            "data-dir": str(Path(settings.data.data_dir).expanduser().absolute()),
-        }
+        overrides = {**run_config, **_whole_paths(settings, folder)}
         atomic_write_text(home / "run-config.toml", tomli_w.dumps(overrides))
         with Progress(folder, settings.run.num_server_rounds) as progress:
             if settings.run.resume:
                 progress.say(f"resuming {folder}")
-            progress.say(
-                f"FedZGE: {settings.run.num_clients} clients, {settings.data.dataset}, recipe "
-                f"{settings.run.recipe}, {settings.run.num_server_rounds} rounds"
-            )
+            progress.say(_in_short(settings))
             try:
                 yield Session(settings, folder, home / "run-config.toml", home, family, progress)
             finally:
@@ -257,6 +247,24 @@ def session(
             shutil.rmtree(home, ignore_errors=True)
     if left:
         raise LaunchError(f"these processes could not be ended: {[item.pid for item in left]}")
+
+
+def _in_short(settings: Settings) -> str:
+    run = settings.run
+    return (
+        f"FedZGE: {run.num_clients} clients, {settings.data.dataset}, recipe {run.recipe}, "
+        f"{run.num_server_rounds} rounds"
+    )
+
+
+def _whole_paths(settings: Settings, folder: Path) -> dict[str, str]:
+    """Return the settings that are paths: the SuperLink works in a folder of its own."""
+    return {
+        "output-dir": str(folder.parent),
+        "run-name": folder.name,
+        "resume": str(folder) if settings.run.resume else "",
+        "data-dir": str(Path(settings.data.data_dir).expanduser().absolute()),
+    }
 
 
 def free_ports(number: int) -> list[int]:

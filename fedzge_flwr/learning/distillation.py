@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from fedzge_flwr.config.sections import OptimizerSettings
 from fedzge_flwr.images.pixels import PIXEL_RANGE
@@ -47,7 +48,7 @@ def class_weights(logits_NK: Tensor, power: float) -> Tensor:
 
 
 @reproducible()
-def distil(
+def distill(
     model: nn.Module,
     x_NCHW: Tensor,
     teacher_logits_NK: Tensor,
@@ -67,33 +68,18 @@ def distil(
     ----------
     model : nn.Module
         The student, trained in place, in training mode; left in evaluation mode.
-    x_NCHW : Tensor
-        At least `MIN_TRAINING_IMAGES` images in the shared pixel range, on the model's device.
-    teacher_logits_NK : Tensor
-        The teacher's logits.
-    steps : int
-        Steps, at least 1.
-    batch_size : int
-        Images a step; 0: all of them, in each.
-    temperature : float
-        T of `fedzge_flwr.learning.losses.distillation_loss`.
-    lr : float
-        Initial learning rate.
-    settings : OptimizerSettings
-        Optimiser and schedule.
-    stream : torch.Generator
-        The stream of the draws; not used for full batches without ``rehearsed``.
-    class_balance : float
-        Power of `fedzge_flwr.learning.distillation.class_weights`.
+    x_NCHW, teacher_logits_NK : Tensor
+        At least `MIN_TRAINING_IMAGES` images in the shared pixel range, on the model's device, and
+        the teacher's logits on them.
+    steps, batch_size, temperature, lr, settings
+        Steps, at least 1; images a step, 0 for all of them; T of `distillation_loss`; the initial
+        learning rate; optimiser and schedule.
+    stream, class_balance
+        The stream of the draws, and the power of `class_weights` by which they are weighed.
     rehearsed : OwnImages, optional
-        As many of the student's own images join each step, with their loss: else it forgets them,
-        and its batch norm comes to normalise by synthetic images alone. Rehearsal is Robins, 1995,
-        "Catastrophic forgetting, rehearsal and pseudorehearsal".
+        As many of the student's own images join each step (`distillation_step`).
 
-    Returns
-    -------
-    float
-        The distillation loss before the last step.
+    Returns the distillation loss before the last step.
     """
     optimizer = make_optimizer(model.parameters(), settings, lr)
     schedule = make_schedule(optimizer, settings, steps)
@@ -103,17 +89,64 @@ def distil(
     for _ in range(steps):
         x, teacher = x_NCHW, teacher_logits_NK
         if 0 < batch_size < len(x_NCHW):
-            chosen = torch.multinomial(weights_N, batch_size, True, generator=stream)
-            x, teacher = x[chosen.to(x.device)], teacher[chosen.to(x.device)]
-        batch = None
-        if rehearsed is not None:
-            own = torch.randint(len(rehearsed.labels_N), (len(x),), generator=stream).to(x.device)
-            batch = rehearsed.chosen(own)
+            chosen = torch.multinomial(weights_N, batch_size, True, generator=stream).to(x.device)
+            x, teacher = x[chosen], teacher[chosen]
+        batch = rehearsed.drawn(len(x), stream) if rehearsed is not None else None
         loss = distillation_step(model, x, teacher, optimizer, temperature, batch)
         if schedule is not None:
             schedule.step()
     model.eval()
     return float(loss)
+
+
+@reproducible()
+def distill_levels(
+    model: nn.Module,
+    levels_MCHW: Tensor,
+    teacher_logits_MK: Tensor,
+    optimizer: Optimizer,
+    schedule: LRScheduler | None,
+    *,
+    steps: int,
+    batch_size: int,
+    temperature: float,
+    stream: torch.Generator,
+    class_balance: float,
+) -> float:
+    """Take distillation steps on remembered images, with an optimiser that lives on.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The student, trained in place, in training mode; left in evaluation mode.
+    levels_MCHW, teacher_logits_MK : Tensor
+        uint8 images, and the teacher's logits on them, on the CPU.
+    optimizer, schedule
+        The student's; one step of the schedule a step.
+    steps, batch_size, temperature, stream, class_balance
+        As in `distill`.
+
+    Returns
+    -------
+    float
+        The mean distillation loss over the steps.
+    """
+    device = next(model.parameters()).device
+    weights_M = class_weights(teacher_logits_MK, class_balance)
+    model.train()
+    loss_sum = torch.zeros((), device=device)
+    for _ in range(steps):
+        # The full batch is every image once, and is not drawn.
+        chosen = torch.arange(len(levels_MCHW))
+        if 0 < batch_size < len(levels_MCHW):
+            chosen = torch.multinomial(weights_M, batch_size, True, generator=stream)
+        x_NCHW = PIXEL_RANGE.from_uint8(levels_MCHW[chosen].to(device))
+        teacher_NK = teacher_logits_MK[chosen].to(device)
+        loss_sum += distillation_step(model, x_NCHW, teacher_NK, optimizer, temperature)
+        if schedule is not None:
+            schedule.step()
+    model.eval()
+    return float(loss_sum) / steps
 
 
 def distillation_step(
@@ -126,7 +159,10 @@ def distillation_step(
 ) -> Tensor:
     """Take one step of distillation in the model's mode; return its loss before it, a scalar.
 
-    Own images to rehearse, if given, go through the model in the same batch as the others.
+    Own images to rehearse, if given, go through the model in the same batch as the others, with
+    their own loss: else the student forgets them, and its batch norm comes to normalise by
+    synthetic images alone. Rehearsal is Robins, 1995, "Catastrophic forgetting, rehearsal and
+    pseudorehearsal".
     """
     optimizer.zero_grad(set_to_none=True)
     if rehearsed is None:

@@ -84,7 +84,7 @@ def load_central(run: Path) -> tuple[nn.Module, tuple[int, int, int]]:
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise RunFolderError(f"{run} is not the folder of a finished run ({error})") from error
     spec = settings.data.spec
-    name = settings.server.central_model
+    name = settings.distillation.central_model
     try:
         model = rebuild_model(name, spec.image_shape, spec.num_classes, state)
     except ValueError as error:

@@ -156,6 +156,7 @@ def generator_objective(
 
 
 OBJECTIVES: dict[str, GeneratorObjective] = {"fedzge": generator_objective}
+"""The generator's objectives by name, as the setting ``objective`` has them."""
 
 
 def bound_objective(name: str, weights: ObjectiveWeights) -> BoundObjective:

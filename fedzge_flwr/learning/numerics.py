@@ -120,3 +120,14 @@ def reproducible() -> Iterator[None]:
     cudnn = torch.backends.cudnn
     with _backend_flags((cudnn, "deterministic", True), (cudnn, "benchmark", False)):
         yield
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Have torch use so many threads, or with 0 those that it has; restored afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -17,7 +17,7 @@ def to_tensor(array: npt.NDArray[Any], device: torch.device | str = "cpu") -> to
     return torch.from_numpy(np.array(array)).to(device)
 
 
-def taken_over(array: npt.NDArray[Any]) -> torch.Tensor:
+def own_tensor(array: npt.NDArray[Any]) -> torch.Tensor:
     """Return a tensor of the array's own memory, or of a copy's if that may not be written."""
     return torch.from_numpy(array if array.flags.writeable else np.array(array))
 

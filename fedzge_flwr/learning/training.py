@@ -13,14 +13,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 
-from fedzge_flwr.config.sections import OptimizerSettings, Settings
+from fedzge_flwr.config.sections import MIN_TRAINING_IMAGES, OptimizerSettings, Settings
 from fedzge_flwr.images.pixels import PIXEL_RANGE
 from fedzge_flwr.learning.numerics import reproducible
 
 LOGGER = logging.getLogger("flwr.fedzge")
-
-MIN_TRAINING_IMAGES = 2
-"""Batch norm has no variance to normalise by in a batch of one."""
 
 
 class OwnImages(NamedTuple):
@@ -35,6 +32,11 @@ class OwnImages(NamedTuple):
         if self.log_prior_K is not None:
             logits_NK = logits_NK + self.log_prior_K
         return F.cross_entropy(logits_NK, labels_N)
+
+    def drawn(self, num_images: int, stream: torch.Generator) -> OwnImages:
+        """Draw so many of the images, with replacement, from a CPU stream."""
+        rows = torch.randint(len(self.labels_N), (num_images,), generator=stream)
+        return self.chosen(rows.to(self.labels_N.device))
 
     def chosen(self, indices_B: Tensor) -> OwnImages:
         """Return the images of these indices (B,), with the same prior."""
@@ -112,8 +114,7 @@ def fit(
     model : nn.Module
         Trained in place, in training mode; left in evaluation mode.
     own : OwnImages
-        At least `MIN_TRAINING_IMAGES` images, on the model's device; their prior is added to the
-        logits in the loss alone.
+        At least `MIN_TRAINING_IMAGES` images, on the model's device.
     epochs, batch_size, lr
         Passes over the images, images a step, initial learning rate.
     settings : OptimizerSettings
@@ -121,19 +122,9 @@ def fit(
     stream : torch.Generator
         The stream of the shuffling.
     mixup : bool
-        Train on λx + (1−λ)x′ with the loss mixed alike, pairs from one batch, λ ~ U(0, 1) a batch:
-        Zhang et al., 2018, arXiv 1710.09412, with Beta(1, 1). It curbs overconfidence away from the
-        training images (Thulasidasan et al., 2019, arXiv 1905.11001), where a server asks.
+        Train on mixed pairs (`_mixed_loss`).
 
-    Returns
-    -------
-    float
-        Mean cross-entropy over the last epoch, in nats.
-
-    Raises
-    ------
-    ValueError
-        If there are too few images.
+    Returns the mean cross-entropy over the last epoch, in nats.
     """
     images_u8_NCHW, labels_N, _ = own
     if len(labels_N) < MIN_TRAINING_IMAGES:
@@ -145,18 +136,9 @@ def fit(
     for _ in range(epochs):
         loss_sum.zero_()
         for batch in minibatches(len(labels_N), batch_size, stream):
-            indices = batch.to(images_u8_NCHW.device)
             optimizer.zero_grad(set_to_none=True)
-            x_NCHW, targets_N = PIXEL_RANGE.from_uint8(images_u8_NCHW[indices]), labels_N[indices]
-            share, partners = _mixing(len(batch), stream) if mixup else (1.0, None)
-            if partners is not None:
-                partners = partners.to(indices.device)
-                x_NCHW = share * x_NCHW + (1 - share) * x_NCHW[partners]
-            logits_NK = model(x_NCHW)
-            loss = own.loss(logits_NK, targets_N)
-            if partners is not None:
-                mixed_in = own.loss(logits_NK, targets_N[partners])
-                loss = share * loss + (1 - share) * mixed_in
+            chosen = own.chosen(batch.to(images_u8_NCHW.device))
+            loss = _mixed_loss(model, chosen, stream) if mixup else _plain_loss(model, chosen)
             loss.backward()
             optimizer.step()
             loss_sum += loss.detach() * len(batch)
@@ -166,13 +148,27 @@ def fit(
     return float(loss_sum) / len(labels_N)
 
 
-def _mixing(num_images: int, stream: torch.Generator) -> tuple[float, Tensor]:
-    """Draw mixup's λ and each image's partner."""
+def _plain_loss(model: nn.Module, batch: OwnImages) -> Tensor:
+    return batch.loss(model(PIXEL_RANGE.from_uint8(batch.images_u8_NCHW)), batch.labels_N)
+
+
+def _mixed_loss(model: nn.Module, batch: OwnImages, stream: torch.Generator) -> Tensor:
+    """Return the loss on λx + (1−λ)x′, mixed alike: pairs from the batch, one λ ~ U(0, 1).
+
+    Mixup is Zhang et al., 2018, arXiv 1710.09412, here with Beta(1, 1). It curbs overconfidence
+    away from the training images (Thulasidasan et al., 2019, arXiv 1905.11001), where a server
+    asks.
+    """
     share = float(torch.rand((), generator=stream))
-    return share, torch.randperm(num_images, generator=stream)
+    partners = torch.randperm(len(batch.labels_N), generator=stream).to(batch.labels_N.device)
+    x_NCHW = PIXEL_RANGE.from_uint8(batch.images_u8_NCHW)
+    logits_NK = model(share * x_NCHW + (1 - share) * x_NCHW[partners])
+    loss = batch.loss(logits_NK, batch.labels_N)
+    mixed_in = batch.loss(logits_NK, batch.labels_N[partners])
+    return share * loss + (1 - share) * mixed_in
 
 
-def train_as_set(
+def train_locally(
     model: nn.Module,
     images_u8_NCHW: Tensor,
     labels_N: Tensor,
@@ -188,18 +184,18 @@ def train_as_set(
     An epoch over few images is few steps; with many more steps of distillation between them such a
     client would forget its own data, and teach its peers nothing.
     """
-    client = settings.client
-    steps_an_epoch = max(len(labels_N) // client.batch_size, 1)
-    prior_K = log_class_prior(labels_N, num_classes) if client.logit_adjustment else None
+    training = settings.training
+    steps_an_epoch = max(len(labels_N) // training.batch_size, 1)
+    prior_K = log_class_prior(labels_N, num_classes) if training.logit_adjustment else None
     return fit(
         model,
         OwnImages(images_u8_NCHW, labels_N, prior_K),
-        epochs=max(client.local_epochs, math.ceil(client.min_local_steps / steps_an_epoch)),
-        batch_size=client.batch_size,
-        lr=client.local_lr,
+        epochs=max(training.local_epochs, math.ceil(training.min_local_steps / steps_an_epoch)),
+        batch_size=training.batch_size,
+        lr=training.local_lr,
         settings=settings.optimizer,
         stream=stream,
-        mixup=client.mixup,
+        mixup=training.mixup,
     )
 
 

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
+
 from fedzge_flwr.common.text import percent
-from fedzge_flwr.server.state import RoundState, ServerState
-from fedzge_flwr.wire.traffic import Traffic
-
-
-@dataclass(frozen=True)
-class MissingReply:
-    """A client that was left out: its partition, the action asked of it, and why."""
-
-    partition: int
-    action: str
-    reason: str
+from fedzge_flwr.server.round import RoundState
+from fedzge_flwr.server.state import ServerState
+from fedzge_flwr.wire.traffic import MissingReply, RoundAccount, Traffic
 
 
 @dataclass(frozen=True)
@@ -93,6 +88,51 @@ class RoundRow:
     phase_seconds: dict[str, float] = field(default_factory=dict)
     answer_classes: tuple[int, ...] = ()
 
+    @classmethod
+    def of(
+        cls,
+        server: ServerState,
+        current: RoundState,
+        account: RoundAccount,
+        *,
+        central: Mapping[str, object] | None,
+        ensemble_accuracy: float | None,
+        seconds: float,
+    ) -> RoundRow:
+        """Return the row of a round that has ended.
+
+        ``central`` has "accuracy" and "loss" of the central model, if it was evaluated; ``seconds``
+        is the round's wall time, evaluation included.
+        """
+        accuracies = {p: item.accuracy for p, item in current.evaluated.accuracies.items()}
+        queries = server.num_queries.values()
+        return cls(
+            round=current.round,
+            central_accuracy=_figure(central, "accuracy"),
+            central_loss=_figure(central, "loss"),
+            ensemble_accuracy=ensemble_accuracy,
+            mean_client_accuracy=statistics.fmean(accuracies.values()) if accuracies else None,
+            client_accuracy=accuracies,
+            sampled=current.sampled,
+            participants=tuple(sorted(current.replies)),
+            unmoved=current.answered.unmoved if current.answered else (),
+            missing=account.missing,
+            skipped=current.skipped,
+            queries_per_client=max(queries, default=0),
+            queries=sum(queries),
+            bytes_down=account.all_nodes.total_down,
+            bytes_up=account.all_nodes.total_up,
+            bytes_down_total=account.since_start.total_down,
+            bytes_up_total=account.since_start.total_up,
+            evaluation_bytes_down=account.evaluation.total_down,
+            evaluation_bytes_up=account.evaluation.total_up,
+            client_bytes=account.by_client,
+            seconds=seconds,
+            loss=_losses(current),
+            phase_seconds={name: round(spent, 4) for name, spent in current.seconds.items()},
+            answer_classes=_answer_classes(current),
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return the row as JSON types: partitions become strings, infinite losses null."""
         row: dict[str, Any] = asdict(self)
@@ -108,7 +148,7 @@ class RoundRow:
         for name in ("client_accuracy", "client_bytes"):
             values[name] = {int(partition): value for partition, value in row[name].items()}
         traffic = values["client_bytes"].items()
-        values["client_bytes"] = {number: Traffic(**item) for number, item in traffic}
+        values["client_bytes"] = {partition: Traffic(**item) for partition, item in traffic}
         values["missing"] = tuple(MissingReply(**item) for item in row["missing"])
         values["loss"] = {k: math.nan if v is None else v for k, v in row["loss"].items()}
         for name in ("sampled", "participants", "unmoved"):
@@ -123,7 +163,7 @@ class RoundRow:
             "accuracy/central": self.central_accuracy,
             "accuracy/ensemble": self.ensemble_accuracy,
             "accuracy/mean client": self.mean_client_accuracy,
-            **{f"client accuracy/{n}": value for n, value in self.client_accuracy.items()},
+            **{f"client accuracy/{p}": value for p, value in self.client_accuracy.items()},
             "cost/queries a client": self.queries_per_client,
             "cost/MB down": self.bytes_down_total / 1e6,
             "cost/MB up": self.bytes_up_total / 1e6,
@@ -185,3 +225,34 @@ class Observer(Protocol):
     def on_end(self, server: ServerState, error: BaseException | None) -> None:
         """Take note that the run has ended, by itself or by an error, perhaps before round 1."""
         ...
+
+
+def _figure(record: Mapping[str, object] | None, name: str) -> float | None:
+    value = None if record is None else record.get(name)
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def _answer_classes(current: RoundState) -> tuple[int, ...]:
+    if current.answered is None:
+        return ()
+    logits_NK = current.answered.logits_NK
+    return tuple(np.bincount(logits_NK.argmax(axis=1), minlength=logits_NK.shape[1]).tolist())
+
+
+def _losses(current: RoundState) -> dict[str, float]:
+    learned, losses = current.learned, dict[str, float]()
+    if learned is not None and learned.step is not None:
+        # First, so that no objective's term stands for one of the run's own figures.
+        losses |= {name: float(value) for name, value in learned.step.terms.items()}
+    trained = [reply.train_loss for reply in current.replies.values()]
+    if known := [loss for loss in trained if loss is not None]:
+        losses["local_training"] = statistics.fmean(known)
+    if learned is not None:
+        if learned.step is not None:
+            losses["gradient_norm"] = learned.step.gradient_norm
+        losses["central_distillation"] = learned.central_distill_loss
+    distilled = {p: reply.distill_loss for p, reply in current.replies.items()}
+    distilled |= current.distill_losses
+    if found := [loss for loss in distilled.values() if loss is not None]:
+        losses["client_distillation"] = statistics.fmean(found)
+    return losses

@@ -32,9 +32,9 @@ def draw_accuracy(rows: Sequence[RoundRow], path: Path) -> None:
     # Figure, not pyplot: no global state, and no window whatever the backend.
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    partitions = sorted({number for row in rows for number in row.client_accuracy})
-    for number in partitions[:_MAX_CLIENT_LINES]:
-        _line(axes, rows, [row.client_accuracy.get(number) for row in rows], "0.8", None, 0.8)
+    partitions = sorted({p for row in rows for p in row.client_accuracy})
+    for partition in partitions[:_MAX_CLIENT_LINES]:
+        _line(axes, rows, [row.client_accuracy.get(partition) for row in rows], "0.8", None, 0.8)
     lines = (
         ("mean client", "tab:gray", [row.mean_client_accuracy for row in rows]),
         ("ensemble", "tab:blue", [row.ensemble_accuracy for row in rows]),

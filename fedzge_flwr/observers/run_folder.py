@@ -27,7 +27,8 @@ from fedzge_flwr.images.pixels import PIXEL_RANGE
 from fedzge_flwr.learning.tensors import state_arrays
 from fedzge_flwr.observers.base import RoundRow
 from fedzge_flwr.observers.naming import WARNINGS_FILE, free_run_folder, run_to_resume
-from fedzge_flwr.server.state import RoundState, ServerState, SyntheticBatch
+from fedzge_flwr.server.round import RoundState, SyntheticBatch
+from fedzge_flwr.server.state import ServerState
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -126,8 +127,8 @@ class RunFolder:
         """Append to ``rounds.jsonl`` and rewrite ``accuracy.csv``."""
         self._rows.append(row)
         with self._explained():
-            if current.batch is not None:
-                self._samples = _labelled_samples(current.batch)
+            if current.asked is not None and current.asked.batch is not None:
+                self._samples = _labelled_samples(current.asked.batch)
                 self._draw_strip(row.round)
             with (self.path / "rounds.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row.to_json(), allow_nan=False) + "\n")
@@ -173,11 +174,13 @@ class RunFolder:
         table = {
             row.round: {
                 "central": row.central_accuracy,
-                **{f"client-{number}": value for number, value in row.client_accuracy.items()},
+                **{
+                    f"client-{partition}": value for partition, value in row.client_accuracy.items()
+                },
             }
             for row in self._rows
         }
-        columns = ["central", *(f"client-{n}" for n in range(self._settings.run.num_clients))]
+        columns = ["central", *(f"client-{p}" for p in range(self._settings.run.num_clients))]
         frame = pd.DataFrame.from_dict(table, orient="index", columns=columns, dtype=float)
         frame.index.name = "round"
         return frame
@@ -197,7 +200,7 @@ class RunFolder:
             "seed": self._settings.run.seed,
             "settings": settings,
             "versions": _versions(),
-            "clients": {str(number): text for number, text in self._clients.items()},
+            "clients": {str(partition): text for partition, text in self._clients.items()},
             "class_counts": None if self._class_counts is None else self._class_counts.tolist(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(self._started)),
             "seconds": round(time.time() - self._started, 1),

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from fedzge_flwr.common.errors import ConfigError
 from fedzge_flwr.observers.base import Observer, RoundRow
-from fedzge_flwr.server.state import RoundState, ServerState
+from fedzge_flwr.server.round import RoundState
+from fedzge_flwr.server.state import ServerState
 
 
 class TensorBoard(Observer):

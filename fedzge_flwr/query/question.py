@@ -7,25 +7,19 @@ they need not travel. NumPy only: a client of any library can answer.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, TypeAlias
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from fedzge_flwr.common.arrays import ByteArray, FloatArray
-from fedzge_flwr.images.pixels import PIXEL_RANGE
+from fedzge_flwr.images.pixels import from_levels
+from fedzge_flwr.query.copies import Differences, num_copies, num_queries
 from fedzge_flwr.query.directions import Directions
 
-Differences: TypeAlias = Literal["forward", "central"]
-"""How a slope is measured: (f(x+εu) − f(x))/ε, or (f(x+εu) − f(x−εu))/2ε for twice the queries."""
-
-COPIES: dict[str, Callable[[int, bool], int]] = {"surrogate": lambda q, two_sided: 1}
-"""Copies of a generated image that an estimator asks about, of q and of ``differences`` being
-"central", where they are not those of `num_copies`. Clients limit questions by it and build no
-estimator, so one from outside the package that asks otherwise is named here on both sides."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -34,20 +28,53 @@ class Question:
 
     Parameters
     ----------
-    base_NCHW : ndarray of float32
-        Images in the shared pixel range, each asked about once.
+    base : ndarray of uint8 or of float
+        Images (N, C, H, W), each asked about once: as levels (`fedzge_flwr.images.pixels`), or as
+        values of the shared pixel range where rounding them is not wanted.
     directions : Directions
         q ≥ 0 for each of the first G ≤ N images.
     eps : float
         Step ε > 0 along a direction, in units of the shared pixel range.
-    two_sided : bool
-        Whether x − εu is asked about beside x + εu.
+    differences : {"forward", "central"}
+        Whether x + εu alone is asked about, or x − εu beside it.
     """
 
-    base_NCHW: FloatArray
+    base: ByteArray | FloatArray
     directions: Directions
-    eps: float
-    two_sided: bool
+    eps: float = 1.0
+    differences: Differences = "forward"
+
+    @staticmethod
+    def unperturbed(base: ByteArray | FloatArray) -> Question:
+        """Return the question about images alone."""
+        channels, height, width = base.shape[1:]
+        return Question(base, Directions.none((channels, height, width)))
+
+    def about(self, base: ByteArray | FloatArray) -> Question:
+        """Return the same directions for the first of these images."""
+        return replace(self, base=base)
+
+    @cached_property
+    def base_NCHW(self) -> FloatArray:
+        """The base images in the shared pixel range."""
+        base: Any = self.base
+        return from_levels(base) if base.dtype == np.uint8 else base
+
+    @cached_property
+    def directions_QNCHW(self) -> FloatArray:
+        """The directions of the G perturbed images, as clients decode them.
+
+        Raises
+        ------
+        ValueError
+            If they cannot be decoded.
+        """
+        return self.directions.decoded()
+
+    @property
+    def num_directions(self) -> int:
+        """Directions q of each perturbed image."""
+        return len(self.directions.payload_QGP)
 
     @property
     def num_perturbed(self) -> int:
@@ -57,18 +84,18 @@ class Question:
     @property
     def copies(self) -> int:
         """Copies of each of them that are asked about, the unperturbed one included."""
-        return num_copies(len(self.directions.payload_QGP), two_sided=self.two_sided)
+        return num_copies(self.num_directions, self.differences)
 
     @property
     def num_images(self) -> int:
         """Number B of images asked about, perturbed ones included: the queries."""
-        return num_queries(len(self.base_NCHW), self.num_perturbed, self.copies)
+        return num_queries(len(self.base), self.num_perturbed, self.copies)
 
     @property
     def base_rows_N(self) -> npt.NDArray[np.int64]:
         """Where among `images_BCHW` the unperturbed images are, in order."""
         perturbed, copies = self.num_perturbed, self.copies
-        others = np.arange(len(self.base_NCHW) - perturbed) + copies * perturbed
+        others = np.arange(len(self.base) - perturbed) + copies * perturbed
         return np.concatenate((np.arange(perturbed), others))
 
     @property
@@ -81,60 +108,61 @@ class Question:
             If the directions cannot be decoded.
         """
         base, others = np.split(self.base_NCHW, [self.num_perturbed])
-        steps = np.float32(self.eps) * self.directions.decoded()
+        steps = np.float32(self.eps) * self.directions_QNCHW
         parts = [base, *(base + step for step in steps)]
-        if self.two_sided:
+        if self.differences == "central":
             parts += [base - step for step in steps]
         return np.concatenate((*parts, others))
+
+    def of_perturbed(self, answers_BK: FloatArray) -> FloatArray:
+        """Return the answers on the copies of the perturbed images, as (copies, G, K)."""
+        shape = (self.copies, self.num_perturbed, answers_BK.shape[1])
+        return answers_BK[: shape[0] * shape[1]].reshape(shape)
+
+    def slopes(self, values_B: T) -> T:
+        """Return the derivative along each direction of what was evaluated on all copies.
+
+        Parameters
+        ----------
+        values_B : array or Tensor
+            (B, …): at x, then at x + εuⱼ, then, for central differences, at x − εuⱼ; float64, since
+            the differences are small.
+
+        Returns
+        -------
+        array or Tensor
+            (q, …).
+        """
+        values: Any = values_B
+        ahead = values[1 : 1 + self.num_directions]
+        found: T
+        if self.differences == "central":
+            found = (ahead - values[1 + self.num_directions :]) / (2 * self.eps)
+        else:
+            found = (ahead - values[0]) / self.eps
+        return found
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the base images: what answers to them may be referred to by."""
-        return image_digest(self.base_NCHW)
+        return image_digest(self.base)
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of all that is asked: what an answer must be to."""
         payload = self.directions.payload_QGP
-        sides = "two" if self.two_sided else "one"
-        asked = f"{self.digest} {payload.shape} {self.directions.seed} {self.eps!r} {sides} "
+        asked = (
+            f"{self.digest} {payload.shape} {self.directions.seed} {self.eps!r} {self.differences} "
+        )
         return hashlib.sha256(asked.encode() + payload.tobytes()).hexdigest()
 
 
-def image_digest(images_NCHW: FloatArray) -> str:
-    """Return the SHA-256 of images and of their shape."""
-    images = np.ascontiguousarray(images_NCHW, dtype="<f4")
-    return hashlib.sha256(repr(images.shape).encode() + images.tobytes()).hexdigest()
+Queries = Question
+"""The name by which estimators from outside the package know a question."""
 
 
-def num_copies(num_directions: int, *, two_sided: bool) -> int:
-    """Return the copies of an image along q directions: 1 + q, or 1 + 2q on both sides."""
-    return 1 + num_directions * (2 if two_sided else 1)
-
-
-def num_queries(num_base: int, num_perturbed: int, copies: int) -> int:
-    """Return the images asked about when some of the base images are asked about in copies."""
-    return num_base + (copies - 1) * num_perturbed
-
-
-def to_levels(images_NCHW: FloatArray) -> ByteArray:
-    """Return images that are on the 256 levels of the shared pixel range as bytes.
-
-    Raises
-    ------
-    ValueError
-        If one is not: bytes would change it.
-    """
-    scale = np.float32((PIXEL_RANGE.high - PIXEL_RANGE.low) / 255.0)
-    levels = np.rint((images_NCHW - np.float32(PIXEL_RANGE.low)) / scale)
-    bytes_NCHW: ByteArray = levels.clip(0, 255).astype(np.uint8)
-    if not np.array_equal(from_levels(bytes_NCHW), images_NCHW):
-        raise ValueError("images are not on the 256 levels of the pixel range")
-    return bytes_NCHW
-
-
-def from_levels(images_u8_NCHW: ByteArray) -> FloatArray:
-    """Map bytes onto the shared pixel range, bit for bit as `PixelRange.from_uint8` does."""
-    scale = np.float32((PIXEL_RANGE.high - PIXEL_RANGE.low) / 255.0)
-    images: FloatArray = images_u8_NCHW.astype(np.float32) * scale + np.float32(PIXEL_RANGE.low)
-    return images
+def image_digest(images_NCHW: ByteArray | FloatArray) -> str:
+    """Return the SHA-256 of images, of their shape, and of whether they are levels."""
+    kind = "u1" if images_NCHW.dtype == np.uint8 else "<f4"
+    images = np.ascontiguousarray(images_NCHW, dtype=kind)
+    return hashlib.sha256(f"{kind} {images.shape}".encode() + images.tobytes()).hexdigest()

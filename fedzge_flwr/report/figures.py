@@ -37,10 +37,10 @@ def accuracy(run: Run, against: str) -> go.Figure:
     """Draw the accuracies of central model, ensemble and clients against one of `AXES`."""
     title, x = AXES[against]
     figure = go.Figure()
-    partitions = sorted({number for row in run.rows for number in row.client_accuracy})
-    for number in partitions[:_MOST_CLIENT_LINES]:
-        xs, ys = _points(run.rows, x, lambda row, n=number: row.client_accuracy.get(n))  # type: ignore[misc]
-        _line(figure, xs, ys, f"client {number}", _CLIENTS, 1, opacity=0.35, showlegend=False)
+    partitions = sorted({p for row in run.rows for p in row.client_accuracy})
+    for partition in partitions[:_MOST_CLIENT_LINES]:
+        xs, ys = _points(run.rows, x, lambda row, p=partition: row.client_accuracy.get(p))  # type: ignore[misc]
+        _line(figure, xs, ys, f"client {partition}", _CLIENTS, 1, opacity=0.35, showlegend=False)
     for name, y, colour in _LINES:
         xs, ys = _points(run.rows, x, y)
         if xs:
@@ -146,7 +146,7 @@ def partition(run: Run) -> go.Figure | None:
     figure = go.Figure(
         go.Heatmap(
             x=[str(number) for number in range(len(counts[0]))],
-            y=[f"client {number}" for number in range(len(counts))],
+            y=[f"client {partition}" for partition in range(len(counts))],
             z=counts,
             zmin=0,
             colorscale="Viridis",

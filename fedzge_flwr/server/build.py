@@ -1,21 +1,33 @@
-"""The server's models as the settings describe them, freshly initialised from the run's seed."""
+"""The server as the settings describe it: its parts by name, its models freshly initialised."""
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from fedzge_flwr.common.randomness import Purpose, seeded_default
 from fedzge_flwr.common.registry import lookup
 from fedzge_flwr.config.sections import Settings
-from fedzge_flwr.learning.losses import OBJECTIVES
-from fedzge_flwr.learning.models.catalogue import build_model
-from fedzge_flwr.server.efficient import EFFICIENT_ROUND
+from fedzge_flwr.learning.losses import (
+    OBJECTIVES,
+    BoundObjective,
+    ObjectiveWeights,
+    bound_objective,
+)
+from fedzge_flwr.learning.models.catalogue import MODELS, build_model
+from fedzge_flwr.learning.training import make_optimizer, make_schedule
+from fedzge_flwr.server.efficient import EFFICIENT
 from fedzge_flwr.server.ensemble import ENSEMBLES
-from fedzge_flwr.server.phases import PAPER_ROUND, Phase
+from fedzge_flwr.server.paper import PAPER
+from fedzge_flwr.server.round import Recipe
+from fedzge_flwr.server.state import ServerState
 from fedzge_flwr.synthesis.generators import GENERATORS
+from fedzge_flwr.synthesis.memory import Memory
+from fedzge_flwr.zeroth_order.base import Estimator
 from fedzge_flwr.zeroth_order.estimators import ESTIMATORS
+from fedzge_flwr.zeroth_order.samplers import DIRECTIONS
 
-RECIPES: dict[str, tuple[Phase, ...]] = {"efficient": EFFICIENT_ROUND, "paper": PAPER_ROUND}
+RECIPES: dict[str, Recipe] = {"efficient": EFFICIENT, "paper": PAPER}
 """The forms of a round by name, as the setting ``recipe`` has them."""
 
 
@@ -25,30 +37,110 @@ def check_names(settings: Settings) -> None:
     Raises
     ------
     ConfigError
-        If there is no such recipe, estimator, objective, generator or way to combine answers; the
-        line lists the known ones.
+        If there is no such data set, recipe, estimator, objective, generator or way to combine
+        answers; the line lists the known ones.
     """
+    _ = settings.data.spec
     lookup(RECIPES, settings.run.recipe, "recipe")
-    lookup(ESTIMATORS, settings.server.estimator, "estimator")
-    lookup(OBJECTIVES, settings.server.objective, "objective")
-    lookup(GENERATORS, settings.server.generator, "generator")
-    lookup(ENSEMBLES, settings.server.ensemble, "ensemble")
+    lookup(ESTIMATORS, settings.queries.estimator, "estimator")
+    lookup(OBJECTIVES, settings.images.objective, "objective")
+    lookup(GENERATORS, settings.images.generator, "generator")
+    lookup(ENSEMBLES, settings.queries.ensemble, "ensemble")
+
+
+def check_models(settings: Settings) -> None:
+    """Check that there are the models that the settings name, the clients' too.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such model; the line lists the known ones.
+    """
+    for name in (settings.distillation.central_model, *settings.training.model_names):
+        lookup(MODELS, name, "model")
 
 
 def build_central(settings: Settings) -> nn.Module:
     """Build the central model."""
     spec = settings.data.spec
     with seeded_default(settings.run.seed, Purpose.INIT_CENTRAL):
-        return build_model(settings.server.central_model, spec.image_shape, spec.num_classes)
+        name = settings.distillation.central_model
+        return build_model(name, spec.image_shape, spec.num_classes)
 
 
 def build_generator(settings: Settings) -> nn.Module:
     """Build the generator."""
-    spec, server = settings.data.spec, settings.server
+    spec, images = settings.data.spec, settings.images
     with seeded_default(settings.run.seed, Purpose.INIT_GENERATOR):
-        return lookup(GENERATORS, server.generator, "generator")(
+        return lookup(GENERATORS, images.generator, "generator")(
             spec.image_shape,
             spec.num_classes,
-            latent_dim=server.latent_dim,
-            width=server.generator_width,
+            latent_dim=images.latent_dim,
+            width=images.generator_width,
         )
+
+
+def build_server(
+    settings: Settings,
+    central: nn.Module,
+    generator: nn.Module,
+    *,
+    num_rounds: int,
+    device: torch.device,
+    num_test_images: int = 0,
+) -> ServerState:
+    """Start a run with models as they are; they are moved to ``device``.
+
+    The other parameters are those of `ServerState`.
+
+    Raises
+    ------
+    ConfigError
+        If a setting names something unknown.
+    """
+    central.to(device).eval()
+    generator.to(device)
+    images, distillation = settings.images, settings.distillation
+    of_generator = make_optimizer(generator.parameters(), settings.optimizer, images.generator_lr)
+    of_central = make_optimizer(central.parameters(), settings.optimizer, distillation.central_lr)
+    steps_each = lookup(RECIPES, settings.run.recipe, "recipe").generator_steps(settings)
+    return ServerState(
+        settings=settings,
+        num_rounds=num_rounds,
+        num_test_images=num_test_images,
+        device=device,
+        central=central,
+        generator=generator,
+        generator_optimizer=of_generator,
+        generator_schedule=make_schedule(
+            of_generator, settings.optimizer, num_rounds, steps_each=steps_each
+        ),
+        central_optimizer=of_central,
+        central_schedule=make_schedule(
+            of_central,
+            settings.optimizer,
+            num_rounds,
+            steps_each=distillation.central_distill_steps,
+        ),
+        combine=lookup(ENSEMBLES, settings.queries.ensemble, "ensemble"),
+        memory=Memory(distillation.memory_size) if distillation.memory_size else None,
+        estimator=build_estimator(settings),
+        objective=build_objective(settings),
+    )
+
+
+def build_estimator(settings: Settings) -> Estimator:
+    """Return the zeroth-order estimator, with the sampler that draws its random directions."""
+    queries = settings.queries
+    sampler = lookup(DIRECTIONS, queries.directions, "distribution of directions")
+    build = lookup(ESTIMATORS, queries.estimator, "estimator")
+    return build(sampler, queries.q, queries.eps, queries.differences)
+
+
+def build_objective(settings: Settings) -> BoundObjective:
+    """Return the generator's objective, with T and β as the settings have them."""
+    images = settings.images
+    weights = ObjectiveWeights(
+        settings.distillation.temperature, images.beta1, images.beta2, images.beta3
+    )
+    return bound_objective(images.objective, weights)

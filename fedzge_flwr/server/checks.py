@@ -8,15 +8,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fedzge_flwr.common.arrays import FloatArray
 from fedzge_flwr.common.errors import ConfigError, DivergenceError
+from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.images.pixels import PIXEL_RANGE
-from fedzge_flwr.query.question import num_copies
-from fedzge_flwr.server.state import ServerState
-from fedzge_flwr.zeroth_order.base import Estimate, Queries
+from fedzge_flwr.query.copies import copies_asked
+from fedzge_flwr.query.question import Question
+from fedzge_flwr.zeroth_order.base import Estimate
+
+if TYPE_CHECKING:
+    # The state combines answers, and checks what comes of that.
+    from fedzge_flwr.server.state import ServerState
 
 _SLACK = 1e-3
 """What rounding may put a generated image beyond the pixel range."""
@@ -96,7 +104,7 @@ def check_generated(server: ServerState, x_NCHW: object, num_images: int) -> Non
         )
 
 
-def check_queries(server: ServerState, queries: Queries, x_NCHW: Tensor) -> None:
+def check_question(server: ServerState, question: Question, x_NCHW: Tensor) -> None:
     """Check that the estimator asks what clients expect.
 
     Raises
@@ -104,19 +112,35 @@ def check_queries(server: ServerState, queries: Queries, x_NCHW: Tensor) -> None
     ConfigError
         If it asks about other images, or another number of copies of each.
     """
-    settings = server.settings.server
-    if not torch.equal(queries.base_NCHW, x_NCHW):
+    queries = server.settings.queries
+    if not np.array_equal(question.base_NCHW, x_NCHW.cpu().numpy()):
         raise ConfigError(
-            f"estimator '{settings.estimator}' must ask about the very images that it is given"
+            f"estimator '{queries.estimator}' must ask about the very images that it is given"
         )
-    copies = num_copies(
-        len(queries.directions.payload_QGP), two_sided=queries.differences == "central"
-    )
-    if copies != settings.copies:
+    expected = copies_asked(queries.estimator, queries.q, queries.differences)
+    if question.copies != expected:
         raise ConfigError(
-            f"estimator '{settings.estimator}' asks about {copies} copies of an image, and clients "
-            f"expect {settings.copies}: say so in COPIES['{settings.estimator}'], on both sides"
+            f"estimator '{queries.estimator}' asks about {question.copies} copies of an image, and "
+            f"clients expect {expected}: say so in COPIES['{queries.estimator}'], on both sides"
         )
+
+
+def check_ensemble(settings: Settings, found: FloatArray, wanted: tuple[int, ...]) -> None:
+    """Check that an ensemble's logits are such, as one from outside the package may not be.
+
+    Raises
+    ------
+    ConfigError
+        If they are not finite or not of the answers' shape.
+    """
+    name = settings.queries.ensemble
+    if found.shape != wanted:
+        raise ConfigError(
+            f"ensemble '{name}' returned shape {found.shape} for logits of shape {wanted}: return "
+            "as many"
+        )
+    if not np.isfinite(found).all():
+        raise ConfigError(f"ensemble '{name}' returned values that are not finite: bound them")
 
 
 def check_estimate(server: ServerState, estimate: Estimate, x_NCHW: Tensor, round_: int) -> None:
@@ -129,17 +153,17 @@ def check_estimate(server: ServerState, estimate: Estimate, x_NCHW: Tensor, roun
     DivergenceError
         If it is not finite.
     """
-    settings, gradient_NCHW = server.settings.server, estimate.gradient_NCHW
+    settings, gradient_NCHW = server.settings, estimate.gradient_NCHW
     if gradient_NCHW.shape != x_NCHW.shape:
         raise ConfigError(
-            f"estimator '{settings.estimator}' returned a gradient of shape "
+            f"estimator '{settings.queries.estimator}' returned a gradient of shape "
             f"{_shape(gradient_NCHW)} for images of shape {_shape(x_NCHW)}"
         )
     if not torch.isfinite(gradient_NCHW).all():
         raise DivergenceError(
             f"round {round_}: the generator's gradient is not finite, as estimator "
-            f"'{settings.estimator}' has it of objective '{settings.objective}'; lower "
-            "'generator-lr'"
+            f"'{settings.queries.estimator}' has it of objective '{settings.images.objective}'; "
+            "lower 'generator-lr'"
         )
 
 

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from fedzge_flwr.common.arrays import FloatArray
 from fedzge_flwr.query.question import Question
+from fedzge_flwr.query.targets import Targets
 
 
 @dataclass(frozen=True)
@@ -59,19 +60,12 @@ class Clients(Protocol):
     ) -> dict[int, ClientAnswer]:
         """Have clients train on their own data and then answer; who fails at either is absent.
 
-        ``to_distill`` foretells that `distill` may follow with the same question.
+        ``to_distill`` foretells that `distill` may follow with targets on the same images.
         """
         ...
 
-    def distill(
-        self,
-        round_: int,
-        partitions: Sequence[int],
-        question: Question,
-        logits_NK: FloatArray,
-        temperature: float,
-    ) -> dict[int, float]:
-        """Have clients distil the ensemble's logits on a question's base images.
+    def distill(self, round_: int, partitions: Sequence[int], targets: Targets) -> dict[int, float]:
+        """Have clients distill the ensemble's logits on the images of this round's question.
 
         Returns the losses of those that did. Whoever carries the messages may put it off until a
         client is next asked, whose answer then has the loss, or until `deliver`.

@@ -126,7 +126,7 @@ def trimmed_mean(answers: Answers) -> FloatArray:
 
     Of probabilities, since logits have each client's own scale and common shift, and since
     where garbage is one extreme, honest answers are cut off at the other: that shifts means of
-    logarithms, whose low extremes are far away, by more (CHANGELOG).
+    logarithms, whose low extremes are far away, by more (`docs/evidence.md`).
     Claimed numbers of examples do not weigh: a claim costs nothing and must buy nothing. Only who
     claims to have none is left out, if others have some.
     """
@@ -164,7 +164,7 @@ def class_tendency(answers: Answers) -> FloatArray:
 
     log Σₘ vₘₖ·softmax(fₘ(x)/τ)ₖ, vₘₖ = wₘtₘₖ / Σⱼ wⱼtⱼₖ: wₘ·tₘₖ estimates client m's share of all
     training examples that are of class k, so vₘₖ is Bayes' posterior of the client given the class.
-    This project's own; measured in the CHANGELOG.
+    This project's own; measured in `docs/evidence.md`.
     """
     knowledge = {
         partition: answers.weights[partition] * np.maximum(answers.tendencies[partition], _SMALLEST)
@@ -193,7 +193,7 @@ def known_contrasts(answers: Answers) -> FloatArray:
     This is weighted least squares of an incomplete two-way table (Yates, 1933, "The analysis of
     replicated experiments when the field results are incomplete"), linear in the answers; the
     logarithmic opinion pool (Genest & Zidek, 1986) if all clients know all classes alike. Its use
-    here is this project's own; measured in the CHANGELOG.
+    here is this project's own; measured in `docs/evidence.md`.
     """
     partitions = sorted(answers.logits)
     num_images, num_classes = answers.logits[partitions[0]].shape
@@ -221,6 +221,7 @@ ENSEMBLES: dict[str, Combination] = {
     "class-tendency": class_tendency,
     "known-contrasts": known_contrasts,
 }
+"""Ways to combine answers by name, as the setting ``ensemble`` has them."""
 
 
 def _trimmed(answers: Answers, num_trimmed: Callable[[int], int]) -> FloatArray:

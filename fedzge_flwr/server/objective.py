@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from fedzge_flwr.learning.losses import BoundObjective, LossTerms
-from fedzge_flwr.server.state import SyntheticBatch
 
 
 @dataclass(frozen=True)
@@ -22,8 +21,8 @@ class BatchObjective:
     ----------
     central : nn.Module
         The central model.
-    batch : SyntheticBatch
-        Its noise and labels enter the objective; its images are an argument.
+    z_ND, y_N : Tensor
+        The batch's noise and labels; its images are an argument.
     function : BoundObjective
         What is to be minimised.
     surrogate_shift : int
@@ -33,7 +32,8 @@ class BatchObjective:
     """
 
     central: nn.Module
-    batch: SyntheticBatch
+    z_ND: Tensor
+    y_N: Tensor
     function: BoundObjective
     surrogate_shift: int
     chunk: int
@@ -48,8 +48,8 @@ class BatchObjective:
         """
         return self.function(
             images_NCHW.double(),
-            self.batch.z_ND.double(),
-            self.batch.y_N,
+            self.z_ND.double(),
+            self.y_N,
             ensemble_logits_NK.double(),
             central_logits_NK.double(),
         )

@@ -1,14 +1,13 @@
-"""One round of FedZGE as a list of phases over one state (arXiv 2503.06028, algorithm 1).
+"""The phases that all recipes share (arXiv 2503.06028, algorithm 1).
 
-A phase reads and extends the round's state; what it asks of clients goes through `Clients`.
+A phase takes what it needs and returns what it makes; what it asks of clients goes through
+`fedzge_flwr.server.clients.Clients`.
 """
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Sequence
-from typing import TypeAlias, TypeVar
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,120 +17,94 @@ from fedzge_flwr.common.errors import TooFewClientsError
 from fedzge_flwr.common.randomness import Purpose, numpy_stream, seeded_default, torch_stream
 from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.images.pixels import PIXEL_RANGE
-from fedzge_flwr.learning.distillation import distil
 from fedzge_flwr.learning.losses import detached
 from fedzge_flwr.learning.numerics import exact_float32, reproducible
-from fedzge_flwr.query.directions import Directions
 from fedzge_flwr.query.question import Question
-from fedzge_flwr.server.checks import check_central, check_estimate, check_generated, check_queries
-from fedzge_flwr.server.clients import Clients
+from fedzge_flwr.query.targets import Targets
+from fedzge_flwr.server.checks import check_estimate, check_generated, check_question
+from fedzge_flwr.server.clients import ClientAnswer, Clients
 from fedzge_flwr.server.ensemble import ensemble_weights, update_tendencies
 from fedzge_flwr.server.objective import BatchObjective
-from fedzge_flwr.server.state import RoundState, ServerState, SyntheticBatch, TransferBatch
+from fedzge_flwr.server.round import (
+    Answered,
+    Asked,
+    Evaluated,
+    GeneratorStep,
+    Recipe,
+    RoundState,
+    SyntheticBatch,
+)
+from fedzge_flwr.server.state import ServerState
 
-Phase: TypeAlias = Callable[[ServerState, Clients, RoundState], None]
 
-T = TypeVar("T")
-
-
-def sample_clients(server: ServerState, clients: Clients, current: RoundState) -> None:
-    """Sample max(⌈C·clients⌉, 1) clients, a function of (seed, round)."""
+def sample_clients(server: ServerState, round_: int) -> tuple[int, ...]:
+    """Sample max(⌈C·clients⌉, 1) clients, a function of (seed, round); return their partitions."""
     run = server.settings.run
-    stream = numpy_stream(run.seed, Purpose.SAMPLING, round_=current.round)
+    stream = numpy_stream(run.seed, Purpose.SAMPLING, round_=round_)
     chosen = stream.choice(run.num_clients, size=run.participants, replace=False)
-    current.sampled = current.participants = tuple(sorted(int(number) for number in chosen))
+    return tuple(sorted(int(partition) for partition in chosen))
 
 
-def synthesise(server: ServerState, clients: Clients, current: RoundState) -> None:
-    """Generate the round's images and choose the queries."""
-    settings = server.settings
-    stream = torch_stream(settings.run.seed, Purpose.LATENT, round_=current.round)
-    current.batch = generate(server, settings.server.synthetic_batch_size, stream)
-    choose_queries(server, current, current.batch.x_NCHW.detach())
+def ask_clients(
+    server: ServerState,
+    clients: Clients,
+    round_: int,
+    sampled: Sequence[int],
+    question: Question,
+) -> dict[int, ClientAnswer]:
+    """Have the sampled clients train on their own data, then answer on all copies of all images.
 
-
-def choose_queries(server: ServerState, current: RoundState, x_NCHW: Tensor) -> None:
-    """Choose what is asked about the round's generated images, as the clients shall see them."""
-    settings = server.settings
-    if settings.run.wire == "compact":
-        x_NCHW = on_levels(x_NCHW)
-    directions = torch_stream(settings.run.seed, Purpose.DIRECTIONS, round_=current.round)
-    with exact_float32(), reproducible():
-        queries = server.estimator.ask(
-            x_NCHW, directions, make_objective(server, present(current.batch))
-        )
-    check_queries(server, queries, x_NCHW)
-    current.queries = queries
-
-
-def on_levels(x_NCHW: Tensor) -> Tensor:
-    """Return images rounded to the 256 levels of the shared pixel range."""
-    return PIXEL_RANGE.from_uint8(PIXEL_RANGE.to_uint8(x_NCHW))
-
-
-def generate(server: ServerState, num_images: int, stream: torch.Generator) -> SyntheticBatch:
-    """Draw noise and labels (`draw_noise`), and generate x = G(z, y)."""
-    z_ND, y_N = draw_noise(server.settings, num_images, stream)
-    z_ND, y_N = z_ND.to(server.device), y_N.to(server.device)
-    server.generator.train()
-    x_NCHW = server.generator(z_ND, y_N)
-    check_generated(server, x_NCHW, num_images)
-    return SyntheticBatch(z_ND, y_N, x_NCHW)
-
-
-def draw_noise(
-    settings: Settings, num_images: int, stream: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Draw z ~ N(0, I), (N, nz), and y uniform over classes, (N,), both on the CPU."""
-    z_ND = torch.randn(num_images, settings.server.latent_dim, generator=stream)
-    y_N = torch.randint(settings.data.spec.num_classes, (num_images,), generator=stream)
-    return z_ND, y_N
-
-
-def ask_clients(server: ServerState, clients: Clients, current: RoundState) -> None:
-    """Have the participants train on their own data, then answer on all copies of all images.
-
-    Base and perturbed answers so come from the same clients, under the same weights.
+    Base and perturbed answers so come from the same clients.
     """
-    question = current.question = _question(current)
-    for partition in current.participants:
+    for partition in sampled:
         asked = server.num_queries.get(partition, 0)
         server.num_queries[partition] = asked + question.num_images
-    to_distill = clients_distil(server, current.round)
-    answers = clients.ask(current.round, current.participants, question, to_distill=to_distill)
-    current.distill_losses = {
-        number: answer.distill_loss
-        for number, answer in answers.items()
-        if answer.distill_loss is not None
-    }
-    _keep_only(server, current, answers)
-    logits = {number: answer.logits_BK for number, answer in answers.items()}
-    current.train_losses = {number: answer.train_loss for number, answer in answers.items()}
-    examples = clients.num_examples
-    current.weights = ensemble_weights({number: examples[number] for number in answers})
-    rows = question.base_rows_N
-    base_logits = {number: value[rows] for number, value in logits.items()}
+    to_distill = clients_distill(server, round_)
+    return clients.ask(round_, sampled, question, to_distill=to_distill)
+
+
+def combine_answers(
+    server: ServerState,
+    clients: Clients,
+    round_: int,
+    sampled: Sequence[int],
+    asked: Asked,
+    replies: Mapping[int, ClientAnswer],
+) -> Answered:
+    """Combine the clients' logits into the ensemble's: of all images, and of generated copies.
+
+    Raises
+    ------
+    TooFewClientsError
+        If fewer than ``min-clients`` answered.
+    """
+    wanted = server.settings.run.min_clients
+    if len(replies) < wanted:
+        raise TooFewClientsError(
+            f"round {round_}: {len(replies)} of {len(sampled)} clients answered, 'min-clients' = "
+            f"{wanted}; the log has each one's reason"
+        )
+    rows = asked.question.base_rows_N
+    logits = {partition: reply.logits_BK for partition, reply in replies.items()}
+    base_logits = {partition: logits_BK[rows] for partition, logits_BK in logits.items()}
     update_tendencies(server.tendencies, base_logits)
-    logits_BK = server.combined(logits, current.weights)
-    current.transfer = TransferBatch(
-        torch.from_numpy(question.base_NCHW).to(server.device),
-        logits_BK[rows],
-        server.combined(base_logits, current.weights, softened=False),
-    )
-    if current.queries is not None:
-        shape = (question.copies, question.num_perturbed, -1)
-        of_generated = {
-            number: value[: shape[0] * shape[1]].reshape(shape) for number, value in logits.items()
-        }
-        current.unmoved = tuple(n for n, value in of_generated.items() if _is_unmoved(value))
-        current.ensemble_logits_BNK = logits_BK[: shape[0] * shape[1]].reshape(shape)
-        moving = [number for number in of_generated if number not in current.unmoved]
-        if current.unmoved and moving:
-            weights = ensemble_weights({number: examples[number] for number in moving})
-            copies_BK = {
-                number: of_generated[number].reshape(-1, logits_BK.shape[1]) for number in moving
-            }
-            current.ensemble_logits_BNK = server.combined(copies_BK, weights).reshape(shape)
+    examples = clients.num_examples
+    weights = ensemble_weights({partition: examples[partition] for partition in logits})
+    logits_BK = server.combined(logits, weights)
+    peer_logits_NK = server.combined(base_logits, weights, softened=False)
+    participants = tuple(sorted(logits))
+    if asked.of_generated is None:
+        return Answered(participants, logits_BK[rows], peer_logits_NK)
+    # Whoever is not moved by ε knows nothing of the gradient.
+    copies = {p: asked.question.of_perturbed(answers_BK) for p, answers_BK in logits.items()}
+    unmoved = tuple(partition for partition in copies if _is_unmoved(copies[partition]))
+    moving = [partition for partition in copies if partition not in unmoved]
+    of_generated = asked.question.of_perturbed(logits_BK)
+    if unmoved and moving:
+        weights = ensemble_weights({partition: examples[partition] for partition in moving})
+        flat = {p: copies[p].reshape(-1, logits_BK.shape[1]) for p in moving}
+        of_generated = server.combined(flat, weights).reshape(of_generated.shape)
+    return Answered(participants, logits_BK[rows], peer_logits_NK, of_generated, unmoved)
 
 
 def _is_unmoved(logits_BNK: FloatArray) -> bool:
@@ -139,164 +112,90 @@ def _is_unmoved(logits_BNK: FloatArray) -> bool:
     return len(logits_BNK) > 1 and bool((logits_BNK == logits_BNK[0]).all())
 
 
-def _question(current: RoundState) -> Question:
-    """Return all that is asked: the generated images in copies, the others once."""
-    queries, others = current.queries, current.others_NCHW
-    base = [] if queries is None else [queries.base_NCHW.cpu()]
-    base_NCHW = torch.cat(base if others is None else [*base, others]).numpy()
-    if queries is None:
-        channels, height, width = base_NCHW.shape[1:]
-        nothing = Directions.none((channels, height, width))
-        return Question(base_NCHW, nothing, 1.0, two_sided=False)
-    return Question(
-        base_NCHW,
-        queries.directions,
-        queries.eps,
-        two_sided=queries.differences == "central",
-    )
-
-
-def update_generator(server: ServerState, clients: Clients, current: RoundState) -> None:
+def update_generator(
+    server: ServerState, round_: int, asked: Asked, answered: Answered
+) -> GeneratorStep | None:
     """Estimate ∂L/∂x from the answers and back-propagate it from x into the generator.
 
-    Clients whose answers do not move within ε know nothing of the gradient: without any other there
-    is no step.
+    There is no step without generated images, nor without a client whose answers move within ε.
     """
-    if current.participants and set(current.unmoved) == set(current.participants):
-        return
-    batch = present(current.batch)
-    logits_BNK = torch.from_numpy(present(current.ensemble_logits_BNK)).to(server.device)
+    batch, question = asked.batch, asked.of_generated
+    logits_BNK = answered.generated_logits_BNK
+    if batch is None or question is None or logits_BNK is None or not answered.moving:
+        return None
+    objective = make_objective(server, batch)
     with exact_float32(), reproducible():
         estimate = server.estimator.tell(
-            present(current.queries), logits_BNK, make_objective(server, batch)
+            question, torch.from_numpy(logits_BNK).to(server.device), objective
         )
-    check_estimate(server, estimate, batch.x_NCHW, current.round)
+    check_estimate(server, estimate, batch.x_NCHW, round_)
     server.generator_optimizer.zero_grad(set_to_none=True)
     with reproducible():
         batch.x_NCHW.backward(estimate.gradient_NCHW.to(batch.x_NCHW.dtype))
-    server.generator_optimizer.step()
-    if server.generator_schedule is not None:
-        server.generator_schedule.step()
-    current.terms = detached(estimate.base)
-    current.gradient_norm = float(estimate.gradient_NCHW.norm())
+    server.step_generator()
+    return GeneratorStep(detached(estimate.base), float(estimate.gradient_NCHW.norm()))
 
 
-def make_objective(server: ServerState, batch: SyntheticBatch) -> BatchObjective:
-    """Return the objective of a batch, as estimators take it."""
-    settings = server.settings.server
-    return BatchObjective(
-        server.central,
-        batch,
-        server.objective,
-        settings.surrogate_shift,
-        settings.gradient_batch_size,
-    )
+def distill_clients(
+    server: ServerState, clients: Clients, round_: int, asked: Asked, answered: Answered
+) -> dict[int, float]:
+    """Send the ensemble's logits back, for each client to distill from its peers.
 
-
-def distil_central(server: ServerState, clients: Clients, current: RoundState) -> None:
-    """Distil the ensemble's answers on x into the central model, E2 steps with a new optimiser."""
-    settings = server.settings
-    transfer = present(current.transfer)
-    current.central_distill_loss = distil(
-        server.central,
-        transfer.x_NCHW,
-        torch.from_numpy(transfer.logits_NK).to(server.device),
-        steps=settings.server.central_distill_steps,
-        batch_size=settings.client.distill_batch_size,
-        temperature=settings.server.temperature,
-        lr=settings.server.central_lr,
-        settings=settings.optimizer,
-        stream=torch_stream(settings.run.seed, Purpose.CENTRAL_DISTILLATION, round_=current.round),
-        class_balance=settings.client.class_balance,
-    )
-    check_central(server, current.round)
-
-
-def distil_clients(server: ServerState, clients: Clients, current: RoundState) -> None:
-    """Send x and the ensemble's logits back, for each client to distil from its peers.
-
-    In the last rounds only (``client-distill-rounds``): clients that distil their own ensemble's
+    In the last rounds only (``client-distill-rounds``): clients that distill their own ensemble's
     answers on synthetic images round after round come to agree about those images rather than about
     real ones.
     """
-    if not clients_distil(server, current.round):
-        return
-    current.distill_losses |= clients.distill(
-        current.round,
-        current.participants,
-        present(current.question),
-        present(current.transfer).peer_logits_NK,
-        server.settings.server.temperature,
-    )
+    if not clients_distill(server, round_):
+        return {}
+    temperature = server.settings.distillation.temperature
+    targets = Targets.on(asked.question, round_, answered.peer_logits_NK, temperature)
+    return clients.distill(round_, answered.participants, targets)
 
 
-def deliver_targets(server: ServerState, clients: Clients, current: RoundState) -> None:
+def deliver_targets(server: ServerState, clients: Clients, round_: int) -> dict[int, float]:
     """Have clients catch up on distillation before they are evaluated, and after the last round."""
     evaluated = server.settings.run.client_evaluation != "off"
-    last = current.round == server.num_rounds
-    if last or (evaluated and is_evaluation_round(server, current.round)):
-        current.distill_losses |= clients.deliver(current.round)
+    if round_ == server.num_rounds or (evaluated and is_evaluation_round(server, round_)):
+        return clients.deliver(round_)
+    return {}
 
 
-def clients_distil(server: ServerState, round_: int) -> bool:
-    """Whether clients distil in a round."""
-    client, run = server.settings.client, server.settings.run
-    rounds = client.client_distill_rounds
-    # A client that is sampled now and then has its share of a longer end.
-    of_run = math.ceil(rounds * run.num_clients / run.participants) if rounds else server.num_rounds
-    return client.client_distill_steps > 0 and round_ > server.num_rounds - of_run
-
-
-def evaluate_clients(server: ServerState, clients: Clients, current: RoundState) -> None:
+def evaluate_clients(
+    server: ServerState, clients: Clients, round_: int, participants: Sequence[int]
+) -> Evaluated:
     """On evaluation rounds, learn all clients' accuracies and this round's ensemble's test logits.
 
     Whether sampled or not, every client is asked; the ensemble is that of the participants.
     """
     split = server.settings.run.client_evaluation
-    if split == "off" or not is_evaluation_round(server, current.round):
-        return
+    if split == "off" or not is_evaluation_round(server, round_):
+        return Evaluated()
     num_logits = server.num_test_images if split == "test" else 0
     examples = clients.num_examples
-    current.accuracies = clients.evaluate(current.round, tuple(examples), split, num_logits)
+    accuracies = clients.evaluate(round_, tuple(examples), split, num_logits)
     logits = {
-        number: current.accuracies[number].logits_MK
-        for number in current.participants
-        if num_logits and number in current.accuracies
+        partition: accuracies[partition].logits_MK
+        for partition in participants
+        if num_logits and partition in accuracies
     }
-    if logits:
-        weights = ensemble_weights({number: examples[number] for number in logits})
-        current.ensemble_test_logits_MK = server.combined(logits, weights)
-
-
-def is_evaluation_round(server: ServerState, round_: int) -> bool:
-    """Whether a round is one of every ``eval-every``, or the last."""
-    return round_ % server.settings.run.eval_every == 0 or round_ == server.num_rounds
-
-
-PAPER_ROUND: tuple[Phase, ...] = (
-    sample_clients,
-    synthesise,
-    ask_clients,
-    update_generator,
-    distil_central,
-    distil_clients,
-    deliver_targets,
-    evaluate_clients,
-)
+    if not logits:
+        return Evaluated(accuracies)
+    weights = ensemble_weights({partition: examples[partition] for partition in logits})
+    return Evaluated(accuracies, server.combined(logits, weights))
 
 
 def run_round(
-    phases: Sequence[Phase],
+    recipe: Recipe,
     server: ServerState,
     clients: Clients,
     round_: int,
     on_phase: Callable[[int, str], None],
 ) -> RoundState:
-    """Run the phases of one round.
+    """Run one round.
 
     Parameters
     ----------
-    phases : Sequence[Phase]
+    recipe : Recipe
         One of `fedzge_flwr.server.build.RECIPES`.
     server : ServerState
         The run's state, updated in place.
@@ -320,47 +219,82 @@ def run_round(
     DivergenceError
         If generator or central model diverge.
     """
-    current = RoundState(round=round_)
+    current = RoundState(round_, on_phase)
     with seeded_default(server.settings.run.seed, Purpose.ROUND, round_=round_):
-        _run_phases(phases, server, clients, current, on_phase)
-    return current
-
-
-def _run_phases(
-    phases: Sequence[Phase],
-    server: ServerState,
-    clients: Clients,
-    current: RoundState,
-    on_phase: Callable[[int, str], None],
-) -> None:
-    for phase in phases:
-        on_phase(current.round, phase.__name__)
-        started = time.perf_counter()
         try:
-            phase(server, clients, current)
+            recipe.run(server, clients, current)
         except TooFewClientsError as error:
             if server.settings.run.too_few_clients == "fail":
                 raise
             current.skipped = str(error)
             # What earlier rounds put off is not lost with this one.
-            deliver_targets(server, clients, current)
-            break
-        finally:
-            current.seconds[phase.__name__] = time.perf_counter() - started
+            current.distill_losses |= deliver_targets(server, clients, round_)
+    return current
 
 
-def _keep_only(server: ServerState, current: RoundState, answered: dict[int, T]) -> None:
-    """Leave whoever did not answer out of the rest of the round."""
-    current.participants = tuple(sorted(answered))
-    if len(answered) < server.settings.run.min_clients:
-        raise TooFewClientsError(
-            f"round {current.round}: {len(answered)} of {len(current.sampled)} clients answered, "
-            f"'min-clients' = {server.settings.run.min_clients}; the log has each one's reason"
-        )
+# -- what phases are made of ------------------------------------------------------------------
 
 
-def present(value: T | None) -> T:
-    """Return what an earlier phase put into the round's state."""
-    if value is None:
-        raise RuntimeError("phases out of order")
-    return value
+def generate(server: ServerState, num_images: int, stream: torch.Generator) -> SyntheticBatch:
+    """Draw noise and labels (`draw_noise`), and generate x = G(z, y)."""
+    z_ND, y_N = draw_noise(server.settings, num_images, stream)
+    z_ND, y_N = z_ND.to(server.device), y_N.to(server.device)
+    server.generator.train()
+    x_NCHW = server.generator(z_ND, y_N)
+    check_generated(server, x_NCHW, num_images)
+    return SyntheticBatch(z_ND, y_N, x_NCHW)
+
+
+def draw_noise(
+    settings: Settings, num_images: int, stream: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Draw z ~ N(0, I), (N, nz), and y uniform over classes, (N,), both on the CPU."""
+    z_ND = torch.randn(num_images, settings.images.latent_dim, generator=stream)
+    y_N = torch.randint(settings.data.spec.num_classes, (num_images,), generator=stream)
+    return z_ND, y_N
+
+
+def question_about(
+    server: ServerState, batch: SyntheticBatch, round_: int, *, levels: bool
+) -> Question:
+    """Choose what is asked about generated images, as the clients shall see them.
+
+    As levels, both sides and the memory hold the very same values, in a byte each; the gradient
+    passes the rounding straight through.
+    """
+    x_NCHW = batch.x_NCHW.detach()
+    as_levels = PIXEL_RANGE.to_uint8(x_NCHW)
+    if levels:
+        x_NCHW = PIXEL_RANGE.from_uint8(as_levels)
+    stream = torch_stream(server.settings.run.seed, Purpose.DIRECTIONS, round_=round_)
+    with exact_float32(), reproducible():
+        question = server.estimator.ask(x_NCHW, stream, make_objective(server, batch))
+    check_question(server, question, x_NCHW)
+    return question.about(as_levels.cpu().numpy()) if levels else question
+
+
+def make_objective(server: ServerState, batch: SyntheticBatch) -> BatchObjective:
+    """Return the objective of a batch, as estimators take it."""
+    queries = server.settings.queries
+    return BatchObjective(
+        server.central,
+        batch.z_ND,
+        batch.y_N,
+        server.objective,
+        queries.surrogate_shift,
+        queries.gradient_batch_size,
+    )
+
+
+def clients_distill(server: ServerState, round_: int) -> bool:
+    """Whether clients distill in a round."""
+    distillation, run = server.settings.distillation, server.settings.run
+    rounds = distillation.client_distill_rounds
+    # A client that is sampled now and then has its share of a longer end.
+    of_run = math.ceil(rounds * run.num_clients / run.participants) if rounds else server.num_rounds
+    return distillation.client_distill_steps > 0 and round_ > server.num_rounds - of_run
+
+
+def is_evaluation_round(server: ServerState, round_: int) -> bool:
+    """Whether a round is one of every ``eval-every``, or the last."""
+    return round_ % server.settings.run.eval_every == 0 or round_ == server.num_rounds

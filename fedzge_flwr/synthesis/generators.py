@@ -115,3 +115,4 @@ GENERATORS: dict[str, GeneratorBuilder] = {
     "conditional": ConditionalGenerator,
     "unconditional": UnconditionalGenerator,
 }
+"""Builders of generators by name, as the setting ``generator`` has them."""

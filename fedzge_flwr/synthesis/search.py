@@ -82,12 +82,17 @@ def breed(memory: Memory, num_images: int, stream: torch.Generator) -> Tensor:
         torch.tensor([0.3, 0.25, 0.25, 0.2]), num_images, True, generator=stream
     )
     child_NCHW = torch.stack(kinds)[kind_N, torch.arange(num_images)]
-    gain_N111 = _uniform(num_images, -0.3, 0.3, stream).exp()
+    return relit(child_NCHW, stream)
+
+
+def relit(x_NCHW: Tensor, stream: torch.Generator) -> Tensor:
+    """Change the contrast (by e^±0.3) and the brightness (by ±15 % of half the range) of images."""
+    gain_N111 = _uniform(len(x_NCHW), -0.3, 0.3, stream).exp()
     middle = (PIXEL_RANGE.high + PIXEL_RANGE.low) / 2
     half = (PIXEL_RANGE.high - PIXEL_RANGE.low) / 2
-    offset_N111 = _uniform(num_images, -0.15, 0.15, stream) * half
-    child_NCHW = (child_NCHW - middle) * gain_N111 + middle + offset_N111
-    return child_NCHW.clamp(PIXEL_RANGE.low, PIXEL_RANGE.high)
+    offset_N111 = _uniform(len(x_NCHW), -0.15, 0.15, stream) * half
+    x_NCHW = (x_NCHW - middle) * gain_N111 + middle + offset_N111
+    return x_NCHW.clamp(PIXEL_RANGE.low, PIXEL_RANGE.high)
 
 
 def jitter(x_NCHW: Tensor, stream: torch.Generator) -> Tensor:

@@ -21,7 +21,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from fedzge_flwr.common.errors import ProtocolError
 from fedzge_flwr.wire.messages import ArraySpec, ScalarSpec, WireMessage
 
-WIRE_VERSION = 6
+WIRE_VERSION = 7
 
 _SCALARS = "message"
 _ARRAYS = "arrays"
@@ -126,13 +126,7 @@ def decode(
         If anything is missing, extra, of the wrong type, shape or size, not finite or out of range.
     """
     config = _scalars(content, sender)
-    by_name = {cls.__name__: cls for cls in classes}
-    name = config.get(_TYPE_KEY)
-    if not isinstance(name, str) or name not in by_name:
-        raise ProtocolError(
-            sender, _TYPE_KEY, f"{_shorten(repr(name))}, expected {' or '.join(by_name)}"
-        )
-    cls = by_name[name]
+    cls = _type_of(config, classes, sender)
     scalars, arrays = _specs(cls)
     _same_keys(sender, "message", set(content), {_SCALARS, _ARRAYS} if arrays else {_SCALARS})
     _same_keys(sender, _SCALARS, set(config), {_VERSION_KEY, _TYPE_KEY, *scalars})
@@ -144,16 +138,19 @@ def decode(
         if values.get(name, wanted) != wanted:
             raise ProtocolError(sender, name, f"{values[name]}, expected {wanted}")
     if arrays:
-        record = content[_ARRAYS]
-        if not isinstance(record, ArrayRecord):
-            raise ProtocolError(sender, _ARRAYS, f"a {type(record).__name__}, not an ArrayRecord")
-        _same_keys(sender, _ARRAYS, set(record), set(arrays))
-        bound = dict(dims or {})
-        for name, array_spec in arrays.items():
-            values[name] = _decode_array(
-                sender, name, array_spec, record[name], bound, limits or {}
-            )
+        values |= _decode_arrays(sender, arrays, content[_ARRAYS], dict(dims or {}), limits or {})
     return cls(**values)
+
+
+def _type_of(config: ConfigRecord, classes: Sequence[type[M]], sender: str) -> type[M]:
+    """Return the type that a message says it is."""
+    by_name = {cls.__name__: cls for cls in classes}
+    name = config.get(_TYPE_KEY)
+    if not isinstance(name, str) or name not in by_name:
+        raise ProtocolError(
+            sender, _TYPE_KEY, f"{_shorten(repr(name))}, expected {' or '.join(by_name)}"
+        )
+    return by_name[name]
 
 
 def to_array(values: npt.NDArray[np.generic]) -> Array:
@@ -231,6 +228,22 @@ def _check_scalar(sender: str, name: str, spec: ScalarSpec, value: object) -> ob
         if spec.high is not None and value > spec.high:
             raise ProtocolError(sender, name, f"{value} is above {spec.high}")
     return value
+
+
+def _decode_arrays(
+    sender: str,
+    specs: Mapping[str, ArraySpec],
+    record: object,
+    bound: dict[str, int],
+    limits: Mapping[str, int],
+) -> dict[str, npt.NDArray[np.generic]]:
+    if not isinstance(record, ArrayRecord):
+        raise ProtocolError(sender, _ARRAYS, f"a {type(record).__name__}, not an ArrayRecord")
+    _same_keys(sender, _ARRAYS, set(record), set(specs))
+    return {
+        name: _decode_array(sender, name, spec, record[name], bound, limits)
+        for name, spec in specs.items()
+    }
 
 
 def _decode_array(

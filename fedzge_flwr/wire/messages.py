@@ -11,9 +11,10 @@ of several types of requests.
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, field
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 from fedzge_flwr.common.arrays import ByteArray, FloatArray
+from fedzge_flwr.query.copies import Differences
 from fedzge_flwr.query.directions import SEEDS
 
 ArrayPurpose: TypeAlias = Literal["base", "directions", "logits", "targets"]
@@ -237,8 +238,8 @@ class CompactLogitsRequest(Request):
         Its seed.
     eps : float
         Step along a direction.
-    two_sided : bool
-        Whether the copies are on both sides.
+    differences : str
+        Whether the copies are on one side ("forward") or on both ("central").
     to_distill : bool
         Whether the answers may be sent back to be distilled: then the client keeps the images.
     """
@@ -249,7 +250,7 @@ class CompactLogitsRequest(Request):
     directions: ByteArray = _array("directions", "Q G P", "uint8")
     seed: int = _scalar(int, low=0, high=SEEDS - 1)
     eps: float = _scalar(float, low=1e-30)
-    two_sided: bool = _scalar(bool)
+    differences: str = _scalar(str, choices=get_args(Differences))
     to_distill: bool = _scalar(bool)
 
 
@@ -276,7 +277,7 @@ class ImagesNeeded(Reply):
 
 @dataclass(frozen=True)
 class DistillRequest(Request):
-    """Distil the ensemble's logits on these images into your model."""
+    """Distill the ensemble's logits on these images into your model."""
 
     ACTION = "train.distill"
 
@@ -327,7 +328,7 @@ class RoundReply(Reply):
 
 @dataclass(frozen=True)
 class RoundRequest(CompactLogitsRequest):
-    """Distil the targets of an earlier round, train locally, and answer this query, in that order.
+    """Distill the targets of an earlier round, train locally, and answer this query, in that order.
 
     Parameters
     ----------

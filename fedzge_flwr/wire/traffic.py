@@ -1,4 +1,4 @@
-"""Bytes on the wire, by node, and by what they are for."""
+"""Bytes on the wire, by node and by what they are for; and what came to nothing on it."""
 
 from __future__ import annotations
 
@@ -66,3 +66,37 @@ class ByteLedger:
         """Book an action's traffic with a node."""
         book = self.evaluation if action == EvaluateRequest.ACTION else self.protocol
         book.setdefault(node_id, Traffic()).add(traffic)
+
+
+@dataclass(frozen=True)
+class MissingReply:
+    """A client that was left out: its partition, the action asked of it, and why."""
+
+    partition: int
+    action: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class RoundAccount:
+    """A round's encoded bytes, evaluation's apart, and who was left out.
+
+    Parameters
+    ----------
+    by_client : dict[int, Traffic]
+        By partition.
+    all_nodes : Traffic
+        Of all nodes, those that are no client of the run included.
+    since_start : Traffic
+        The same since the start.
+    evaluation : Traffic
+        Of all nodes, for evaluation.
+    missing : tuple of MissingReply
+        Who was left out, and why.
+    """
+
+    by_client: dict[int, Traffic]
+    all_nodes: Traffic
+    since_start: Traffic
+    evaluation: Traffic
+    missing: tuple[MissingReply, ...]

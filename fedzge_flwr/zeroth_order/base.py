@@ -1,17 +1,22 @@
-"""What every estimator offers, and what passes between it and the round."""
+"""What every estimator offers, and what passes between it and the round.
+
+An estimator never calls a client's model, and knows the central one through the objective only.
+``ask`` turns images into a question; whoever holds the clients answers it; ``tell`` turns the
+answers into ∂L/∂x.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fedzge_flwr.learning.losses import LossTerms
+from fedzge_flwr.query.copies import Differences
 from fedzge_flwr.query.directions import Directions
-from fedzge_flwr.query.question import Differences
+from fedzge_flwr.query.question import Question
 
 
 class Objective(Protocol):
@@ -43,60 +48,20 @@ class Objective(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Queries:
-    """The images that one estimate asks about.
+def ask_about(
+    x_NCHW: Tensor, directions: Directions, eps: float, differences: Differences = "forward"
+) -> Question:
+    """Return the question about images on any device, as they are, along some directions."""
+    return Question(x_NCHW.detach().cpu().numpy(), directions, eps, differences)
 
-    Parameters
-    ----------
-    base_NCHW : Tensor
-        The generated images.
-    directions : Directions
-        q ≥ 0 for each image.
-    eps : float
-        Step ε > 0 along each direction, in units of the shared pixel range.
-    differences : {"forward", "central"}
-        Whether each direction is asked about on one side or on both.
+
+def asked_tensors(question: Question, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return a question's images (N, C, H, W), and its directions (Q, N, C, H, W) in their dtype.
+
+    The directions are those that clients decode.
     """
-
-    base_NCHW: Tensor
-    directions: Directions
-    eps: float
-    differences: Differences = "forward"
-
-    @cached_property
-    def directions_QNCHW(self) -> Tensor:
-        """The directions as clients decode them, in the images' dtype and on their device."""
-        decoded = torch.from_numpy(self.directions.decoded())
-        return decoded.to(self.base_NCHW.device, self.base_NCHW.dtype)
-
-    @property
-    def images_BNCHW(self) -> Tensor:
-        """All copies: the base at index 0, then x + εuⱼ, then, for central ones, x − εuⱼ."""
-        base = self.base_NCHW.unsqueeze(0)
-        steps = self.eps * self.directions_QNCHW
-        if self.differences == "central":
-            return torch.cat((base, base + steps, base - steps))
-        return torch.cat((base, base + steps))
-
-    def slopes(self, values_B: Tensor) -> Tensor:
-        """Return the derivative along each direction of what was evaluated on all copies.
-
-        Parameters
-        ----------
-        values_B : Tensor
-            (B, …), in the order of `images_BNCHW`; float64, since the differences are small.
-
-        Returns
-        -------
-        Tensor
-            (Q, …).
-        """
-        num_directions = len(self.directions.payload_QGP)
-        ahead = values_B[1 : 1 + num_directions]
-        if self.differences == "central":
-            return (ahead - values_B[1 + num_directions :]) / (2 * self.eps)
-        return (ahead - values_B[0]) / self.eps
+    x_NCHW = torch.from_numpy(question.base_NCHW).to(device)
+    return x_NCHW, torch.from_numpy(question.directions_QNCHW).to(device, x_NCHW.dtype)
 
 
 @dataclass(frozen=True)
@@ -119,11 +84,6 @@ class Estimator(Protocol):
     """Ask, then tell. Stateless between calls: all randomness comes from the stream passed in."""
 
     @property
-    def copies(self) -> int:
-        """Queries per image, the unperturbed one included: as `fedzge_flwr.COPIES` has it."""
-        ...
-
-    @property
     def unbiased(self) -> bool:
         """Whether the mean over directions is ∂L/∂x (up to O(ε)), whatever the central model is.
 
@@ -131,16 +91,17 @@ class Estimator(Protocol):
         """
         ...
 
-    def ask(self, x_NCHW: Tensor, stream: torch.Generator, objective: Objective) -> Queries:
-        """Choose the queries for a batch of images.
+    def ask(self, x_NCHW: Tensor, stream: torch.Generator, objective: Objective) -> Question:
+        """Choose what to ask about a batch of images.
 
-        The queries' base images are these very ones.
+        The question's base images are these very ones, and it asks about as many copies of each as
+        `fedzge_flwr.query.copies.copies_asked` says.
 
         Parameters
         ----------
         x_NCHW : Tensor
-            Images, detached from the generator; with ``wire = "compact"``, on the 256 levels that
-            bytes have.
+            Images, detached from the generator; with ``transport = "compact"``, on the 256 levels
+            that bytes have.
         stream : torch.Generator
             The CPU stream of this batch's directions.
         objective : Objective
@@ -148,15 +109,17 @@ class Estimator(Protocol):
         """
         ...
 
-    def tell(self, queries: Queries, ensemble_logits_BNK: Tensor, objective: Objective) -> Estimate:
+    def tell(
+        self, question: Question, ensemble_logits_BNK: Tensor, objective: Objective
+    ) -> Estimate:
         """Estimate ∂L/∂x from the ensemble's answers.
 
         Parameters
         ----------
-        queries : Queries
+        question : Question
             What `ask` returned.
         ensemble_logits_BNK : Tensor
-            The ensemble's logits on ``queries.images_BNCHW``.
+            The ensemble's logits on x, then on x + εuⱼ, then, for central differences, on x − εuⱼ.
         objective : Objective
             The same as `ask`'s.
         """

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedzge_flwr.zeroth_order.base import Estimate, Objective, Queries
+from fedzge_flwr.query.question import Question
+from fedzge_flwr.zeroth_order.base import Estimate, Objective, asked_tensors
 from fedzge_flwr.zeroth_order.chain_rule import in_chunks
 from fedzge_flwr.zeroth_order.perturbing import Perturbing
 
@@ -23,17 +24,26 @@ class BatchDifference(Perturbing):
     unbiased = True
 
     @torch.no_grad()
-    def tell(self, queries: Queries, ensemble_logits_BNK: Tensor, objective: Objective) -> Estimate:
+    def tell(
+        self, question: Question, ensemble_logits_BNK: Tensor, objective: Objective
+    ) -> Estimate:
         """Estimate ∂L/∂x from the losses at the base and at the perturbed batches."""
+        x_NCHW, u_QNCHW = asked_tensors(question, ensemble_logits_BNK.device)
+        steps = question.eps * u_QNCHW
+        asked = [x_NCHW, *(x_NCHW + steps)]
+        if question.differences == "central":
+            asked += list(x_NCHW - steps)
         copies = [
             objective.terms(
-                x_NCHW, logits_NK, in_chunks(objective.central_logits, x_NCHW, objective.chunk)
+                copy_NCHW,
+                logits_NK,
+                in_chunks(objective.central_logits, copy_NCHW, objective.chunk),
             )
-            for x_NCHW, logits_NK in zip(queries.images_BNCHW, ensemble_logits_BNK, strict=True)
+            for copy_NCHW, logits_NK in zip(asked, ensemble_logits_BNK, strict=True)
         ]
-        slopes_Q = queries.slopes(torch.stack([terms["total"] for terms in copies]))
-        gradient = torch.zeros_like(queries.base_NCHW, dtype=slopes_Q.dtype)
-        for slope, u_NCHW in zip(slopes_Q, queries.directions_QNCHW, strict=True):
+        slopes_Q = question.slopes(torch.stack([terms["total"] for terms in copies]))
+        gradient = torch.zeros_like(x_NCHW, dtype=slopes_Q.dtype)
+        for slope, u_NCHW in zip(slopes_Q, u_QNCHW, strict=True):
             gradient += slope * u_NCHW
-        num_pixels = queries.base_NCHW[0].numel()
-        return Estimate(gradient * (num_pixels / len(queries.directions_QNCHW)), copies[0])
+        num_pixels = x_NCHW[0].numel()
+        return Estimate(gradient * (num_pixels / len(u_QNCHW)), copies[0])

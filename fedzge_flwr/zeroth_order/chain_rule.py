@@ -15,7 +15,8 @@ from torch import Tensor
 
 from fedzge_flwr.learning.losses import LossTerms, detached
 from fedzge_flwr.learning.numerics import in_batches
-from fedzge_flwr.zeroth_order.base import Objective, Queries
+from fedzge_flwr.query.question import Question
+from fedzge_flwr.zeroth_order.base import Objective
 
 
 class PartialGradients(NamedTuple):
@@ -80,9 +81,9 @@ def in_chunks(model: Callable[[Tensor], Tensor], x_NCHW: Tensor, chunk: int) -> 
         return torch.cat(in_batches(lambda rows: model(x_NCHW[rows]), len(x_NCHW), chunk))
 
 
-def measured_slopes(queries: Queries, logits_BNK: Tensor, by_logits_NK: Tensor) -> Tensor:
+def measured_slopes(question: Question, logits_BNK: Tensor, by_logits_NK: Tensor) -> Tensor:
     """Return ⟨Jᵢᵀ·∂L/∂eᵢ, uᵢⱼ⟩ as measured: the answers' slopes, weighted by ∂L/∂e; (Q, N)."""
-    return (queries.slopes(logits_BNK.double()) * by_logits_NK).sum(dim=2)
+    return (question.slopes(logits_BNK.double()) * by_logits_NK).sum(dim=2)
 
 
 def pullbacks(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from fedzge_flwr.query.question import Differences
+from fedzge_flwr.query.copies import Differences
 from fedzge_flwr.zeroth_order.base import Estimator
 from fedzge_flwr.zeroth_order.batch_difference import BatchDifference
 from fedzge_flwr.zeroth_order.guided import Guided
@@ -25,3 +25,4 @@ ESTIMATORS: dict[str, EstimatorBuilder] = {
     "guided": Guided,
     "surrogate": Surrogate,
 }
+"""Estimators by name, as the setting ``estimator`` has them."""

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fedzge_flwr.learning.numerics import in_batches
 from fedzge_flwr.query.directions import Directions
-from fedzge_flwr.zeroth_order.base import Estimate, Objective, Queries
+from fedzge_flwr.query.question import Question
+from fedzge_flwr.zeroth_order.base import Estimate, Objective, ask_about, asked_tensors
 from fedzge_flwr.zeroth_order.chain_rule import (
     along,
     components,
@@ -50,7 +51,7 @@ class Guided(Perturbing):
 
     unbiased = False
 
-    def ask(self, x_NCHW: Tensor, stream: torch.Generator, objective: Objective) -> Queries:
+    def ask(self, x_NCHW: Tensor, stream: torch.Generator, objective: Objective) -> Question:
         """Choose q directions per image."""
         logits_NK = in_chunks(objective.surrogate_logits, x_NCHW, objective.chunk)
         expected_NK = partial_gradients(objective, x_NCHW, logits_NK).by_ensemble_NK
@@ -70,7 +71,7 @@ class Guided(Perturbing):
         )
         _, channels, height, width = x_NCHW.shape
         directions = Directions(np.concatenate(payloads, axis=1), (channels, height, width))
-        return Queries(x_NCHW, directions, self._eps, self._differences)
+        return ask_about(x_NCHW, directions, self._eps, self._differences)
 
     def _chosen(
         self,
@@ -85,11 +86,13 @@ class Guided(Perturbing):
         directions = orthonormal(guides.flatten(2), spare.double().flatten(2))
         return Directions.ternary(directions.reshape(spare.shape).float().cpu().numpy())
 
-    def tell(self, queries: Queries, ensemble_logits_BNK: Tensor, objective: Objective) -> Estimate:
+    def tell(
+        self, question: Question, ensemble_logits_BNK: Tensor, objective: Objective
+    ) -> Estimate:
         """Fit the slopes; take what lies outside the directions from the surrogate."""
-        x_NCHW, u_QNCHW = queries.base_NCHW, queries.directions_QNCHW
+        x_NCHW, u_QNCHW = asked_tensors(question, ensemble_logits_BNK.device)
         exact = exact_parts(objective, x_NCHW, ensemble_logits_BNK[0])
-        slopes_QN = measured_slopes(queries, ensemble_logits_BNK, exact.by_logits_NK)
+        slopes_QN = measured_slopes(question, ensemble_logits_BNK, exact.by_logits_NK)
         (prior_NCHW,) = pullbacks(
             objective.surrogate_logits, x_NCHW, exact.by_logits_NK[None], objective.chunk
         )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fedzge_flwr.zeroth_order.base import Estimate, Objective, Queries
+from fedzge_flwr.query.question import Question
+from fedzge_flwr.zeroth_order.base import Estimate, Objective, asked_tensors
 from fedzge_flwr.zeroth_order.chain_rule import along, exact_parts, measured_slopes
 from fedzge_flwr.zeroth_order.perturbing import Perturbing
 
@@ -20,11 +21,13 @@ class PerImage(Perturbing):
 
     unbiased = True
 
-    def tell(self, queries: Queries, ensemble_logits_BNK: Tensor, objective: Objective) -> Estimate:
+    def tell(
+        self, question: Question, ensemble_logits_BNK: Tensor, objective: Objective
+    ) -> Estimate:
         """Weight each image's directions by what they did to its own logits."""
-        x_NCHW = queries.base_NCHW
+        x_NCHW, u_QNCHW = asked_tensors(question, ensemble_logits_BNK.device)
         exact = exact_parts(objective, x_NCHW, ensemble_logits_BNK[0])
-        slopes_QN = measured_slopes(queries, ensemble_logits_BNK, exact.by_logits_NK)
+        slopes_QN = measured_slopes(question, ensemble_logits_BNK, exact.by_logits_NK)
         scale = x_NCHW[0].numel() / self._q
-        through_NCHW = along(queries.directions_QNCHW, scale * slopes_QN)
+        through_NCHW = along(u_QNCHW, scale * slopes_QN)
         return Estimate(exact.direct_NCHW + through_NCHW, exact.terms)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fedzge_flwr.query.copies import Differences
 from fedzge_flwr.query.directions import Directions
-from fedzge_flwr.query.question import Differences, num_copies
-from fedzge_flwr.zeroth_order.base import Objective, Queries
+from fedzge_flwr.query.question import Question
+from fedzge_flwr.zeroth_order.base import Objective, ask_about
 from fedzge_flwr.zeroth_order.samplers import DirectionSampler
 
 
@@ -34,14 +35,9 @@ class Perturbing:
         self._eps = eps
         self._differences = differences
 
-    @property
-    def copies(self) -> int:
-        """Queries per image: 1 + q, or 1 + 2q."""
-        return num_copies(self._q, two_sided=self._differences == "central")
-
-    def ask(self, x_NCHW: Tensor, stream: torch.Generator, objective: Objective) -> Queries:
+    def ask(self, x_NCHW: Tensor, stream: torch.Generator, objective: Objective) -> Question:
         """Draw q directions per image."""
-        return Queries(x_NCHW, self._drawn(x_NCHW, stream), self._eps, self._differences)
+        return ask_about(x_NCHW, self._drawn(x_NCHW, stream), self._eps, self._differences)
 
     def _drawn(self, x_NCHW: Tensor, stream: torch.Generator) -> Directions:
         num_images, channels, height, width = x_NCHW.shape

@@ -239,9 +239,9 @@ def test_a_node_without_a_number_is_told_how(node_config: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize("state_dir", [True, False])
-@pytest.mark.parametrize("exchanges", ["one", "phases"])
+@pytest.mark.parametrize("transport", ["compact", "dense"])
 def test_a_federation_of_every_kind(
-    makers: Any, exchanges: str, state_dir: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    makers: Any, transport: str, state_dir: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All take part in every phase; none but the trees may fail to move at a small step."""
     if state_dir:
@@ -264,7 +264,7 @@ def test_a_federation_of_every_kind(
         generator_share=0.25,
         central_distill_steps=2,
         client_distill_rounds=0,
-        exchanges=exchanges,
+        transport=transport,
         server_threads=1,
     )
     central = mlp(SHAPE, 10)
@@ -406,7 +406,10 @@ def test_a_client_without_images_answers_with_all_classes_alike() -> None:
             lambda: ModuleBlackBox(context_of(), mlp(SHAPE, 10), None, SHAPE, 10, 5),
             "train = None: give `own`, the images that the model is trained on",
         ),
-        (lambda: Forgetful(context_of(), SHAPE, 10, 5), "Forgetful trains or distils but does not"),
+        (
+            lambda: Forgetful(context_of(), SHAPE, 10, 5),
+            "Forgetful trains or distills but does not",
+        ),
     ],
 )
 def test_bad_arguments_are_one_clear_line(make: Callable[[], object], message: str) -> None:

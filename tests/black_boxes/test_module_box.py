@@ -31,6 +31,63 @@ def test_clients_of_one_process_do_not_share_a_model_that_was_given_once() -> No
     assert np.array_equal(later.logits(QUERY), before)
 
 
+def test_a_model_may_be_made_when_it_is_needed() -> None:
+    """Once a box: what was made is the box's own."""
+    made: list[nn.Module] = []
+
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        made.append(mlp(SHAPE, 10))
+        return made[-1]
+
+    box, other = (
+        ModuleBlackBox(context_of(number), make, train_a_little, SHAPE, 10, 50) for number in (0, 1)
+    )
+    assert made == []
+    first = box.logits(QUERY)
+    box.fit(1)
+    assert len(made) == 1
+    assert box._model is made[0]
+    assert not np.array_equal(box.logits(QUERY), first)
+    assert np.array_equal(other.logits(QUERY), first)
+    assert len(made) == 2
+    given = ModuleBlackBox(context_of(), made[1], train_a_little, SHAPE, 10, 50)
+    assert np.array_equal(given.logits(QUERY), first)
+
+
+def test_own_images_may_be_read_when_they_are_needed() -> None:
+    """And the model then learns what it does from images that are given."""
+    read: list[ImageSet] = []
+
+    def own() -> ImageSet:
+        read.append(digits(num=30))
+        return read[-1]
+
+    states = []
+    for given in (own, digits(num=30)):
+        torch.manual_seed(0)
+        box = ModuleBlackBox(
+            context_of(), mlp(SHAPE, 10), None, SHAPE, 10, 30,
+            own=given, settings=make_settings(min_local_steps=2, client_distill_steps=2),
+        )  # fmt: skip
+        if given is own:
+            box.logits(QUERY)
+            assert read == []
+        assert box.fit(1).num_examples == 30
+        box.distill(1, QUERY, np.eye(7, 10, dtype=np.float32), 1.5)
+        states.append(box.state())
+    assert len(read) == 2
+    for name, value in states[0].items():
+        np.testing.assert_array_equal(states[1][name], value)
+
+
+def test_the_runs_own_client_is_a_module_with_a_partition() -> None:
+    """Training, distillation, rehearsal and seeds have one implementation."""
+    assert issubclass(TorchBlackBox, ModuleBlackBox)
+    for name in ("fit", "distill", "logits", "state", "close"):
+        assert getattr(TorchBlackBox, name) is getattr(ModuleBlackBox, name)
+
+
 def test_a_module_may_test_itself() -> None:
     box = ModuleBlackBox(
         *(context_of(), mlp(SHAPE, 10), train_a_little, SHAPE, 10, 200),

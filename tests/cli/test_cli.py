@@ -54,7 +54,8 @@ def test_help_has_examples_and_comes_at_once() -> None:
 
 def test_presets_are_listed_and_shown() -> None:
     assert fedzge("presets").stdout.split() == preset_names()
-    assert len(preset_names()) == 8
+    assert len(preset_names()) == 8 + 1
+    assert "paper" in preset_names()
     shown = fedzge("presets", "cifar10-homo-a1").stdout
     assert (
         shown == (ROOT / "fedzge_flwr" / "config" / "presets" / "cifar10-homo-a1.toml").read_text()

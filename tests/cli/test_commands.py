@@ -46,7 +46,7 @@ RUN_ELSEWHERE = {
     **dict.fromkeys(
         (
             r"C='.*'",
-            r'fedzge run --seeds 0,1,2 --run-config "\$C .*"',
+            r'fedzge run (--preset paper )?--seeds 0,1,2 --run-config "\$C .*"',
             r"fedzge report .*\{0,1,2\}.*",
         ),
         "test_commands.py::test_a_comparison",
@@ -59,7 +59,7 @@ RUN_ELSEWHERE = {
     r"FLWR_\S+ flwr run \. .*num-supernodes=4\"": "test_examples.py::test_mixed_black_boxes_on_ray",
     r"FLWR_\S+ flwr run \. .*dataset=.*": "test_examples.py::test_your_data_on_ray",
     r"python -m benchmarks\.central_accuracy .*": "test_benchmarks.py::test_central_accuracy",
-    r"flower-supernode \.\.\. .*": "test_own_data.py::test_a_federation_with_a_client_of_own_data",
+    r"flower-supernode \.\.\. .*": "test_own.py::test_a_federation_with_a_client_of_own_data",
     r"pip install \S+( [a-z-]+)*": "test_packaging.py::test_a_project_on_the_installed_library",
     r"pip install \S+\[.*\]\S*": "test_packaging.py::test_the_documented_extras_are_there",
     r"python make_onnx\.py .*": "test_examples.py::test_mixed_black_boxes_on_ray",
@@ -69,10 +69,8 @@ RUN_ELSEWHERE = {
 def blocks() -> list[list[str]]:
     """The commands of every shell block, continued lines joined and comments left out."""
     found = []
-    examples = ROOT.glob("examples/*/README.md")
     # The deployment guide has tests of its own, which run its blocks as they are.
-    pages = [page for page in PAGES if page.parent.name != "deploy"]
-    for page in (*pages, *examples):
+    for page in (page for page in PAGES if page.name != "deployment.md"):
         for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
             lines = block.replace("\\\n", "").splitlines()
             commands = [re.sub(r"\s+", " ", re.sub(r"\s#\s.*", "", line)).strip() for line in lines]
@@ -146,7 +144,7 @@ def test_it_runs(command: str, place: Path) -> None:
 
 @pytest.mark.slow
 def test_plain_flower(place: Path) -> None:
-    """README's ``flwr run .``, which starts a SuperLink and leaves it."""
+    """The documented ``flwr run .``, which starts a SuperLink and leaves it."""
     (command,) = (command for command in documented() if re.match(r"FLWR_\S+ FLWR_", command))
     small = f'output-dir="{place}" run-name="plain" {TINY}'
     command = re.sub(r"--run-config '[^']*'", f"--run-config '{small}'", command)
@@ -161,7 +159,7 @@ def test_plain_flower(place: Path) -> None:
         for process in left:
             process.terminate()
         psutil.wait_procs(left, timeout=20)
-    assert left, "Flower leaves its SuperLink running, says README"
+    assert left, "Flower leaves its SuperLink running, says the page"
 
 
 def with_flower_home(place: Path) -> Iterator[psutil.Process]:
@@ -173,7 +171,7 @@ def with_flower_home(place: Path) -> Iterator[psutil.Process]:
 
 @pytest.mark.slow
 def test_a_comparison(place: Path) -> None:
-    """README's block for a report of both recipes over seeds: one script, with tiny settings."""
+    """The block for a report of both recipes over seeds: one script, with tiny settings."""
     (block,) = (block for block in blocks() if block[0].startswith("C="))
     settings, *commands = block
     assert re.fullmatch(r"C='[^']*'", settings)

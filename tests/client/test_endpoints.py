@@ -13,9 +13,10 @@ from fedzge_flwr.black_boxes.partition import TorchBlackBox, cap_memory, torch_b
 from fedzge_flwr.client.endpoints import register_endpoints
 from fedzge_flwr.common.errors import ConfigError
 from fedzge_flwr.config.parsing import from_run_config
-from fedzge_flwr.learning.distillation import distil
+from fedzge_flwr.images.pixels import to_levels
+from fedzge_flwr.learning.distillation import distill
 from fedzge_flwr.query.directions import Directions
-from fedzge_flwr.query.question import Question, to_levels
+from fedzge_flwr.query.question import Question, image_digest
 from fedzge_flwr.wire.codec import encode
 from fedzge_flwr.wire.messages import (
     CompactDistillRequest,
@@ -83,7 +84,7 @@ NORMAL = np.random.default_rng(4).normal(size=(2, 4, *SHAPE)).astype(np.float32)
 def test_compact_and_dense_queries_are_answered_alike(node: Node, directions: Directions) -> None:
     node.answer(TrainRequest(round=1), TrainReply)
     request = compact(directions=directions.payload_QGP, seed=directions.seed)
-    images = Question(LEVELS, directions, request.eps, request.two_sided).images_BCHW
+    images = Question(LEVELS, directions, request.eps).images_BCHW
     dense = node.answer(LogitsRequest(round=1, images=images), LogitsReply).logits
     assert len(dense) == 12 + 2 * 4
     assert np.array_equal(node.answer(request, LogitsReply).logits, dense)
@@ -92,7 +93,7 @@ def test_compact_and_dense_queries_are_answered_alike(node: Node, directions: Di
 def test_distillation_on_images_asked_about_is_that_on_images_sent(
     make_grid: Any, tiny_config: dict[str, Any]
 ) -> None:
-    digest = Question(LEVELS, Directions.none((1, 8, 8)), 1.0, two_sided=False).digest
+    digest = image_digest(to_levels(LEVELS))
     common = {"round": 1, "temperature": 2.0, "logits": LOGITS}
     ways = (
         DistillRequest(images=LEVELS, **common),
@@ -112,7 +113,7 @@ def test_distillation_on_images_asked_about_is_that_on_images_sent(
 
 def test_images_that_are_not_kept_are_asked_for(node: Node) -> None:
     """Those of another query, of one that foretold no distillation, or of none."""
-    digest = Question(LEVELS, Directions.none((1, 8, 8)), 1.0, two_sided=False).digest
+    digest = image_digest(to_levels(LEVELS))
     request = CompactDistillRequest(
         round=1, temperature=2.0, digest=digest, images=to_levels(LEVELS[:0]), logits=LOGITS
     )
@@ -156,7 +157,7 @@ def test_local_training_obeys_its_switches(make_grid: Any, tiny_config: dict[str
 def test_clients_rehearse_their_own_images_if_told_to(
     make_grid: Any, tiny_config: dict[str, Any]
 ) -> None:
-    """A client that has learned its data keeps what it knows while it distils."""
+    """A client that has learned its data keeps what it knows while it distills."""
     accuracies = []
     for rehearsal in (True, False):
         config = {
@@ -183,9 +184,9 @@ def test_distillation_is_told_of_class_balance_and_of_unseen_classes(
 
     def spy(*arguments: Any, **named: Any) -> float:
         given.append(named)
-        return distil(*arguments, **named)
+        return distill(*arguments, **named)
 
-    monkeypatch.setattr("fedzge_flwr.black_boxes.partition.distil", spy)
+    monkeypatch.setattr("fedzge_flwr.black_boxes.module.distill", spy)
     config = {**tiny_config, "alpha": 0.1, "client-rehearsal": True, "class-balance": 0.25}
     node = Node(make_grid, config)
     node.answer(
@@ -346,7 +347,10 @@ def test_model_by_partition_and_by_owner(make_grid: Any, tiny_config: dict[str, 
         ({}, "'partition-id' = None"),
         ({"partition-id": "zero"}, "'partition-id' = 'zero'"),
         ({"partition-id": 0, "num-partitions": "two"}, "'num-partitions' = 'two'"),
-        ({"partition-id": 0, "num-partitions": 3, "model": "vgg"}, "no model named 'vgg'; known"),
+        (
+            {"partition-id": 0, "num-partitions": 3, "model": "vgg"},
+            "'model' = 'vgg': no such model; known: cnn",
+        ),
     ],
 )
 def test_bad_node_configs(

@@ -17,9 +17,10 @@ from fedzge_flwr.client.guard import Guard
 from fedzge_flwr.client.store import ContextStore, FolderStore
 from fedzge_flwr.common.errors import ConfigError, RefusedError
 from fedzge_flwr.config.owner import OwnerSettings, owner_settings
-from fedzge_flwr.grid.exchange import GridExchange, Standing
+from fedzge_flwr.grid.exchange import GridExchange
+from fedzge_flwr.grid.standing import Standing
+from fedzge_flwr.images.pixels import to_levels
 from fedzge_flwr.query.directions import Directions
-from fedzge_flwr.query.question import to_levels
 from fedzge_flwr.wire.messages import (
     DistillReply,
     DistillRequest,
@@ -222,7 +223,7 @@ def test_a_run_has_one_experiment(owned: Any, state_dir: str) -> None:
 
 _COUNT = """
 import pathlib, sys
-from fedzge_flwr.client_state import FolderStore
+from fedzge_flwr.client.store import FolderStore
 store = FolderStore(pathlib.Path(sys.argv[1]))
 for _ in range(150):
     with store.tally() as tally:
@@ -350,9 +351,9 @@ def test_the_exchange_turns_a_refusal_into_a_missing_client(
     grid = make_grid(tiny_config, node_configs={1: owner})
     exchange = GridExchange(grid, from_run_config(tiny_config).run, 10.0)
     replies, failures = exchange.send(
-        dict.fromkeys(grid.contexts, QUERY),
+        [(QUERY, list(grid.contexts))],
         (LogitsReply,),
-        dict.fromkeys(grid.contexts, Standing(EXPERIMENT)),
+        lambda _: Standing(EXPERIMENT),
         dims={"B": 12, "K": 10},
     )
     first, second, third = grid.contexts
@@ -362,12 +363,12 @@ def test_the_exchange_turns_a_refusal_into_a_missing_client(
     }
 
 
-@pytest.mark.parametrize("exchanges", ["one", "phases"])
+@pytest.mark.parametrize("transport", ["compact", "dense"])
 def test_a_run_goes_on_without_a_client_that_refuses(
-    make_grid: Any, efficient_config: dict[str, Any], exchanges: str
+    make_grid: Any, efficient_config: dict[str, Any], transport: str
 ) -> None:
     owner = {"partition-id": 1, "num-partitions": 3, "query-range": 0.001}
-    config = {**efficient_config, "exchanges": exchanges}
+    config = {**efficient_config, "transport": transport}
     rows = rows_of(run_server(make_grid(config, node_configs={1: owner}), config))
     assert len(rows) == 2
     for row in rows:
@@ -375,7 +376,7 @@ def test_a_run_goes_on_without_a_client_that_refuses(
         refused = [item for item in row["missing"] if item["reason"].startswith("refused:")]
         assert [item["partition"] for item in refused] == [1]
         assert "('query-range')" in refused[0]["reason"]
-        assert refused[0]["action"] == ("train.round" if exchanges == "one" else "query.logits")
+        assert refused[0]["action"] == ("train.round" if transport == "compact" else "query.logits")
 
 
 # -- where the settings come from -------------------------------------------------------------

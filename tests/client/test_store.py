@@ -254,8 +254,8 @@ def test_a_folder_that_is_gone_is_told_of(tmp_path: Path) -> None:
 _WRITE = """
 import json, os, pathlib, resource, signal, sys
 import numpy as np
-from fedzge_flwr.client_state import FolderStore
-from fedzge_flwr.errors import StateError
+from fedzge_flwr.client.store import FolderStore
+from fedzge_flwr.common.errors import StateError
 folder, how = pathlib.Path(sys.argv[1]), sys.argv[2]
 store = FolderStore(folder)
 small = {"w": np.arange(10.0)}

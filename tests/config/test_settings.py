@@ -8,43 +8,108 @@ import pytest
 from pydantic import ValidationError
 
 from fedzge_flwr.common.errors import ConfigError
-from fedzge_flwr.config.parsing import default_run_config, from_run_config, paper_defaults
+from fedzge_flwr.config.parsing import differs_from_paper, from_run_config
+from fedzge_flwr.config.presets.catalogue import PAPER, preset_file, read_settings
 from fedzge_flwr.config.sections import Settings
 from tests.helpers.paths import ROOT
+
+PAPER_VALUES = read_settings(preset_file(PAPER))
 
 
 def test_pyproject_holds_every_key_at_its_default() -> None:
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert pyproject["tool"]["flwr"]["app"]["config"] == default_run_config()
+    assert pyproject["tool"]["flwr"]["app"]["config"] == Settings().to_run_config()
+    assert from_run_config({}) == Settings()
 
 
-def test_published_hyperparameters_are_the_paper_recipe_s_defaults() -> None:
-    settings = from_run_config({"recipe": "paper"})
-    server, client = settings.server, settings.client
+def test_published_hyperparameters_are_those_of_the_preset() -> None:
+    settings = from_run_config(PAPER_VALUES)
+    images, queries, optimizer = settings.images, settings.queries, settings.optimizer
+    training, distillation = settings.training, settings.distillation
+    assert (settings.run.recipe, settings.run.transport) == ("paper", "dense")
     assert (settings.run.num_clients, settings.run.fraction_train) == (10, 1.0)
-    assert (client.local_epochs, server.central_distill_steps) == (10, 10)
-    assert (client.batch_size, client.local_lr, server.central_lr) == (256, 0.01, 0.01)
-    assert (server.generator_lr, server.synthetic_batch_size, server.latent_dim) == (1e-3, 500, 100)
-    assert (server.temperature, server.beta1, server.beta2, server.beta3) == (5.0, 1.0, 1.0, 1.0)
-    assert (server.q, server.eps, server.generator_width) == (5, 1e-3, 64)
-    assert (client.client_distill_steps, client.client_distill_lr) == (3, 2e-5)
-    assert (settings.optimizer.optimizer, settings.optimizer.lr_schedule) == ("adam", "cosine")
+    assert (training.local_epochs, distillation.central_distill_steps) == (10, 10)
+    assert (training.batch_size, training.local_lr, distillation.central_lr) == (256, 0.01, 0.01)
+    assert (images.generator_lr, images.synthetic_batch_size, images.latent_dim) == (1e-3, 500, 100)
+    assert (images.beta1, images.beta2, images.beta3) == (1.0, 1.0, 1.0)
+    assert (distillation.temperature, images.generator_width) == (5.0, 64)
+    assert (queries.q, queries.eps, queries.differences) == (5, 1e-3, "forward")
+    assert (distillation.client_distill_steps, distillation.client_distill_lr) == (3, 2e-5)
+    assert (optimizer.optimizer, optimizer.lr_schedule) == ("adam", "cosine")
     assert (settings.data.partition, settings.data.alpha) == ("dirichlet", 1.0)
 
 
-def test_auto_asks_for_the_recipe_s_own_default() -> None:
+def test_the_recipe_names_phases_and_the_preset_has_the_values() -> None:
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
     whole = pyproject["tool"]["flwr"]["app"]["config"]
-    assert from_run_config(whole) == from_run_config({})
-    paper = from_run_config({**whole, "recipe": "paper"})
-    assert paper == from_run_config({"recipe": "paper"})
-    assert {key: paper.to_run_config()[key] for key in paper_defaults()} == paper_defaults()
-    for key, value in paper_defaults().items():
-        assert from_run_config({}).to_run_config()[key] != value, f"{key}: no need to mark it"
-    # What is given is kept, whatever the recipe.
-    assert from_run_config({**whole, "recipe": "paper", "local-epochs": 4}).client.local_epochs == 4
-    with pytest.raises(ConfigError, match="'alpha' = 'auto'"):
-        from_run_config({"alpha": "auto"})
+    phases_alone = from_run_config({**whole, "recipe": "paper"}).to_run_config()
+    assert phases_alone == {**whole, "recipe": "paper"}
+    paper = from_run_config({**whole, **PAPER_VALUES}).to_run_config()
+    assert paper == {**whole, **PAPER_VALUES}
+    for key, value in PAPER_VALUES.items():
+        assert whole[key] != value, f"{key}: no need to have it in the preset"
+    # What is given beside the preset is kept.
+    assert from_run_config({**PAPER_VALUES, "local-epochs": 4}).training.local_epochs == 4
+
+
+def test_what_a_paper_run_lacks_of_the_papers_values() -> None:
+    others = [key for key in PAPER_VALUES if key != "recipe"]
+    assert differs_from_paper(from_run_config({"recipe": "paper"})) == others
+    assert differs_from_paper(from_run_config(PAPER_VALUES)) == []
+    assert differs_from_paper(from_run_config({})) == []
+    # A value of one's own is meant; the default's is not known to be.
+    own = from_run_config({**PAPER_VALUES, "q": 7, "eps": 0.1})
+    assert differs_from_paper(own) == ["eps"]
+
+
+@pytest.mark.parametrize("transport", ["compact", "dense"])
+def test_either_transport_goes_with_either_recipe(transport: str) -> None:
+    for config in ({}, PAPER_VALUES):
+        assert from_run_config({**config, "transport": transport}).run.transport == transport
+    assert from_run_config({}).run.transport == "compact"
+
+
+@pytest.mark.parametrize(
+    ("old", "value"), [("wire", "dense"), ("wire", "compact"), ("exchanges", "phases")]
+)
+def test_a_key_of_an_earlier_version_is_told_what_says_it_now(old: str, value: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_run_config({old: value})
+    told = str(caught.value)
+    assert re.search(f"'{old}' is no longer a setting: give 'transport' = \"compact\"", told), told
+    assert "dense" in told
+    assert "\n" not in told
+
+
+def test_auto_is_for_devices_alone() -> None:
+    """It once asked for the recipe's own default; the paper's values are a preset now."""
+    for key in ("server-device", "client-device"):
+        assert from_run_config({key: "auto"}) == Settings()
+    assert from_run_config({"run-name": "auto"}).run.run_name == "auto"
+    for key in PAPER_VALUES:
+        with pytest.raises(ConfigError) as caught:
+            from_run_config({key: "auto"})
+        told = str(caught.value)
+        assert told.startswith(f"run config: '{key}' = 'auto': leave it out"), told
+        assert told.endswith("the preset 'paper'")
+        assert "\n" not in told
+
+
+def test_names_of_parts_are_not_looked_up() -> None:
+    """Models, ensembles and the like are known where their registries are."""
+    names = {
+        "central-model": "resnet19",
+        "local-models": "foo",
+        "dataset": "imagenet",
+        "ensemble": "vote",
+        "estimator": "adjoint",
+        "objective": "mine",
+        "generator": "gan",
+    }
+    settings = from_run_config(names)
+    assert names.items() <= settings.to_run_config().items()
+    with pytest.raises(ConfigError, match="no data set named 'imagenet'; known: cifar10, "):
+        _ = settings.data.spec
 
 
 def test_round_trip() -> None:
@@ -57,14 +122,14 @@ def test_round_trip() -> None:
     }
     settings = from_run_config(config)
     assert from_run_config(settings.to_run_config()) == settings
-    assert settings.client.model_of(0) == "cnn"
-    assert settings.client.model_of(1) == "resnet18"
+    assert settings.training.model_of(0) == "cnn"
+    assert settings.training.model_of(1) == "resnet18"
 
 
 def test_settings_are_frozen() -> None:
     settings = from_run_config({})
     with pytest.raises(ValidationError):
-        settings.server.q = 3  # type: ignore[misc]
+        settings.queries.q = 3  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -85,13 +150,7 @@ def test_settings_are_frozen() -> None:
         ({"batch-size": 1}, "'batch-size' = 1"),
         ({"distill-batch-size": 1}, "'distill-batch-size' = 1: give 0, or at least 2"),
         ({"memory-size": 1}, "'memory-size' = 1: give 0, or at least 2"),
-        ({"central-model": "resnet19"}, "'central-model' = 'resnet19': no model .*; known: cnn, "),
-        (
-            {"local-models": "cnn,foo"},
-            "'local-models' = 'cnn,foo': no model named 'foo'; known: cnn",
-        ),
         ({"local-models": "cnn,cnn"}, "'local-models' names 2 models for 'num-clients' = 10"),
-        ({"dataset": "imagenet"}, "no data set named 'imagenet'; known: cifar10, "),
         ({"dataset": "own", "num-classes": 3}, "'dataset' = 'own' needs 'image-shape'"),
         ({"dataset": "own", "image-shape": "3,8,8"}, "and 'num-classes', at least 2"),
         ({"dataset": "own", "image-shape": "0,8,8"}, "'image-shape' = '0,8,8': "),
@@ -99,8 +158,7 @@ def test_settings_are_frozen() -> None:
         ({"partition": "sorted"}, "'partition' = 'sorted': .*'dirichlet', 'iid' or"),
         ({"optimizer": "lion"}, "'optimizer' = 'lion': .*'adam' or 'sgd'"),
         ({"recipe": "best"}, "'recipe' = 'best': .*'efficient' or 'paper'"),
-        ({"wire": "dense"}, "'wire' = 'dense' goes with 'exchanges' = 'phases'"),
-        ({"ensemble": "vote"}, "'ensemble' = 'vote': no ensemble .*known: class-tendency, "),
+        ({"transport": "fast"}, "'transport' = 'fast': .*'compact' or 'dense'"),
         (
             {"generator-share": 0.0, "search-share": 0.0, "procedural-share": 0.0},
             "one of 'generator-share', 'search-share' and 'procedural-share'",

@@ -255,7 +255,7 @@ def test_held_out_images_are_kept_from_training(tmp_path: Path) -> None:
         ({"partition-id": 0, "data-path": ""}, "'data-path' = '': give a folder"),
         ({"partition-id": 0, "datapath": "/x"}, "unknown key 'datapath': did you mean 'data-path'"),
         ({"partition-id": 0, "data_path": "/x"}, "'data_path': did you mean 'data-path'"),
-        ({"partition-id": 0, "model": "vgg"}, "'model' = 'vgg': no model named 'vgg'; known: cnn"),
+        ({"partition-id": 0, "model": ""}, "'model' = '': give the name of a model, for the run's"),
     ],
 )
 def test_bad_node_configs(node_config: dict[str, Any], message: str) -> None:

@@ -157,8 +157,8 @@ def test_every_setting_of_the_partition_counts(change: dict[str, Any]) -> None:
 
 def test_a_second_process_loads_no_large_library() -> None:
     code = (
-        "import sys; from fedzge_flwr.config import from_run_config; "
-        "from fedzge_flwr.data import client_data; "
+        "import sys; from fedzge_flwr.config.parsing import from_run_config; "
+        "from fedzge_flwr.data.partition import client_data; "
         "client_data(from_run_config({}).data, 3, 0, 1, hold_out=False); "
         "print([name for name in ('sklearn', 'datasets', 'torch') if name in sys.modules])"
     )

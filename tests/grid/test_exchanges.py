@@ -16,7 +16,8 @@ from fedzge_flwr.black_boxes.contract import FitReport, State
 from fedzge_flwr.black_boxes.partition import TorchBlackBox
 from fedzge_flwr.client.endpoints import register_endpoints
 from fedzge_flwr.config.parsing import from_run_config
-from fedzge_flwr.grid.exchange import GridExchange, Standing
+from fedzge_flwr.grid.exchange import GridExchange
+from fedzge_flwr.grid.standing import Standing
 from fedzge_flwr.wire.messages import HelloReply, HelloRequest
 from tests.helpers.inprocess import InProcessGrid
 from tests.helpers.running import rows_of, run_server
@@ -65,8 +66,8 @@ def both_ways(
     make_grid: Any, config: dict[str, Any], **options: Any
 ) -> list[tuple[InProcessGrid, Result]]:
     return [
-        run(make_grid, {**config, "exchanges": exchanges}, **options)
-        for exchanges in ("phases", "one")
+        run(make_grid, {**config, "transport": transport}, **options)
+        for transport in ("dense", "compact")
     ]
 
 
@@ -104,14 +105,14 @@ def test_partial_participation_and_a_client_that_never_ran(
 ) -> None:
     """Targets of a client that is not sampled, or not reached, wait for its next turn."""
     outcomes = []
-    for exchanges in ("phases", "one"):
-        grid = make_grid({**config, "fraction-train": 0.6, "exchanges": exchanges})
+    for transport in ("dense", "compact"):
+        grid = make_grid({**config, "fraction-train": 0.6, "transport": transport})
 
         def lost(message: Message, grid: InProcessGrid = grid) -> bool:
             return in_round(message, 2) and node(grid, message) == lost_client
 
         grid.lose = lost
-        strategy, central = make_strategy({**config, "fraction-train": 0.6, "exchanges": exchanges})
+        strategy, central = make_strategy({**config, "fraction-train": 0.6, "transport": transport})
         result = strategy.start(grid, ArrayRecord(central.state_dict()), num_rounds=ROUNDS)
         outcomes.append(models(grid, result))
         assert sum(actions(grid, number)["train.round"] for number in (1, 2, 3)) in (0, 6)
@@ -119,16 +120,16 @@ def test_partial_participation_and_a_client_that_never_ran(
 
 
 def test_a_reply_lost_after_the_work_was_done(make_grid: Any, config: dict[str, Any]) -> None:
-    """The client has distilled and trained: it is left out, and distils nothing twice."""
+    """The client has distilled and trained: it is left out, and distills nothing twice."""
     outcomes = []
-    for exchanges in ("phases", "one"):
-        grid = make_grid({**config, "exchanges": exchanges})
+    for transport in ("dense", "compact"):
+        grid = make_grid({**config, "transport": transport})
 
         def drop(request: Message, reply: Message, grid: InProcessGrid = grid) -> Message | None:
             return None if in_round(request, 2) and node(grid, request) == 1 else reply
 
         grid.tamper = drop
-        strategy, central = make_strategy({**config, "exchanges": exchanges})
+        strategy, central = make_strategy({**config, "transport": transport})
         result = strategy.start(grid, ArrayRecord(central.state_dict()), num_rounds=ROUNDS)
         outcomes.append(models(grid, result))
         again = [
@@ -136,7 +137,7 @@ def test_a_reply_lost_after_the_work_was_done(make_grid: Any, config: dict[str, 
             for message in grid.sent
             if message.metadata.message_type == "train.round" and node(grid, message) == 1
         ]
-        assert again == ([] if exchanges == "phases" else [0, 1, 1])
+        assert again == ([] if transport == "dense" else [0, 1, 1])
     assert outcomes[0] == outcomes[1]
 
 
@@ -178,25 +179,25 @@ def lose_of_second(*rounds: int) -> Any:
     )
 
 
-@pytest.mark.parametrize("exchanges", ["phases", "one"])
+@pytest.mark.parametrize("transport", ["dense", "compact"])
 @pytest.mark.parametrize(
     ("most", "trained"), [(0, [1, 4]), (1, [1, 3, 4]), (2, [1, 2, 3, 4]), (500, [1, 2, 3, 4])]
 )
 def test_missed_training_is_made_up_for(
-    make_grid: Any, config: dict[str, Any], exchanges: str, most: int, trained: list[int]
+    make_grid: Any, config: dict[str, Any], transport: str, most: int, trained: list[int]
 ) -> None:
     """Two rounds missed; once made up for, they are no longer owed."""
-    config = {**config, "exchanges": exchanges, "catch-up-rounds": most, "num-server-rounds": 5}
+    config = {**config, "transport": transport, "catch-up-rounds": most, "num-server-rounds": 5}
     fitted = rounds_trained_for(make_grid, config, lose=lose_of_second(2, 3))
     assert fitted == {0: [1, 2, 3, 4, 5], 1: [*trained, 5], 2: [1, 2, 3, 4, 5]}
 
 
-@pytest.mark.parametrize("exchanges", ["phases", "one"])
+@pytest.mark.parametrize("transport", ["dense", "compact"])
 def test_training_whose_reply_was_lost_is_not_done_twice(
-    make_grid: Any, config: dict[str, Any], exchanges: str
+    make_grid: Any, config: dict[str, Any], transport: str
 ) -> None:
     """Without a state-dir the client has gone on, to a state that the server does not know."""
-    config = {**config, "exchanges": exchanges}
+    config = {**config, "transport": transport}
 
     def drop(grid: InProcessGrid) -> Any:
         lost = lose_of_second(2)(grid)
@@ -211,18 +212,18 @@ def test_who_missed_the_first_round_makes_up_for_it_and_no_more(
     assert rounds_trained_for(make_grid, config, lose=lose_of_second(1))[1] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("exchanges", ["phases", "one"])
+@pytest.mark.parametrize("transport", ["dense", "compact"])
 @pytest.mark.parametrize(("catch_up", "trained"), [(2, [1, 2, 3]), (0, [3, 4, 5])])
 def test_local_training_ends_with_a_clients_own_first_rounds(
     make_grid: Any,
     config: dict[str, Any],
     caplog: pytest.LogCaptureFixture,
-    exchanges: str,
+    transport: str,
     catch_up: int,
     trained: list[int],
 ) -> None:
     """The second misses two rounds, and trains as often as the others all the same."""
-    config = {**config, "exchanges": exchanges, "local-rounds": 3, "num-server-rounds": 6}
+    config = {**config, "transport": transport, "local-rounds": 3, "num-server-rounds": 6}
     config |= {"catch-up-rounds": catch_up}
     fitted = rounds_trained_for(make_grid, config, lose=lose_of_second(1, 2))
     assert fitted == {0: [1, 2, 3], 1: trained, 2: [1, 2, 3]}
@@ -283,7 +284,7 @@ def test_a_distillation_that_diverges_is_left_out_and_not_repeated(
 
 
 class Stubborn(TorchBlackBox):
-    """Fails after it has begun to distil, and changes the arrays that it had handed out."""
+    """Fails after it has begun to distill, and changes the arrays that it had handed out."""
 
     def distill(self, *given: Any) -> float:
         super().distill(*given)
@@ -296,12 +297,12 @@ class Stubborn(TorchBlackBox):
         return self.handed_out
 
 
-def test_a_black_box_that_cannot_distil_takes_part_all_the_same(
+def test_a_black_box_that_cannot_distill_takes_part_all_the_same(
     make_grid: Any, config: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     outcomes = []
-    for exchanges in ("phases", "one"):
-        more = {**config, "exchanges": exchanges}
+    for transport in ("dense", "compact"):
+        more = {**config, "transport": transport}
         app = ClientApp()
         settings = from_run_config(more)
         register_endpoints(
@@ -323,14 +324,14 @@ def test_targets_are_delivered_even_if_the_last_round_is_skipped(
 ) -> None:
     config = {**config, "min-clients": 3, "too-few-clients": "skip"}
     outcomes = []
-    for exchanges in ("phases", "one"):
-        grid = make_grid(config)
+    for transport in ("dense", "compact"):
+        grid = make_grid({**config, "transport": transport})
 
         def lost(message: Message, grid: InProcessGrid = grid) -> bool:
             return in_round(message, 3) and node(grid, message) == 0
 
         grid.lose = lost
-        strategy, central = make_strategy({**config, "exchanges": exchanges})
+        strategy, central = make_strategy({**config, "transport": transport})
         result = strategy.start(grid, ArrayRecord(central.state_dict()), num_rounds=ROUNDS)
         outcomes.append(models(grid, result))
     assert outcomes[0] == outcomes[1]
@@ -353,14 +354,14 @@ def test_images_are_kept_until_they_are_distilled_and_no_longer(
     assert kept == [False] * 3 + [False] * 3 + [True] * 6 + [False] * 3
 
 
-@pytest.mark.parametrize("exchanges", ["phases", "one"])
+@pytest.mark.parametrize("transport", ["dense", "compact"])
 @pytest.mark.parametrize(("of_round", "field"), [(1, "round"), (2, "query")])
 def test_a_reply_to_something_else_is_not_taken_for_this_rounds(
-    make_grid: Any, config: dict[str, Any], exchanges: str, of_round: int, field: str
+    make_grid: Any, config: dict[str, Any], transport: str, of_round: int, field: str
 ) -> None:
     """An answer of the round before, as it was, or as if it were of this round."""
-    config = {**config, "exchanges": exchanges}
-    action = "train.round" if exchanges == "one" else "query.logits"
+    config = {**config, "transport": transport}
+    action = "train.round" if transport == "compact" else "query.logits"
     kept: list[RecordDict] = []
 
     def swap(request: Message, reply: Message) -> Message:
@@ -381,7 +382,7 @@ def test_a_reply_to_something_else_is_not_taken_for_this_rounds(
 
 
 def test_each_phase_has_its_own_patience(make_grid: Any, config: dict[str, Any]) -> None:
-    config = {**config, "exchanges": "phases", "client-evaluation": "test", "eval-every": 1}
+    config = {**config, "transport": "dense", "client-evaluation": "test", "eval-every": 1}
     config |= {"train-timeout": 5.0, "distill-timeout": 6.0, "exchange-timeout": 9.0}
     config |= {"query-timeout": 0.0, "evaluate-timeout": 7.0, "node-timeout": 8.0}
     lost = {"train.local": 0, "query.logits": 1, "train.distill": 2, "evaluate.local": 2}
@@ -423,9 +424,7 @@ def test_replies_are_told_as_they_come_and_waited_for_no_longer_than_said(
     nodes = list(grid.contexts)
     started = time.monotonic()
     replies, failures = exchange.send(
-        dict.fromkeys(nodes, HelloRequest(round=0, version="1")),
-        (HelloReply,),
-        dict.fromkeys(nodes, Standing()),
+        [(HelloRequest(round=0, version="1"), nodes)], (HelloReply,), lambda _: Standing()
     )
     assert 0.6 <= time.monotonic() - started < 1.5
     assert [replies[number].partition for number in replies] == [0, 1]

@@ -1,7 +1,7 @@
 """Federations in which clients fail at random, and what that costs.
 
-``python -m tests.test_failures`` prints the accuracies of each seed; with ``--model cnn`` those of
-the convolutional model.
+``python -m tests.grid.test_failures`` prints the accuracies of each seed; with ``--model cnn``
+those of the convolutional model.
 """
 
 from __future__ import annotations

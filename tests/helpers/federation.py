@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from fedzge_flwr.config.parsing import from_run_config
+from fedzge_flwr.config.presets.catalogue import PAPER, preset_file, read_settings
 from fedzge_flwr.query.question import Question
-from fedzge_flwr.server.build import build_central, build_generator
+from fedzge_flwr.query.targets import Targets
+from fedzge_flwr.server.build import build_central, build_generator, build_server
 from fedzge_flwr.server.clients import ClientAccuracy, ClientAnswer, FloatArray
 from fedzge_flwr.server.state import ServerState
 
 CONFIG = {
-    "recipe": "paper",
+    **read_settings(preset_file(PAPER)),
     "num-clients": 2,
     "synthetic-batch-size": 16,
     "latent-dim": 6,
@@ -61,12 +63,10 @@ class FunctionClients:
         self,
         round_: int,
         partitions: Sequence[int],
-        question: Question,
-        logits_NK: FloatArray,
-        temperature: float,
+        targets: Targets,
     ) -> dict[int, float]:
         self.calls.append("distill")
-        self.distilled.append((question.base_NCHW, logits_NK, temperature))
+        self.distilled.append((targets.images_NCHW, targets.logits_NK, targets.temperature))
         return dict.fromkeys(partitions, 0.1)
 
     def deliver(self, round_: int) -> dict[int, float]:
@@ -83,7 +83,7 @@ class FunctionClients:
 
 def make_server(num_rounds: int = 4, **more: Any) -> ServerState:
     settings = from_run_config({**CONFIG, **more})
-    return ServerState.create(
+    return build_server(
         settings,
         build_central(settings),
         build_generator(settings),

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from flwr.app import Message
 
+from fedzge_flwr.images.pixels import from_levels, to_levels
 from fedzge_flwr.query.directions import Directions
-from fedzge_flwr.query.question import from_levels, to_levels
 from fedzge_flwr.wire.codec import decode, encode
 from fedzge_flwr.wire.messages import (
     CompactLogitsRequest,
@@ -67,7 +67,7 @@ def compact(*, perturbed: int = 4, to_distill: bool = True, **changed: Any) -> C
         "directions": Directions.written_out(normal).payload_QGP,
         "seed": 0,
         "eps": 0.125,
-        "two_sided": False,
+        "differences": "forward",
         "to_distill": to_distill,
     }
     return CompactLogitsRequest(**{**fields, **changed})

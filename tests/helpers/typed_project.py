@@ -79,22 +79,23 @@ class FirstPixels:
     unbiased = False
 
     def __init__(self, sampler: object, q: int, eps: float, differences: object) -> None:
-        self.copies = 1 + q
         self.q, self.eps = q, eps
 
     def ask(self, x: Tensor, stream: torch.Generator, objective: Objective) -> Queries:
         """Ask about a step of each of these pixels."""
         pixels = torch.eye(self.q, x[0].numel()).reshape(self.q, 1, *x.shape[1:])
         chosen = pixels.expand(self.q, *x.shape).numpy()
-        return Queries(x, Directions.ternary(chosen), self.eps)
+        return Queries(x.cpu().numpy(), Directions.ternary(chosen), self.eps)
 
     def tell(self, queries: Queries, logits: Tensor, objective: Objective) -> Estimate:
         """Take the answers' slopes along them, weighted by what they do to the objective."""
-        x, ensemble = queries.base_NCHW.double(), logits[0].double().requires_grad_()
-        terms = objective.terms(x, ensemble, objective.central_logits(queries.base_NCHW).detach())
+        x, ensemble = torch.from_numpy(queries.base_NCHW), logits[0].double().requires_grad_()
+        terms = objective.terms(x.double(), ensemble, objective.central_logits(x).detach())
         (by_logits,) = torch.autograd.grad(terms["total"], ensemble)
         slopes = (queries.slopes(logits.double()) * by_logits).sum(dim=2)
-        gradient = (slopes[:, :, None, None, None] * queries.directions_QNCHW).sum(dim=0)
+        gradient = (
+            slopes[:, :, None, None, None] * torch.from_numpy(queries.directions_QNCHW)
+        ).sum(dim=0)
         return Estimate(gradient, {name: term.detach() for name, term in terms.items()})
 
 

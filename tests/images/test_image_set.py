@@ -12,7 +12,7 @@ from fedzge_flwr import (
     ImageSet,
 )
 from fedzge_flwr.common.errors import DataError
-from fedzge_flwr.query.question import from_levels
+from fedzge_flwr.images.pixels import from_levels
 from tests.helpers.boxes import digits
 
 

@@ -28,7 +28,7 @@ from tests.helpers.launching import ROOT, toml_pairs
 from tests.helpers.running import rows_of, run_server
 
 DEPLOY = ROOT / "deploy"
-GUIDE = (DEPLOY / "README.md").read_text(encoding="utf-8")
+GUIDE = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
 SCRIPTS = sorted(path for path in DEPLOY.glob("*.sh") if path.name != "common.sh")
 # Of a machine that others use too: a message to three nodes takes 10 to 60 seconds.
 COMMAND_S = 3.0

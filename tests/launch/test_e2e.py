@@ -185,10 +185,10 @@ import os, time
 from flwr.app import Context
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
-from fedzge_flwr.client import register_endpoints
-from fedzge_flwr.config import from_run_config
-from fedzge_flwr.grid_clients import GridClients
-from fedzge_flwr.torch_blackbox import TorchBlackBox, torch_black_box
+from fedzge_flwr.black_boxes.partition import TorchBlackBox, torch_black_box
+from fedzge_flwr.client.endpoints import register_endpoints
+from fedzge_flwr.config.parsing import from_run_config
+from fedzge_flwr.grid.channel import Channel
 
 def slow_black_box(context: Context) -> TorchBlackBox:
     """The PyTorch black box, that notes when it was at work."""
@@ -210,7 +210,7 @@ server = ServerApp()
 @server.main()
 def main(grid: Grid, context: Context) -> None:
     settings = from_run_config({{"num-clients": 4, "num-train-images": 200}})
-    clients = GridClients(grid, settings, 280.0)
+    clients = Channel(grid, settings, 280.0, "0" * 32, None)
     clients.gather()
     with open(os.path.join({folder!r}, "shares"), "w") as file:
         file.write(" ".join(str(m.hello.gpu_share) for m in clients.members.values()))

@@ -71,14 +71,17 @@ def config(efficient_config: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "exchanges",
-    [pytest.param("one", marks=pytest.mark.faults), pytest.param("phases", marks=pytest.mark.slow)],
+    "transport",
+    [
+        pytest.param("compact", marks=pytest.mark.faults),
+        pytest.param("dense", marks=pytest.mark.slow),
+    ],
 )
 def test_killed_in_every_phase_and_resumed(
-    tmp_path: Path, config: dict[str, Any], exchanges: str
+    tmp_path: Path, config: dict[str, Any], transport: str
 ) -> None:
     """One process for the server and all clients, each time another."""
-    config["exchanges"] = exchanges
+    config["transport"] = transport
     file = tmp_path / "config.json"
     file.write_text(json.dumps(config))
     run = subprocess.run(

@@ -22,7 +22,8 @@ from fedzge_flwr.launch.progress import Progress
 from fedzge_flwr.launch.session import LaunchError, session
 from fedzge_flwr.launch.simulate import Resources, federation_config
 from fedzge_flwr.observers import naming
-from fedzge_flwr.observers.base import MissingReply, RoundRow
+from fedzge_flwr.observers.base import RoundRow
+from fedzge_flwr.wire.traffic import MissingReply
 
 GRANDCHILD = """
 import os, subprocess, sys, time
@@ -213,7 +214,7 @@ def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
     [
         (["--run-config", "q=0"], "error: run config: 'q' = 0: "),
         (["--run-config", "lr=1"], "error: run config: unknown key 'lr'"),
-        (["--run-config", 'central-model="vgg"'], "no model named 'vgg'; known: cnn, "),
+        (["--run-config", 'exchanges="one"'], "error: run config: 'exchanges' is no longer a "),
         (["--run-config", "q = 3"], "error: --run-config: 'q' is not KEY=VALUE"),
         (["--run-config", "q=three"], "error: --run-config: The provided configuration string"),
         (["--preset", "/nowhere.toml"], "error: preset '/nowhere.toml': no preset and no file"),

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fedzge_flwr.config.sections import OptimizerSettings
-from fedzge_flwr.learning.distillation import class_weights, distil
+from fedzge_flwr.learning.distillation import class_weights, distill
 from fedzge_flwr.learning.models.catalogue import build_model
 from fedzge_flwr.learning.numerics import exact_float32, reproducible
 from fedzge_flwr.learning.predict import evaluate_logits, predict
@@ -108,12 +108,12 @@ def test_sgd_takes_momentum_and_weight_decay() -> None:
     assert (group["momentum"], group["weight_decay"], group["lr"]) == (0.7, 0.02, 0.1)
 
 
-def test_distil_moves_the_student_to_the_teacher(model: nn.Module) -> None:
+def test_distill_moves_the_student_to_the_teacher(model: nn.Module) -> None:
     x = torch.randn(30, *SHAPE)
     teacher = 3 * torch.randn(30, 3)
 
     def run(steps: int, batch_size: int) -> float:
-        return distil(
+        return distill(
             model,
             x,
             teacher,
@@ -144,7 +144,7 @@ def test_distillation_evens_out_the_classes_of_the_answers(model: nn.Module, pow
     torch.testing.assert_close(weights[99] / weights[0], torch.tensor(ratio))
     drawn: list[torch.Tensor] = []
     model.register_forward_hook(lambda module, inputs, output: drawn.append(inputs[0][:, 0, 0, 0]))
-    distil(
+    distill(
         model,
         x,
         teacher,
@@ -309,7 +309,7 @@ def test_rehearsal_keeps_what_distillation_alone_forgets() -> None:
         fit(model, OwnImages(own, labels, None), epochs=30, batch_size=20, **arguments)
         before = evaluate_logits(predict(model, own, 60), labels).accuracy
         assert before > 0.95
-        distil(
+        distill(
             model,
             x,
             teacher,

@@ -55,7 +55,10 @@ def test_contents(folder: Path, tiny_config: dict[str, Any]) -> None:
         "synthetic.png",
         "accuracy.csv",
         "generated",
+        # Of the paper's values that it does not have.
+        "warnings.log",
     }
+    assert len((folder / "warnings.log").read_text().splitlines()) == 1
     config = json.loads((folder / "config.json").read_text())
     assert config["status"] == "finished"
     assert config["seed"] == 0

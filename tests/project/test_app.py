@@ -14,10 +14,13 @@ import pytest
 from fedzge_flwr import __version__
 from fedzge_flwr.config.parsing import from_run_config
 from tests.helpers.fabricate import make_dataset
+from tests.helpers.pages import PAGES
 from tests.helpers.paths import ROOT
 from tests.helpers.running import rows_of, run_server
 
-PRESETS = sorted((ROOT / "fedzge_flwr" / "config" / "presets").glob("*.toml"))
+FOLDER = ROOT / "fedzge_flwr" / "config" / "presets"
+PAPER = FOLDER / "paper.toml"
+PRESETS = sorted(set(FOLDER.glob("*.toml")) - {PAPER})
 
 
 def read_preset(path: Path) -> dict[str, Any]:
@@ -36,6 +39,7 @@ def test_bundle_holds_what_it_needs_and_nothing_else() -> None:
     with zipfile.ZipFile(io.BytesIO(build_fab_from_disk(ROOT))) as bundle:
         names = set(bundle.namelist())
     needed = {path.relative_to(ROOT).as_posix() for path in (ROOT / "fedzge_flwr").rglob("*.py")}
+    needed |= {path.relative_to(ROOT).as_posix() for path in (PAPER, *PRESETS)}
     needed |= {"server_app.py", "client_app.py", "pyproject.toml", "LICENSE"}
     # Flower adds its own manifest.
     assert {name for name in names if not name.startswith(".info/")} == needed
@@ -68,19 +72,28 @@ def test_preset_is_the_published_command(path: Path) -> None:
     assert settings.data.dataset == dataset
     assert settings.data.alpha == float(alpha.removeprefix("a"))
     assert (settings.run.num_server_rounds, settings.run.num_clients) == (100, 10)
-    models = [settings.client.model_of(number) for number in range(10)]
+    models = [settings.training.model_of(number) for number in range(10)]
     if kind == "homo":
-        assert {settings.server.central_model, *models} == {"resnet18"}
+        assert {settings.distillation.central_model, *models} == {"resnet18"}
     else:
-        assert settings.server.central_model == "resnet50"
+        assert settings.distillation.central_model == "resnet50"
         assert models == ["resnet18"] * 3 + ["resnet34"] * 3 + ["resnet50"] * 4
-    defaults = from_run_config({"recipe": "paper"})
+    defaults = from_run_config(read_preset(PAPER))
     changed = {
         key
         for key, value in settings.to_run_config().items()
         if value != defaults.to_run_config()[key]
     }
     assert changed <= {"dataset", "alpha", "num-server-rounds", "central-model", "local-models"}
+
+
+def test_every_preset_is_whole_and_builds_on_the_papers() -> None:
+    """Flower takes one file: what the presets share is in each, and the same."""
+    paper = read_preset(PAPER)
+    defaults = from_run_config({}).to_run_config()
+    assert all(value != defaults[key] for key, value in paper.items())
+    for path in PRESETS:
+        assert paper.items() <= read_preset(path).items(), path.name
 
 
 def test_presets_of_a_kind_differ_in_alpha_alone() -> None:
@@ -145,7 +158,7 @@ def test_every_original_flag_is_mapped() -> None:
 
 
 def test_documented_commands_keep_flower_from_building_an_environment() -> None:
-    for path in (ROOT / "README.md", *ROOT.glob("examples/*/README.md"), *PRESETS):
+    for path in (*PAGES, PAPER, *PRESETS):
         text = path.read_text().replace("\\\n#   ", "").replace("\\\n", "")
         for line in text.splitlines():
             if line.lstrip("# ").startswith(("flwr run", "FLWR_")):

@@ -20,8 +20,7 @@ from benchmarks.local_clients import LocalClients
 from benchmarks.round_cost import markdown
 from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.config.presets.catalogue import preset_file, read_settings
-from fedzge_flwr.query.directions import Directions
-from fedzge_flwr.query.question import Question, from_levels
+from fedzge_flwr.query.question import Question
 from tests.helpers.paths import ROOT
 from tests.helpers.running import run_server
 
@@ -105,8 +104,8 @@ def test_central_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def kept_run(seed: int, central: float, rounds: int = 2, **settings: object) -> dict[str, Any]:
     points = [
-        {"round": number, "queries": 10 * number, "central": central, "ensemble": 0.8}
-        for number in range(1, rounds + 1)
+        {"round": round_, "queries": 10 * round_, "central": central, "ensemble": 0.8}
+        for round_ in range(1, rounds + 1)
     ]
     return {
         "row": "efficient",
@@ -168,16 +167,16 @@ def test_as_many_rounds_as_the_budget_is_enough_for(row: str) -> None:
 
 def test_bytes_of_a_round_are_within_the_goals() -> None:
     preset = from_run_config(read_settings(preset_file("cifar10-homo-a1")))
-    totals = {row["wire"]: row["total"] for row in byte_rows(preset)}
+    totals = {row["transport"]: row["total"] for row in byte_rows(preset)}
     assert totals["compact, directions from a seed"] <= 1_750_000
     assert totals["compact, guided directions"] <= 3_400_000
     assert totals["dense"] > 37_000_000
 
 
 @pytest.mark.slow
-def test_cost_of_simulated_rounds(tiny_config: dict[str, Any]) -> None:
+def test_cost_of_simulated_rounds(efficient_config: dict[str, Any]) -> None:
     """The ways do the same work: rows are there for each, whatever the seconds are."""
-    config = {**tiny_config, "recipe": "efficient", "synthetic-batch-size": 20}
+    config = dict(efficient_config)
     del config["output-dir"], config["run-name"]
     rows = list(overhead_rows(config, 2))
     assert [row["way"].split(",")[0] for row in rows] == [
@@ -217,7 +216,7 @@ def test_memory_is_watched_by_stage() -> None:
 def test_processes_and_one_process_give_the_same_answers(tiny_config: dict[str, Any]) -> None:
     settings = from_run_config(tiny_config)
     levels = np.random.default_rng(0).integers(256, size=(6, 1, 8, 8), dtype=np.uint8)
-    question = Question(from_levels(levels), Directions.none((1, 8, 8)), 1.0, two_sided=False)
+    question = Question.unperturbed(levels)
     here = LocalClients(settings)
     with parallel_clients(settings, 2) as there:
         assert there.num_examples == here.num_examples
@@ -226,8 +225,8 @@ def test_processes_and_one_process_give_the_same_answers(tiny_config: dict[str, 
                 clients.ask(round_, (0, 1, 2), question, to_distill=False)
                 for clients in (here, there)
             ]
-            for number in range(3):
-                one, other = (found[number] for found in answers)
+            for partition in range(3):
+                one, other = (found[partition] for found in answers)
                 assert np.array_equal(one.logits_BK, other.logits_BK)
 
 

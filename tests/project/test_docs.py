@@ -254,6 +254,31 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_the_index_names_every_page() -> None:
-    index = (DOCS / "README.md").read_text()
+    index = (DOCS / "index.md").read_text()
     for path in DOCS.glob("*.md"):
-        assert path.name == "README.md" or f"({path.name})" in index, path.name
+        assert path.name == "index.md" or f"({path.name})" in index, path.name
+
+
+def test_the_readme_is_read_to_its_end() -> None:
+    """Its words and the length of its lines, and of the lines of prose in all other pages."""
+    text = (ROOT / "README.md").read_text()
+    assert len(text.split()) <= 900
+    assert max(map(len, text.splitlines())) <= 100
+    for page in PAGES:
+        prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+        for line in prose.splitlines():
+            assert line.startswith("|") or "http" in line or len(line) <= 100, (page.name, line)
+
+
+@pytest.mark.parametrize("recipe", ["efficient", "paper"])
+def test_the_phases_are_those_of_the_page(
+    recipe: str, make_grid: Any, efficient_config: dict[str, Any]
+) -> None:
+    """The page on the method names them in the order in which a round and its row have them."""
+    config = {**efficient_config, "recipe": recipe}
+    (row, _) = rows_of(run_server(make_grid(config), config))
+    page = (DOCS / "method.md").read_text()
+    title = {"efficient": "## The efficient round", "paper": "## The paper's round"}[recipe]
+    section = page[page.index(title) :].split("\n## ")[0]
+    phases = re.findall(r"^\d+\. \*\*(\w+)\.\*\*", section, re.MULTILINE)
+    assert list(row["phase_seconds"]) == [*phases, "evaluate_central"]

@@ -1,151 +1,163 @@
-"""The rules of the architecture, read from the imports."""
+"""The rules of the architecture: what importing a room loads, which way imports go, sizes."""
 
 from __future__ import annotations
 
 import ast
+import re
+import subprocess
+import sys
+from functools import cache
 from graphlib import TopologicalSorter
-from pathlib import Path
 
 import pytest
 
 from tests.helpers.paths import ROOT, modules_after
+from tests.helpers.rooms import (
+    NAME,
+    SOURCES,
+    arrows,
+    definitions,
+    doors,
+    drawn_rooms,
+    imported,
+    room_of,
+)
 
-PACKAGE = ROOT / "fedzge_flwr"
+TREE = drawn_rooms()
 
-
-def module_name(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-SOURCES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
-
-
-def imported(path: Path, *, everywhere: bool) -> set[str]:
-    """Modules that a file imports; without ``everywhere`` only at its top level."""
-    tree = ast.parse(path.read_text())
-    nodes = ast.walk(tree) if everywhere else iter(tree.body)
-    found: set[str] = set()
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
-
-
-def within(names: set[str]) -> set[str]:
-    # The package itself imports nothing: its public names are fetched when they are first used.
-    return {name for name in names if name in SOURCES and name != "fedzge_flwr"}
-
-
-def reachable(start: str) -> set[str]:
-    seen: set[str] = set()
-    todo = [start]
-    while todo:
-        name = todo.pop()
-        if name not in seen:
-            seen.add(name)
-            todo += within(imported(SOURCES[name], everywhere=True))
-    return seen
+# What importing all of a room loads, of this package and of the heavy libraries, and no more: rooms
+# that its files import within functions are in `arrows`, not here.
+LOADS: dict[str, set[str]] = {
+    "common": set(),
+    "images": {"common"},
+    "query": {"common", "images"},
+    "wire": {"common", "images", "query", "flwr"},
+    "config": {"common", "images"},
+    "learning": {"common", "images", "config", "torch", "torchvision"},
+    "zeroth_order": {"common", "images", "query", "learning", "config", "torch"},
+    "synthesis": {"common", "images", "config", "learning", "torch"},
+    "data": {"common", "images", "config", "learning", "torch", "flwr"},
+    "black_boxes": {"common", "images", "query", "config", "learning", "data", "torch"},
+    "client": {"common", "images", "query", "wire", "config", "black_boxes", "flwr"},
+    "server": {
+        *("common", "images", "query", "config", "learning", "zeroth_order", "synthesis", "torch"),
+    },
+    "grid": {"common", "images", "query", "wire", "config", "server", "flwr"},
+}
+HEAVY = {"torch", "torchvision", "flwr", "ray", "matplotlib", "plotly", "pandas", "sklearn"}
+HEAVY |= {"datasets", "flwr_datasets"}
 
 
-def test_imports_go_one_way() -> None:
+@cache
+def loaded_by(room: str) -> set[str]:
+    """The rooms and heavy libraries that a fresh interpreter has once all of a room is imported."""
+    code = f"""
+import importlib, pkgutil, sys
+room = importlib.import_module("{NAME}.{room}")
+for found in pkgutil.walk_packages(getattr(room, "__path__", ()), room.__name__ + "."):
+    if not found.name.endswith("__main__"):
+        importlib.import_module(found.name)
+print("\\n".join(sys.modules))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    modules = run.stdout.split()
+    rooms = {room_of(name) for name in modules if name.startswith(f"{NAME}.")}
+    return (rooms - {room}) | ({name.split(".")[0] for name in modules} & HEAVY)
+
+
+@pytest.mark.parametrize("room", TREE)
+def test_importing_a_room_loads_no_more_than_the_tree_allows(room: str) -> None:
+    loaded = loaded_by(room)
+    below = set(TREE[: TREE.index(room)])
+    assert loaded - HEAVY <= below
+    if room in LOADS:
+        assert loaded <= LOADS[room]
+
+
+def test_the_server_side_never_loads_data_loading() -> None:
+    for room in ("server", "grid", "observers", "strategy"):
+        assert not loaded_by(room) & {"data", "black_boxes", "client"}
+
+
+def test_the_tree_in_contributing_is_the_folders() -> None:
+    face = {"__init__.py", "py.typed"}
+    assert sorted(TREE) == sorted(name.removesuffix(".py") for name in doors() if name not in face)
+    assert len(doors()) <= 20
+
+
+def test_every_file_is_in_the_tree() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    tree = text[text.index("```text\nfedzge_flwr/") :]
+    words = set(re.findall(r"\w+", tree[: tree.index("\n```\n")]))
+    for name, path in SOURCES.items():
+        if path.name not in ("__init__.py", "__main__.py"):
+            assert path.stem in words, name
+
+
+def test_arrows_go_one_way() -> None:
+    found = arrows()
+    upward = {arrow: modules for arrow, modules in found.items() if _is_upward(*arrow)}
+    assert upward == {}
+    assert len(found) <= 115
+
+
+def _is_upward(here: str, there: str) -> bool:
+    return TREE.index(there) > TREE.index(here)
+
+
+def test_no_circle_between_modules() -> None:
     graph = {
-        name: within(imported(path, everywhere=False)) - {name} for name, path in SOURCES.items()
+        name: (imported(path, everywhere=False) & set(SOURCES)) - {name, NAME}
+        for name, path in SOURCES.items()
     }
-    for package, path in SOURCES.items():
-        # A package's __init__ may gather its own modules; they do not import it back.
-        if path.name == "__init__.py":
-            for name in graph:
-                if name.startswith(f"{package}.") and package != "fedzge_flwr":
-                    graph[name] -= {package}
     tuple(TopologicalSorter(graph).static_order())
 
 
-SERVER_SIDE = [
-    name
-    for name in SOURCES
-    if name.startswith(
-        ("fedzge_flwr.server", "fedzge_flwr.zeroth_order.estimators", "fedzge_flwr.transfer")
-    )
-    or name.removeprefix("fedzge_flwr.")
-    in {
-        "strategy",
-        "grid_clients",
-        "grid_exchange",
-        "roster",
-        "checkpoints",
-        "losses",
-        "generators",
-        "observers",
-        "results",
-        "training",
-    }
-]
+def test_an_init_is_bare() -> None:
+    """Else importing a room would load its neighbours."""
+    for name, path in SOURCES.items():
+        if path.name == "__init__.py" and name != NAME:
+            assert len(ast.parse(path.read_text()).body) <= 1, name
 
 
-@pytest.mark.parametrize("name", SERVER_SIDE)
-def test_the_server_side_never_imports_data_loading(name: str) -> None:
-    seen = reachable(name)
-    assert not {other for other in seen if other.startswith("fedzge_flwr.data")} - {
-        "fedzge_flwr.images.spec"
-    }
-    assert "fedzge_flwr.black_boxes.partition" not in seen
+def test_classes_and_functions_are_read_at_a_sitting() -> None:
+    most = {ast.ClassDef: 200, ast.FunctionDef: 50, ast.AsyncFunctionDef: 50}
+    large = {name: size for name, node, size in definitions() if size > most[type(node)]}  # type: ignore[index]
+    assert large == {}
 
 
-def test_client_and_strategy_never_import_each_other() -> None:
-    clients = {
-        "fedzge_flwr.client.endpoints",
-        "fedzge_flwr.black_boxes.partition",
-        "fedzge_flwr.black_boxes.contract",
-    }
-    servers = {"fedzge_flwr.strategy", "fedzge_flwr.grid.clients", "fedzge_flwr.server.phases"}
-    for name in clients:
-        assert not reachable(name) & servers
-    for name in servers:
-        assert not reachable(name) & clients
+@pytest.mark.parametrize("recipe", ["efficient", "paper"])
+def test_the_algorithm_is_one_short_file(recipe: str) -> None:
+    lines = SOURCES[f"{NAME}.server.{recipe}"].read_text().splitlines()
+    assert len(lines) <= 150
 
 
-MATHS = ("losses", "zeroth_order", "training", "models", "generators", "server", "transfer")
-MATHS += ("pixels", "data")
-TRANSPORT = (
-    "protocol",
-    "client",
-    "client_state",
-    "guards",
-    "grid_clients",
-    "grid_exchange",
-    "roster",
-    "ledger",
-)
-
-
-@pytest.mark.parametrize("name", SOURCES)
-def test_maths_and_transport_stay_apart(name: str) -> None:
-    part = name.removeprefix("fedzge_flwr.").split(".")[0]
-    roots = {other.split(".")[0] for other in imported(SOURCES[name], everywhere=True)}
-    if part in MATHS:
-        assert "flwr" not in roots
-    if part in TRANSPORT:
-        assert "torch" not in roots
-
-
-def test_only_the_protocol_spells_actions_and_record_keys() -> None:
+def test_only_the_wire_spells_actions_and_record_keys() -> None:
     spelled = {"query.hello", "train.local", "query.logits", "train.distill", "evaluate.local"}
     spelled |= {"message", "arrays", "wire-version"}
     for name, path in SOURCES.items():
-        if name.startswith("fedzge_flwr.protocol") or name == "fedzge_flwr.common.errors":
+        if room_of(name) == "wire" or name == f"{NAME}.common.errors":
             continue
         nodes = ast.walk(ast.parse(path.read_text()))
         constants = {node.value for node in nodes if isinstance(node, ast.Constant)}
         assert not constants & spelled, name
 
 
+def test_only_the_pixels_map_bytes_to_floats() -> None:
+    """Nobody else counts to 255, but for the digits, which come in 17 greys, and pictures."""
+    others = {f"{NAME}.{name}" for name in ("images.pixels", "observers.pictures", "data.loading")}
+    for name, path in SOURCES.items():
+        if name in others:
+            continue
+        nodes = ast.walk(ast.parse(path.read_text()))
+        assert not any(isinstance(n, ast.Constant) and n.value in (255, 255.0) for n in nodes), name
+
+
 def test_light_imports() -> None:
     heavy = {"torch", "torchvision", "matplotlib", "pandas", "sklearn", "datasets", "ray"}
-    assert not modules_after("import fedzge_flwr, fedzge_flwr.config") & heavy
+    assert not modules_after("import fedzge_flwr, fedzge_flwr.config.parsing") & heavy
     # What a client's process loads before it knows what it is asked.
     client = modules_after("import client_app")
     assert not client & {"torchvision", "matplotlib", "sklearn", "datasets", "flwr_datasets", "PIL"}

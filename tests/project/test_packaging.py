@@ -103,5 +103,5 @@ def test_the_documented_extras_are_there() -> None:
         for extras in re.findall(r"(?:fedzge-flwr|\.)\[([a-z,]+)\]", path.read_text())
         for extra in extras.split(",")
     }
-    assert found == {"onnx", "sklearn", "tensorboard"}
+    assert found == {"onnx", "tensorboard"}
     assert found < set(project["optional-dependencies"])

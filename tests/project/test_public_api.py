@@ -34,9 +34,9 @@ PUBLIC = {
     "ENSEMBLES", "ESTIMATORS", "Estimate", "Estimator", "FedZGE", "FedZGEError", "FitReport",
     "FunctionBlackBox", "GENERATORS", "ImageSet", "LOADERS", "MODELS", "ModuleBlackBox",
     "OBJECTIVES", "Objective", "ObjectiveWeights", "Observer", "OnnxBlackBox", "Queries",
-    "RoundRow", "RunFolder", "Settings", "SklearnBlackBox", "TensorBoard", "TorchBlackBox",
-    "__version__", "export_onnx", "from_run_config", "generator_objective", "make_settings",
-    "register_endpoints", "torch_black_box",
+    "Question", "RoundRow", "RunFolder", "Settings", "SklearnBlackBox", "TensorBoard",
+    "TorchBlackBox", "__version__", "export_onnx", "from_run_config", "generator_objective",
+    "make_settings", "register_endpoints", "torch_black_box",
 }
 # fmt: on
 
@@ -162,7 +162,7 @@ def test_settings_of_a_project_of_its_own() -> None:
 def test_the_generator_is_the_settings_own_if_none_is_given() -> None:
     settings = make_settings(image_shape=(3, 30, 30), num_classes=7, generator="unconditional")
     strategy = FedZGE(settings, build_model("cnn", (3, 30, 30), 7))
-    images = strategy._generator(torch.randn(2, settings.server.latent_dim), torch.zeros(2))
+    images = strategy._generator(torch.randn(2, settings.images.latent_dim), torch.zeros(2))
     assert images.shape == (2, 3, 30, 30)
 
 

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from fedzge_flwr.common.errors import RunFolderError
+from fedzge_flwr.config.presets.catalogue import PAPER, preset_file, read_settings
 from fedzge_flwr.report import figures
 from fedzge_flwr.report.page import write_report
 from fedzge_flwr.report.runs import Run, group, load_run
@@ -25,7 +26,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two seeds of the paper's recipe and one run of the other, all real."""
+    """Two seeds of the paper's preset and one run of the other recipe, all real."""
     import client_app
 
     place = tmp_path_factory.mktemp("runs")
@@ -42,13 +43,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         "client-distill-steps": 2,
         "server-threads": 1,
     }
+    paper = read_settings(preset_file(PAPER))
     folders = []
     for name, more in {
-        "paper-0": {"recipe": "paper", "seed": 0},
+        "paper-0": {**paper, "seed": 0},
         "efficient": {"seed": 0, "eval-every": 2, "generator-share": 0.5},
-        "paper-1": {"recipe": "paper", "seed": 1},
+        "paper-1": {**paper, "seed": 1},
     }.items():
-        config = {**common, **more, "run-name": name}
+        config = {**more, **common, "run-name": name}
         folders.append(run_server(InProcessGrid(client_app.app, config, 3), config))
     return folders
 

@@ -11,13 +11,16 @@ import torch
 
 from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.images.pixels import PIXEL_RANGE
+from fedzge_flwr.learning import distillation
 from fedzge_flwr.query.question import Question
-from fedzge_flwr.server import efficient
-from fedzge_flwr.server.build import build_central, build_generator
+from fedzge_flwr.server.build import build_central, build_generator, build_server
 from fedzge_flwr.server.clients import ClientAccuracy, ClientAnswer
-from fedzge_flwr.server.efficient import EFFICIENT_ROUND, image_counts
+from fedzge_flwr.server.efficient import EFFICIENT, train_generator
 from fedzge_flwr.server.phases import run_round
-from fedzge_flwr.server.state import RoundState, ServerState
+from fedzge_flwr.server.round import RoundState, SyntheticBatch
+from fedzge_flwr.server.state import ServerState
+from fedzge_flwr.synthesis import composition
+from fedzge_flwr.synthesis.composition import image_counts
 from fedzge_flwr.synthesis.procedural import procedural_images
 from tests.helpers.federation import FunctionClients, flat, linear_logits, no_report
 
@@ -41,7 +44,7 @@ CONFIG = {
 
 def make_server(num_rounds: int = 4, **more: Any) -> ServerState:
     settings = from_run_config({**CONFIG, **more})
-    return ServerState.create(
+    return build_server(
         settings,
         build_central(settings),
         build_generator(settings),
@@ -56,9 +59,13 @@ def run(
 ) -> list[RoundState]:
     clients = clients or FunctionClients()
     return [
-        run_round(EFFICIENT_ROUND, server, clients, number, no_report)
-        for number in range(1, rounds + 1)
+        run_round(EFFICIENT, server, clients, number, no_report) for number in range(1, rounds + 1)
     ]
+
+
+def batch_of(state: RoundState) -> SyntheticBatch | None:
+    assert state.asked is not None
+    return state.asked.batch
 
 
 def test_a_round_asks_base_and_perturbed_images_in_one_query() -> None:
@@ -69,11 +76,23 @@ def test_a_round_asks_base_and_perturbed_images_in_one_query() -> None:
     # 5 generated images, 3 copies each, and 15 others.
     assert asked.shape == (3 * 5 + 15, 1, 8, 8)
     assert server.num_queries == {0: 30, 1: 30}
-    assert list(first.seconds) == [phase.__name__ for phase in EFFICIENT_ROUND]
+    assert list(first.seconds) == [
+        "sample_clients",
+        "compose_images",
+        "ask_clients",
+        "combine_answers",
+        "update_generator",
+        "remember",
+        "distill_central",
+        "train_generator",
+        "distill_clients",
+        "deliver_targets",
+        "evaluate_clients",
+    ]
     ((images, targets, temperature),) = clients.distilled
     assert (images == np.concatenate((asked[:5], asked[15:]))).all()
     np.testing.assert_allclose(targets, 1.25 * linear_logits(images), rtol=1e-5, atol=1e-6)
-    assert temperature == server.settings.server.temperature
+    assert temperature == server.settings.distillation.temperature
 
 
 def test_unperturbed_images_are_bytes_on_both_sides_and_in_the_memory() -> None:
@@ -91,7 +110,7 @@ def test_memory_grows_to_its_bound_over_rounds() -> None:
     server = make_server(**{"memory-size": 50})
     sizes = []
     for number in range(1, 5):
-        run_round(EFFICIENT_ROUND, server, FunctionClients(), number, no_report)
+        run_round(EFFICIENT, server, FunctionClients(), number, no_report)
         assert server.memory is not None
         sizes.append(len(server.memory))
     assert sizes == [20, 40, 50, 50]
@@ -113,7 +132,7 @@ def test_a_step_schedule_counts_rounds() -> None:
     rates = []
     for number in range(1, 5):
         rates.append(server.central_optimizer.param_groups[0]["lr"])
-        run_round(EFFICIENT_ROUND, server, FunctionClients(), number, no_report)
+        run_round(EFFICIENT, server, FunctionClients(), number, no_report)
     assert rates == pytest.approx([0.01, 0.01, 0.001, 0.001])
 
 
@@ -135,8 +154,8 @@ def test_each_source_makes_its_share(
 ) -> None:
     names = ("generator-share", "search-share", "procedural-share")
     settings = make_server(**dict(zip(names, shares, strict=True))).settings
-    assert image_counts(settings, past=False) == empty
-    assert image_counts(settings, past=True) == later
+    assert image_counts(settings.images, past=False) == empty
+    assert image_counts(settings.images, past=True) == later
 
 
 PARTS: dict[str, dict[str, object]] = {
@@ -158,8 +177,8 @@ def used(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
     """What the round's parts return, or of the central model's steps the images, by name."""
     calls: dict[str, list[Any]] = {}
 
-    def watch(name: str, *, keep_given: bool = False) -> None:
-        real = getattr(efficient, name)
+    def watch(module: Any, name: str, *, keep_given: bool = False) -> None:
+        real = getattr(module, name)
 
         def seen(*given: Any) -> Any:
             found = real(*given)
@@ -167,11 +186,12 @@ def used(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
             return found
 
         calls[name] = []
-        monkeypatch.setattr(efficient, name, seen)
+        monkeypatch.setattr(module, name, seen)
 
-    for name in ("breed", "screen", "procedural_images", "class_weights"):
-        watch(name)
-    watch("distillation_step", keep_given=True)
+    for name in ("breed", "screen", "procedural_images"):
+        watch(composition, name)
+    watch(distillation, "class_weights")
+    watch(distillation, "distillation_step", keep_given=True)
     return calls
 
 
@@ -181,10 +201,10 @@ def test_all_parts_are_on_by_default(used: dict[str, list[Any]]) -> None:
     rounds = run(server, 2, clients)
     assert all(used.values())
     assert server.memory is not None
-    assert all(state.batch is not None for state in rounds)
+    assert all(batch_of(state) is not None for state in rounds)
     assert "distill" in clients.calls
     assert len(set(used["class_weights"][-1].tolist())) > 1
-    size = server.settings.client.distill_batch_size
+    size = server.settings.distillation.distill_batch_size
     assert {len(images) for images in used["distillation_step"]} == {size}
     assert max(clients.queries, key=len).shape[0] > 20
 
@@ -199,12 +219,12 @@ def test_every_part_can_be_switched_off_by_one_key(part: str, used: dict[str, li
     if part == "memory":
         assert server.memory is None
     elif part == "generator":
-        assert all(state.batch is None for state in rounds)
+        assert all(batch_of(state) is None for state in rounds)
         assert asked == [20, 20]
     elif part == "procedural":
         # Until there is something to breed from, the generator makes all images.
         assert used["procedural_images"] == []
-        assert asked[1] < asked[0] == 20 * server.settings.server.copies
+        assert asked[1] < asked[0] == 20 * (1 + 2)
     elif part == "search":
         assert used["breed"] == []
     elif part == "screening":
@@ -237,14 +257,14 @@ def test_every_part_can_be_switched_off_by_one_key(part: str, used: dict[str, li
         (9, 1.0, [1, 2, 3, 4]),
     ],
 )
-def test_clients_distil_at_the_end(wanted: int, fraction: float, rounds: list[int]) -> None:
+def test_clients_distill_at_the_end(wanted: int, fraction: float, rounds: list[int]) -> None:
     """As many rounds each, on average, if only some take part in a round."""
     more = {"client-distill-rounds": wanted, "fraction-train": fraction}
     server, clients = make_server(**more), FunctionClients()
     distilling = []
     for number in range(1, 5):
         before = clients.calls.count("distill")
-        run_round(EFFICIENT_ROUND, server, clients, number, no_report)
+        run_round(EFFICIENT, server, clients, number, no_report)
         if clients.calls.count("distill") > before:
             distilling.append(number)
     assert distilling == rounds
@@ -263,14 +283,14 @@ def test_answers_are_softened_before_they_are_combined() -> None:
     for temperature in (1.0, 4.0):
         more = {"ensemble": "mean-probability", "answer-temperature": temperature}
         state = run(make_server(1, **more), 1, Opinionated())[0]
-        assert state.transfer is not None
-        assert state.ensemble_test_logits_MK is not None
-        outcomes[temperature] = (state.transfer.logits_NK, state.ensemble_test_logits_MK)
+        assert state.answered is not None
+        assert state.evaluated.ensemble_logits_MK is not None
+        outcomes[temperature] = (state.answered.logits_NK, state.evaluated.ensemble_logits_MK)
     for sharp, soft in zip(outcomes[1.0], outcomes[4.0], strict=True):
         assert np.ptp(soft, axis=1).mean() < np.ptp(sharp, axis=1).mean()
 
 
-def test_clients_distil_the_answers_as_they_are_and_the_server_softened_ones() -> None:
+def test_clients_distill_the_answers_as_they_are_and_the_server_softened_ones() -> None:
     learned = {}
     for temperature in (1.0, 4.0):
         more = {"ensemble": "mean-probability", "answer-temperature": temperature}
@@ -291,9 +311,9 @@ def test_the_central_model_screens_candidates_from_the_second_round_on() -> None
         server = make_server(
             2, **{"candidates": candidates, "synthetic-batch-size": 200, "generator-share": 0.0}
         )
-        run_round(EFFICIENT_ROUND, server, clients, 1, no_report)
+        run_round(EFFICIENT, server, clients, 1, no_report)
         central = copy.deepcopy(server.central)
-        run_round(EFFICIENT_ROUND, server, clients, 2, no_report)
+        run_round(EFFICIENT, server, clients, 2, no_report)
         asked[candidates] = clients.queries
         with torch.no_grad():
             classes = central(torch.from_numpy(clients.queries[1])).argmax(dim=1)
@@ -324,12 +344,10 @@ def test_central_model_learns_the_ensemble() -> None:
 
 
 def test_free_steps_move_the_generator_but_not_the_central_model() -> None:
-    from fedzge_flwr.server.efficient import train_generator_freely
-
     server = make_server()
     generator, central = flat(server.generator), flat(server.central)
     statistics = {name: value.clone() for name, value in server.central.state_dict().items()}
-    train_generator_freely(server, FunctionClients(), RoundState(round=1))
+    train_generator(server, 1)
     assert not torch.equal(flat(server.generator), generator)
     assert torch.equal(flat(server.central), central)
     for name, value in server.central.state_dict().items():

@@ -14,20 +14,21 @@ from torch import Tensor
 from fedzge_flwr.common.errors import DivergenceError
 from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.learning.losses import OBJECTIVES
+from fedzge_flwr.query.copies import copies_asked
 from fedzge_flwr.query.directions import Directions
-from fedzge_flwr.query.question import Question
+from fedzge_flwr.query.question import Queries, Question
 from fedzge_flwr.server.clients import ClientAnswer, FloatArray
+from fedzge_flwr.server.paper import PAPER, distill_central, generate_images
 from fedzge_flwr.server.phases import (
-    PAPER_ROUND,
     ask_clients,
-    distil_central,
+    combine_answers,
     make_objective,
     run_round,
-    synthesise,
     update_generator,
 )
-from fedzge_flwr.server.state import RoundState, SyntheticBatch
-from fedzge_flwr.zeroth_order.base import Estimate, Objective, Queries
+from fedzge_flwr.server.round import Answered, Asked, SyntheticBatch
+from fedzge_flwr.server.state import ServerState
+from fedzge_flwr.zeroth_order.base import Estimate, Objective
 from fedzge_flwr.zeroth_order.estimators import ESTIMATORS
 from tests.helpers.federation import (
     CONFIG,
@@ -38,13 +39,32 @@ from tests.helpers.federation import (
     no_report,
 )
 
+PHASES = [
+    "sample_clients",
+    "generate_images",
+    "ask_clients",
+    "combine_answers",
+    "update_generator",
+    "distill_central",
+    "distill_clients",
+    "deliver_targets",
+    "evaluate_clients",
+]
+
+
+def asked_and_answered(server: ServerState, clients: FunctionClients) -> tuple[Asked, Answered]:
+    """The first phases of round 1, with both clients."""
+    asked = generate_images(server, 1)
+    replies = ask_clients(server, clients, 1, (0, 1), asked.question)
+    return asked, combine_answers(server, clients, 1, (0, 1), asked, replies)
+
 
 def test_a_round_of_the_paper_in_order() -> None:
     server, clients = make_server(), FunctionClients()
     phases: list[str] = []
-    current = run_round(PAPER_ROUND, server, clients, 1, lambda round_, phase: phases.append(phase))
+    current = run_round(PAPER, server, clients, 1, lambda round_, phase: phases.append(phase))
     assert clients.calls == ["ask", "distill", "deliver", "evaluate"]
-    assert phases == [phase.__name__ for phase in PAPER_ROUND] == list(current.seconds)
+    assert phases == list(current.seconds) == PHASES
     (images,) = clients.queries
     assert images.shape == (3 * 16, 1, 8, 8)
     base, perturbed = images[:16], images[16:].reshape(2, 16, -1)
@@ -54,9 +74,8 @@ def test_a_round_of_the_paper_in_order() -> None:
     assert (distilled == base).all()
     np.testing.assert_allclose(targets, 1.25 * linear_logits(base), rtol=1e-5, atol=1e-6)
     assert temperature == 5.0
-    assert current.ensemble_test_logits_MK is not None
-    np.testing.assert_allclose(current.ensemble_test_logits_MK, 1.25)
-    assert current.weights == {0: 0.75, 1: 0.25}
+    assert current.evaluated.ensemble_logits_MK is not None
+    np.testing.assert_allclose(current.evaluated.ensemble_logits_MK, 1.25)
     assert server.num_queries == {0: 48, 1: 48}
 
 
@@ -64,15 +83,14 @@ def test_generator_step_follows_the_estimate_down() -> None:
     """With the exact gradient for an estimate, one step must lower the objective."""
 
     class Exact:
-        copies = 1
         unbiased = True
 
         def ask(self, x_NCHW: Tensor, stream: torch.Generator, objective: Objective) -> Queries:
-            return Queries(x_NCHW, Directions.none((1, 8, 8), len(x_NCHW)), 1.0)
+            return Queries(x_NCHW.numpy(), Directions.none((1, 8, 8), len(x_NCHW)), 1.0)
 
         def tell(self, queries: Queries, logits_BNK: Tensor, objective: Objective) -> Estimate:
             weights = torch.from_numpy(np.random.default_rng(0).normal(size=(64, 10)) / 8).float()
-            x = queries.base_NCHW.clone().requires_grad_()
+            x = torch.from_numpy(queries.base_NCHW).clone().requires_grad_()
             ensemble = 1.25 * x.flatten(1) @ weights
             terms = objective.terms(x, ensemble, objective.central_logits(x))
             (gradient,) = torch.autograd.grad(terms["total"], x)
@@ -81,10 +99,8 @@ def test_generator_step_follows_the_estimate_down() -> None:
     # Which asks about as many copies.
     server, clients = make_server(estimator="surrogate"), FunctionClients()
     server.estimator = Exact()
-    current = RoundState(round=1, sampled=(0, 1), participants=(0, 1))
-    synthesise(server, clients, current)
-    ask_clients(server, clients, current)
-    batch = current.batch
+    asked, answered = asked_and_answered(server, clients)
+    batch = asked.batch
     assert batch is not None
 
     def objective() -> float:
@@ -95,7 +111,7 @@ def test_generator_step_follows_the_estimate_down() -> None:
             return float(made.terms(x, logits, made.central_logits(x))["total"])
 
     before, parameters = objective(), flat(server.generator)
-    update_generator(server, clients, current)
+    update_generator(server, 1, asked, answered)
     assert objective() < before - 0.01
     # Adam's first step has the size of the learning rate wherever there is a gradient.
     moved = (flat(server.generator) - parameters).abs()
@@ -107,7 +123,7 @@ def test_one_optimiser_and_one_schedule_for_the_whole_run() -> None:
     rates = []
     for round_ in range(1, 5):
         rates.append(server.generator_optimizer.param_groups[0]["lr"])
-        run_round(PAPER_ROUND, server, clients, round_, no_report)
+        run_round(PAPER, server, clients, round_, no_report)
     cosine = [0.005 * (1 + np.cos(np.pi * t / 4)) for t in range(4)]
     assert rates == pytest.approx(cosine)
     state = next(iter(server.generator_optimizer.state.values()))
@@ -115,14 +131,13 @@ def test_one_optimiser_and_one_schedule_for_the_whole_run() -> None:
 
 
 def test_noise_labels_and_directions_are_new_in_every_round() -> None:
-    server, clients = make_server(), FunctionClients()
+    server = make_server()
     rounds = []
     for round_ in (1, 2, 1):
-        current = RoundState(round=round_)
-        synthesise(server, clients, current)
-        assert current.batch is not None
-        assert current.queries is not None
-        rounds.append((current.batch.z_ND, current.batch.y_N, current.queries.directions_QNCHW))
+        asked = generate_images(server, round_)
+        assert asked.batch is not None
+        directions = torch.from_numpy(asked.question.directions_QNCHW)
+        rounds.append((asked.batch.z_ND, asked.batch.y_N, directions))
     for first, second, again in zip(*rounds, strict=True):
         assert not torch.equal(first, second)
         assert torch.equal(first, again)
@@ -130,14 +145,13 @@ def test_noise_labels_and_directions_are_new_in_every_round() -> None:
 
 def test_labels_are_uniform_and_noise_is_normal() -> None:
     server = make_server(**{"synthetic-batch-size": 4000})
-    current = RoundState(round=1)
-    synthesise(server, FunctionClients(), current)
-    assert current.batch is not None
-    counts = torch.bincount(current.batch.y_N, minlength=10)
+    batch = generate_images(server, 1).batch
+    assert batch is not None
+    counts = torch.bincount(batch.y_N, minlength=10)
     assert int(counts.min()) > 330
     assert int(counts.max()) < 470
-    assert float(current.batch.z_ND.mean()) == pytest.approx(0.0, abs=0.03)
-    assert float(current.batch.z_ND.std()) == pytest.approx(1.0, abs=0.03)
+    assert float(batch.z_ND.mean()) == pytest.approx(0.0, abs=0.03)
+    assert float(batch.z_ND.std()) == pytest.approx(1.0, abs=0.03)
 
 
 def test_central_model_distils_the_answers_on_the_unperturbed_images() -> None:
@@ -148,24 +162,19 @@ def test_central_model_distils_the_answers_on_the_unperturbed_images() -> None:
         return logits
 
     server = make_server(**{"central-distill-steps": 30, "temperature": 1.0})
-    clients = FunctionClients(answer)
-    current = RoundState(round=1, sampled=(0, 1), participants=(0, 1))
-    synthesise(server, clients, current)
-    ask_clients(server, clients, current)
-    distil_central(server, clients, current)
-    assert current.batch is not None
+    asked, answered = asked_and_answered(server, FunctionClients(answer))
+    distill_central(server, 1, asked, answered)
+    assert asked.batch is not None
     server.central.train()
     with torch.no_grad():
-        answers = server.central(current.batch.x_NCHW.detach()).argmax(dim=1)
+        answers = server.central(asked.batch.x_NCHW.detach()).argmax(dim=1)
     assert (answers == 3).all()
 
 
 def test_objective_leaves_the_central_model_alone() -> None:
     server, clients = make_server(), FunctionClients()
     before = {name: tensor.clone() for name, tensor in server.central.state_dict().items()}
-    current = RoundState(round=1, sampled=(0, 1), participants=(0, 1))
-    for phase in (synthesise, ask_clients, update_generator):
-        phase(server, clients, current)
+    update_generator(server, 1, *asked_and_answered(server, clients))
     for name, tensor in server.central.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     assert all(parameter.grad is None for parameter in server.central.parameters())
@@ -179,8 +188,9 @@ def test_weights_are_those_of_who_answered() -> None:
             return {1: super().ask(round_, partitions, question, to_distill=to_distill)[1]}
 
     server, clients = make_server(), OneSilent()
-    current = run_round(PAPER_ROUND, server, clients, 1, no_report)
-    assert current.participants == (1,)
+    current = run_round(PAPER, server, clients, 1, no_report)
+    assert current.answered is not None
+    assert current.answered.participants == (1,)
     ((base, targets, _),) = clients.distilled
     np.testing.assert_allclose(targets, 2 * linear_logits(base), rtol=1e-5, atol=1e-6)
 
@@ -204,15 +214,15 @@ class SomeRounded(FunctionClients):
 def test_answers_that_do_not_move_are_left_out_of_the_gradient_only(estimator: str) -> None:
     server, clients = make_server(estimator=estimator), SomeRounded()
     before = flat(server.generator)
-    current = run_round(PAPER_ROUND, server, clients, 1, no_report)
-    assert current.unmoved == (1,)
+    current = run_round(PAPER, server, clients, 1, no_report)
+    assert current.answered is not None
+    assert current.answered.unmoved == (1,)
     (images,) = clients.queries
     wanted = linear_logits(images).reshape(3, 16, 10)
-    assert current.ensemble_logits_BNK is not None
-    np.testing.assert_allclose(current.ensemble_logits_BNK, wanted, rtol=1e-5, atol=1e-6)
-    assert current.transfer is not None
+    assert current.answered.generated_logits_BNK is not None
+    np.testing.assert_allclose(current.answered.generated_logits_BNK, wanted, rtol=1e-5, atol=1e-6)
     both = 0.75 * linear_logits(images[:16]) + 0.25 * (2 * linear_logits(images[:16])).round()
-    np.testing.assert_allclose(current.transfer.logits_NK, both, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(current.answered.logits_NK, both, rtol=1e-5, atol=1e-6)
     assert not torch.equal(flat(server.generator), before)
 
 
@@ -220,23 +230,26 @@ def test_without_a_moving_answer_the_generator_waits_and_the_central_model_learn
     server, clients = make_server(), SomeRounded()
     clients.rounded = (0, 1)
     generator, central = flat(server.generator), flat(server.central)
-    current = run_round(PAPER_ROUND, server, clients, 1, no_report)
-    assert current.unmoved == (0, 1)
-    assert current.terms is None
+    current = run_round(PAPER, server, clients, 1, no_report)
+    assert current.answered is not None
+    assert current.learned is not None
+    assert current.answered.unmoved == (0, 1)
+    assert current.learned.step is None
     assert torch.equal(flat(server.generator), generator)
     assert not torch.equal(flat(server.central), central)
 
 
 @pytest.mark.parametrize("more", [{}, {"estimator": "surrogate"}])
 def test_moving_answers_are_all_heard(more: dict[str, Any]) -> None:
-    current = run_round(PAPER_ROUND, make_server(**more), FunctionClients(), 1, no_report)
-    assert current.unmoved == ()
+    current = run_round(PAPER, make_server(**more), FunctionClients(), 1, no_report)
+    assert current.answered is not None
+    assert current.answered.unmoved == ()
 
 
 def test_a_diverged_central_model_is_one_clear_line() -> None:
     server = make_server(**{"central-lr": 1e30, "optimizer": "sgd"})
     with pytest.raises(DivergenceError, match=r"round 1: the central model diverged.*'central-lr'"):
-        run_round(PAPER_ROUND, server, FunctionClients(), 1, no_report)
+        run_round(PAPER, server, FunctionClients(), 1, no_report)
 
 
 def test_a_gradient_that_is_not_finite_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +262,7 @@ def test_a_gradient_that_is_not_finite_is_one_clear_line(monkeypatch: pytest.Mon
         "of objective 'senseless'"
     )
     with pytest.raises(DivergenceError, match=message):
-        run_round(PAPER_ROUND, make_server(objective="senseless"), FunctionClients(), 1, no_report)
+        run_round(PAPER, make_server(objective="senseless"), FunctionClients(), 1, no_report)
 
 
 def test_the_servers_layers_draw_from_the_seed() -> None:
@@ -262,7 +275,7 @@ def test_the_servers_layers_draw_from_the_seed() -> None:
             torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(64, 10)
         )
         torch.manual_seed(before)
-        run_round(PAPER_ROUND, server, FunctionClients(), 1, no_report)
+        run_round(PAPER, server, FunctionClients(), 1, no_report)
         assert torch.initial_seed() == before
         return flat(server.central)
 
@@ -282,16 +295,15 @@ def test_every_estimator_serves_a_round(name: str, differences: str) -> None:
         server.central[1].weight.copy_(0.5 * weights.T)
         server.central[1].bias.zero_()
     server.settings = from_run_config({**CONFIG, **more, "surrogate-shift": 0})
-    current = RoundState(round=1, sampled=(0, 1), participants=(0, 1))
-    synthesise(server, clients, current)
-    ask_clients(server, clients, current)
-    assert current.queries is not None
-    assert server.num_queries[0] == server.settings.server.copies * 16
-    batch = current.batch
+    asked, answered = asked_and_answered(server, clients)
+    copies = copies_asked(name, 3, server.settings.queries.differences)
+    assert server.num_queries[0] == copies * 16
+    batch = asked.batch
     assert batch is not None
+    assert asked.of_generated is not None
     objective = make_objective(server, batch)
-    logits = torch.from_numpy(current.ensemble_logits_BNK)
-    estimate = server.estimator.tell(current.queries, logits, objective)
+    logits = torch.from_numpy(answered.generated_logits_BNK)
+    estimate = server.estimator.tell(asked.of_generated, logits, objective)
     x = batch.x_NCHW.detach().requires_grad_()
     terms = objective.terms(x, 1.25 * x.flatten(1) @ weights, objective.central_logits(x))
     (exact,) = torch.autograd.grad(terms["total"], x)

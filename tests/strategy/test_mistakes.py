@@ -194,9 +194,9 @@ def test_a_term_does_not_stand_for_a_figure_of_the_run() -> None:
 @pytest.mark.parametrize(
     ("ask", "tell", "message"),
     [
-        (lambda q: replace(q, base_NCHW=q.base_NCHW / 2), None, "must ask about the very images"),
+        (lambda q: q.about(q.base / 2), None, "must ask about the very images"),
         (
-            lambda q: replace(q, directions=Directions.none(SHAPE, len(q.base_NCHW))),
+            lambda q: replace(q, directions=Directions.none(SHAPE, len(q.base))),
             None,
             r"asks about 1 copies of an image, and clients expect 3: say so in COPIES\['mine'\]",
         ),

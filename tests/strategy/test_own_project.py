@@ -16,7 +16,12 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from fedzge_flwr import (
+    DATASETS,
+    ENSEMBLES,
+    ESTIMATORS,
+    GENERATORS,
     MODELS,
+    OBJECTIVES,
     BlackBox,
     FedZGE,
     ImageSet,
@@ -28,14 +33,17 @@ from fedzge_flwr import (
     torch_black_box,
 )
 from fedzge_flwr.common.errors import ConfigError, RosterError
+from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.config.sections import (
-    ClientSettings,
+    DataSettings,
+    DistillationSettings,
+    ImageSettings,
     OptimizerSettings,
+    QuerySettings,
     RunSettings,
     Section,
-    ServerSettings,
     Settings,
-    TransferSettings,
+    TrainingSettings,
     kebab,
 )
 from tests.helpers.boxes import QUERY, SHAPE, TINY
@@ -103,9 +111,8 @@ def test_what_settings_say_of_a_modules_distillation() -> None:
             context_of({}), mlp(SHAPE, 10), None, SHAPE, 10, 7, own=own, settings=settings
         ).fit(1)
     assert box.local_rounds == 4
-    assert reading.of("run", "client", "server", "data", "transfer") == named_for(
-        "`ModuleBlackBox`"
-    )
+    all_but_the_optimizers = set(Settings.model_fields) - {"optimizer"}
+    assert reading.of(*all_but_the_optimizers) == named_for("`ModuleBlackBox`")
     assert "optimizer" in reading.of("optimizer")
 
 
@@ -162,7 +169,7 @@ def test_what_the_strategy_reads_of_the_settings() -> None:
     varied = (
         {},
         {"recipe": "paper"},
-        {"exchanges": "phases", "lr_schedule": "step"},
+        {"transport": "dense", "lr_schedule": "step"},
         {"optimizer": "sgd", "too_few_clients": "skip", "min_clients": 2},
     )
     for more in varied:
@@ -181,14 +188,19 @@ def test_what_the_strategy_reads_of_the_settings() -> None:
     read = {key.split(":")[1] for key in found}
     elsewhere = named_for("this repository's `server_app.py` alone") | named_for("`RunFolder`")
     assert not read & elsewhere
-    of_clients = {key.split(":")[1] for key in found if key.startswith("client:")}
-    assert of_clients == named_for("`FedZGE`") & keys_of(ClientSettings)
+    # Of these sections it reads what is named; of the others all, but what clients read alone.
+    named = named_for("`FedZGE`")
+    for section in (TrainingSettings, DistillationSettings):
+        assert keys_of(section) & read == keys_of(section) & named
+    assert keys_of(DataSettings) & read == {"dataset", "image-shape", "num-classes"}
+    of_boxes = named_for("`ModuleBlackBox`") | named_for("`torch_black_box`")
+    clients_alone = {"client-device", "client-threads", "query-batch-size"}
+    assert clients_alone <= of_boxes - read
     # With checkpoints, and when a client is missing.
     rarely = {"checkpoint-every", "too-few-clients", "catch-up-rounds"}
-    assert keys_of(RunSettings) - read <= elsewhere | rarely
-    # The strategy is given its central model.
-    assert keys_of(ServerSettings) - read == {"central-model"}
-    assert keys_of(TransferSettings) | keys_of(OptimizerSettings) <= read
+    assert keys_of(RunSettings) - read <= elsewhere | rarely | clients_alone
+    assert keys_of(QuerySettings) - read == clients_alone & keys_of(QuerySettings)
+    assert keys_of(ImageSettings) | keys_of(OptimizerSettings) <= read
 
 
 def keys_of(section: type[Section]) -> set[str]:
@@ -307,7 +319,7 @@ def test_a_model_that_one_side_alone_knows(
     if side == "clients":
         MODELS.pop("linear")
         grid = make_grid(config)
-        with pytest.raises(ConfigError, match="'local-models' = 'linear': no model named 'linear'"):
+        with pytest.raises(ConfigError, match=r"^no model named 'linear'; known: cnn, "):
             run_server(grid, config)
         assert grid.sent == []
     else:
@@ -315,16 +327,38 @@ def test_a_model_that_one_side_alone_knows(
             run_server(make_grid(config, app=app_of(elsewhere)), config)
 
 
-@pytest.mark.parametrize("kind", ["objective", "estimator", "generator", "ensemble"])
+@pytest.mark.parametrize(
+    ("key", "value", "kind", "known"),
+    [
+        ("objective", "mine", "objective", OBJECTIVES),
+        ("estimator", "mine", "estimator", ESTIMATORS),
+        ("generator", "mine", "generator", GENERATORS),
+        ("ensemble", "mine", "ensemble", ENSEMBLES),
+        ("dataset", "mine", "data set", DATASETS),
+        ("central-model", "mine", "model", MODELS),
+        ("local-models", "mine", "model", MODELS),
+        ("local-models", "cnn, cnn, mine", "model", MODELS),
+    ],
+)
+@pytest.mark.parametrize("recipe", ["efficient", "paper"])
 def test_what_the_server_lacks_is_named_before_a_client_is_asked(
-    kind: str, make_grid: Any, efficient_config: dict[str, Any]
+    recipe: str,
+    key: str,
+    value: str,
+    kind: str,
+    known: dict[str, Any],
+    make_grid: Any,
+    efficient_config: dict[str, Any],
 ) -> None:
-    config = {**efficient_config, kind: "mine"}
+    """Settings take any name: the app looks it up first of all, and leaves no run folder."""
+    config = {**efficient_config, "recipe": recipe, key: value}
+    assert from_run_config(config).to_run_config()[key] == value
     grid = make_grid(config)
-    with pytest.raises(ConfigError, match=f"no {kind} named 'mine'; known: ") as caught:
+    message = re.escape(f"no {kind} named 'mine'; known: {', '.join(sorted(known))}")
+    with pytest.raises(ConfigError, match=f"^{message}$"):
         run_server(grid, config)
-    assert "\n" not in str(caught.value)
     assert grid.sent == []
+    assert not Path(config["output-dir"]).exists()
 
 
 def test_a_typed_project(tmp_path: Path) -> None:

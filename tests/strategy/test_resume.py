@@ -59,15 +59,15 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, round_: int, phase: str) -> None:
     monkeypatch.setattr(RunFolder, "on_end", lambda *_: None)
 
 
-@pytest.mark.parametrize("exchanges", ["one", "phases"])
+@pytest.mark.parametrize("transport", ["compact", "dense"])
 def test_stopped_in_any_phase_and_resumed(
     make_grid: Any,
     config: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    exchanges: str,
+    transport: str,
 ) -> None:
-    config = {**config, "exchanges": exchanges}
+    config = {**config, "transport": transport}
     monkeypatch.setenv("FEDZGE_STATE_DIR", str(tmp_path / "unbroken"))
     run_server(make_grid(config), config)
     wanted, clients = results(config), client_models(tmp_path / "unbroken")
@@ -91,10 +91,10 @@ def test_stopped_in_the_first_round_and_again_and_again(
     unbroken = {**config, "run-name": "unbroken"}
     run_server(make_grid(unbroken), unbroken)
     with monkeypatch.context() as patched:
-        stop_at(patched, 1, "distil_clients")
+        stop_at(patched, 1, "distill_clients")
         with pytest.raises(Stop):
             run_server(make_grid(config), config)
-    for round_, phase in ((2, "remember"), (3, "distil_clients"), (3, "evaluate_central")):
+    for round_, phase in ((2, "remember"), (3, "distill_clients"), (3, "evaluate_central")):
         with monkeypatch.context() as patched:
             stop_at(patched, round_, phase)
             with pytest.raises(Stop):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import logging
+import re
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,6 +17,7 @@ import fedzge_flwr.strategy as strategy_module
 from fedzge_flwr import Observer, RoundRow, make_settings
 from fedzge_flwr.common.errors import TooFewClientsError
 from fedzge_flwr.config.parsing import from_run_config
+from fedzge_flwr.config.presets.catalogue import PAPER, preset_file, read_settings
 from fedzge_flwr.server.build import build_central
 from fedzge_flwr.strategy import FedZGE
 from tests.helpers.strategies import make_strategy
@@ -121,21 +124,20 @@ def test_configuration_for_clients_is_refused(make_grid: Any, tiny_config: dict[
 
 
 @pytest.mark.parametrize("differences", ["forward", "central"])
-def test_compact_wire_is_the_dense_one_bit_for_bit(
+def test_compact_transport_is_the_dense_one_bit_for_bit(
     make_grid: Any, efficient_config: dict[str, Any], differences: str
 ) -> None:
     """Central and client models alike; the client that lost what it was asked gets it again."""
     outcomes, asked = [], []
-    for wire in ("dense", "compact", "forgetful"):
+    for transport in ("dense", "compact", "forgetful"):
         config = {
             **efficient_config,
             "differences": differences,
             "client-distill-rounds": 0,
-            "wire": wire.replace("forgetful", "compact"),
-            "exchanges": "phases",
+            "transport": transport.replace("forgetful", "compact"),
         }
         grid = make_grid(config)
-        if wire == "forgetful":
+        if transport == "forgetful":
             forgetful = min(grid.contexts)
 
             def forget(request: Message, reply: Message, grid: Any = grid) -> Message:
@@ -152,7 +154,7 @@ def test_compact_wire_is_the_dense_one_bit_for_bit(
             [
                 message.metadata.dst_node_id
                 for message in grid.sent
-                if _type_of(message, "CompactDistill")
+                if _type_of(message) in ("CompactDistillRequest", "RoundRequest")
                 and message.content["arrays"]["images"].shape[0]
             ]
         )
@@ -161,24 +163,50 @@ def test_compact_wire_is_the_dense_one_bit_for_bit(
     assert asked[2] == [forgetful, forgetful]
 
 
-def test_the_papers_images_are_rounded_for_the_compact_wire(
+def test_the_papers_images_are_rounded_for_the_compact_transport(
     make_grid: Any, tiny_config: dict[str, Any]
 ) -> None:
-    config = {**tiny_config, "wire": "compact"}
+    config = {**tiny_config, "transport": "compact"}
     grid = make_grid(config)
     strategy, central = make_strategy(config)
     strategy.start(grid, ArrayRecord(central.state_dict()), num_rounds=1)
     (base,) = {
         message.content["arrays"]["base"].numpy().tobytes()
         for message in grid.sent
-        if _type_of(message, "CompactLogits")
+        if _type_of(message) == "RoundRequest"
     }
     assert len(base) == 12 * 64
 
 
-def _type_of(message: Message, containing: str) -> str:
-    name = str(message.content["message"]["type"])
-    return name if containing in name else ""
+@pytest.mark.parametrize(
+    ("config", "lacking"),
+    [
+        ({"recipe": "paper"}, r"transport, .*, q, eps, .*class-balance"),
+        ({**read_settings(preset_file(PAPER)), "q": 2}, "q"),
+        (read_settings(preset_file(PAPER)), None),
+        ({}, None),
+    ],
+    ids=["phases alone", "all but one value", "preset", "default recipe"],
+)
+def test_a_run_of_the_papers_phases_with_other_values_is_warned_of(
+    config: dict[str, Any], lacking: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    strategy, _ = make_strategy(config)
+    strategy.summary()
+    warnings = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    if lacking is None:
+        assert warnings == []
+        return
+    (line,) = warnings
+    assert re.fullmatch(
+        f"recipe 'paper' with the default, not the paper's value of {lacking}: "
+        "the preset 'paper' has them all",
+        line,
+    ), line
+
+
+def _type_of(message: Message) -> str:
+    return str(message.content["message"]["type"])
 
 
 def test_a_strategy_that_is_started_again_begins_its_count_anew(

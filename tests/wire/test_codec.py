@@ -74,7 +74,7 @@ EXAMPLES: list[WireMessage] = [
         directions=octets(2, 3, 64),
         seed=7,
         eps=0.5,
-        two_sided=True,
+        differences="central",
         to_distill=False,
     ),
     RoundRequest(
@@ -83,7 +83,7 @@ EXAMPLES: list[WireMessage] = [
         directions=octets(2, 3, 64),
         seed=7,
         eps=0.5,
-        two_sided=True,
+        differences="central",
         to_distill=True,
         targets_round=3,
         temperature=2.0,

@@ -20,7 +20,9 @@ from fedzge_flwr.black_boxes.contract import ClientEvaluation, ClientProfile, Fi
 from fedzge_flwr.client.endpoints import register_endpoints
 from fedzge_flwr.common.errors import FedZGEError, ProtocolError
 from fedzge_flwr.config.parsing import from_run_config
-from fedzge_flwr.grid.exchange import GridExchange, Standing
+from fedzge_flwr.grid.exchange import GridExchange
+from fedzge_flwr.grid.standing import Standing
+from fedzge_flwr.query.copies import copies_asked
 from fedzge_flwr.wire import messages as message_types
 from fedzge_flwr.wire.messages import (
     ArraySpec,
@@ -129,6 +131,19 @@ def unpack(data: bytes) -> RecordDict:
     return recorddict_from_proto(_PROTO.FromString(data))
 
 
+def is_round(message: Message) -> bool:
+    return message.metadata.message_type == RoundRequest.ACTION
+
+
+def query_of(message: Message) -> RecordDict:
+    """The query that a request for a whole round holds."""
+    content, fields = message.content, fields_of(CompactLogitsRequest)
+    scalars = {key: value for key, value in content["message"].items() if key in fields}
+    arrays = {key: value for key, value in content["arrays"].items() if key in fields}
+    known = {"wire-version": content["message"]["wire-version"], "type": "CompactLogitsRequest"}
+    return RecordDict({"message": ConfigRecord(known | scalars), "arrays": ArrayRecord(arrays)})
+
+
 @pytest.fixture
 def pairs(make_grid: Any, tiny_config: dict[str, Any], efficient_config: dict[str, Any]) -> Any:
     """All exchanges of real runs, of every type of request and reply."""
@@ -142,9 +157,8 @@ def pairs(make_grid: Any, tiny_config: dict[str, Any], efficient_config: dict[st
         return reply
 
     ways = (
-        {**efficient_config, "exchanges": "one", "run-name": "one"},
-        {**efficient_config, "exchanges": "phases", "run-name": "phases"},
-        {**tiny_config, "wire": "dense", "run-name": "dense"},
+        {**efficient_config, "transport": "compact", "run-name": "compact"},
+        {**tiny_config, "transport": "dense", "run-name": "dense"},
     )
     for config in ways:
         # One client refuses; one forgets images: it must be sent them again.
@@ -159,6 +173,11 @@ def pairs(make_grid: Any, tiny_config: dict[str, Any], efficient_config: dict[st
 
         grid.lose = forget
         run_server(grid, config)
+        if config["transport"] == "compact":
+            # This server asks compactly in whole rounds alone; clients take the query by itself.
+            query = query_of(next(message for message in grid.sent if is_round(message)))
+            grid.push_messages([Message(query, max(grid.contexts), CompactLogitsRequest.ACTION)])
+            grid.push_messages([Message(query, min(grid.contexts), CompactLogitsRequest.ACTION)])
     assert {pair.request_type for pair in found} == {cls.__name__ for cls in REQUESTS}
     assert {pair.reply_type for pair in found} == {cls.__name__ for cls in REPLIES}
     # One of each kind of exchange: a few of those that differ in what they say.
@@ -249,7 +268,7 @@ def mutate_envelope(content: RecordDict, rng: random.Random, others: list[str]) 
     message = content["message"]
     way = rng.randrange(10)
     if way == 0:
-        message["wire-version"] = rng.choice([3, 5, "4", True, 2**63 - 1, "9" * 9999, [4], b"4"])
+        message["wire-version"] = rng.choice([6, 8, "7", True, 2**63 - 1, "9" * 9999, [7], b"7"])
     elif way == 1:
         message["type"] = rng.choice([*others, "", "Reply", "x" * 9999, 5, b"x", "\x1b[2J"])
     elif way == 2:
@@ -448,7 +467,7 @@ def try_replies(
         grid.received.clear()
         types = (answered,) if answered in (Refused, ImagesNeeded) else (answered, ImagesNeeded)
         replies, failures = exchange.send(
-            {node_id: request}, types, {node_id: Standing()}, dims=rows, expect=expect
+            [(request, [node_id])], types, lambda _: Standing(), dims=rows, expect=expect
         )
         return replies.get(node_id), failures.get(node_id, "")
 
@@ -474,7 +493,10 @@ def try_replies(
 
 @pytest.fixture
 def linear_app(efficient_config: dict[str, Any]) -> ClientApp:
-    most = from_run_config(efficient_config).server.max_query_images
+    settings = from_run_config(efficient_config)
+    queries = settings.queries
+    copies = copies_asked(queries.estimator, queries.q, queries.differences)
+    most = copies * settings.images.synthetic_batch_size
 
     class Box(LinearBox):
         max_query_images = most

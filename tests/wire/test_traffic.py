@@ -11,7 +11,8 @@ from flwr.app import ArrayRecord, Error, Message
 from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.observers.base import RoundRow
 from fedzge_flwr.server.build import build_central, build_generator
-from fedzge_flwr.server.state import RoundState, ServerState
+from fedzge_flwr.server.round import RoundState
+from fedzge_flwr.server.state import ServerState
 from fedzge_flwr.strategy import FedZGE
 
 

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from fedzge_flwr.learning.losses import LossTerms, ObjectiveWeights, generator_objective
 from fedzge_flwr.query.directions import Directions
-from fedzge_flwr.zeroth_order.base import Queries
+from fedzge_flwr.query.question import Question
 from fedzge_flwr.zeroth_order.batch_difference import BatchDifference
 from fedzge_flwr.zeroth_order.chain_rule import exact_parts
 from fedzge_flwr.zeroth_order.samplers import sphere
+from tests.helpers.asked import copies_of
 
 FOLDER = Path(os.environ.get("FEDZGE_REFERENCE", Path(__file__).parent / "reference"))
 FILES = sorted(FOLDER.glob("*.npz"))
@@ -52,12 +53,12 @@ class Reference:
     def surrogate_logits(self, images_NCHW: Tensor) -> Tensor:
         return self.central_logits(images_NCHW)
 
-    def queries(self) -> Queries:
+    def queries(self) -> Question:
         """The recorded directions in the float64 that they were recorded in: none that travel."""
         num_directions, num_images, channels, height, width = self["u"].shape
         placeholder = Directions.from_seed(num_directions, num_images, (channels, height, width), 0)
-        queries = Queries(self["x"], placeholder, float(self["eps"]))
-        queries.__dict__["directions_QNCHW"] = self["u"]
+        queries = Question(self["x"].numpy(), placeholder, float(self["eps"]))
+        queries.__dict__["directions_QNCHW"] = self["u"].numpy()
         return queries
 
     def central_logits(self, x: Tensor) -> Tensor:
@@ -104,7 +105,7 @@ def test_reference_perturbed_totals(reference: Reference) -> None:
     totals = [
         reference.objective(x, logits, central)["total"]
         for x, logits, central in zip(
-            queries.images_BNCHW[1:],
+            copies_of(queries)[1:],
             reference["ensemble_logits_q"],
             reference["server_logits_q"],
             strict=True,

@@ -10,17 +10,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fedzge_flwr.black_boxes.partition import TorchBlackBox
 from fedzge_flwr.config.parsing import from_run_config
-from fedzge_flwr.config.sections import ServerSettings
+from fedzge_flwr.config.sections import QuerySettings, Settings
 from fedzge_flwr.learning.losses import LossTerms
+from fedzge_flwr.query.copies import COPIES, Differences, copies_asked
 from fedzge_flwr.query.directions import Directions
-from fedzge_flwr.query.question import COPIES, Differences
+from fedzge_flwr.query.question import Question
 from fedzge_flwr.server.build import check_names
-from fedzge_flwr.zeroth_order.base import Estimate, Estimator, Queries
+from fedzge_flwr.zeroth_order.base import Estimate, Estimator, asked_tensors
 from fedzge_flwr.zeroth_order.chain_rule import pullbacks
 from fedzge_flwr.zeroth_order.estimators import ESTIMATORS
 from fedzge_flwr.zeroth_order.guided import orthonormal
 from fedzge_flwr.zeroth_order.samplers import DIRECTIONS
+from tests.helpers.asked import copies_of
 
 N, SHAPE, K = 2, (1, 2, 2), 4
 D = 4
@@ -130,13 +133,18 @@ def x() -> Tensor:
     return normal(1, N, *SHAPE)
 
 
-def answers(queries: Queries, problem: Problem) -> Tensor:
-    return torch.stack([problem.black_box(copy) for copy in queries.images_BNCHW])
+def answers(queries: Question, problem: Problem) -> Tensor:
+    return torch.stack([problem.black_box(copy) for copy in copies_of(queries)])
+
+
+def directions_of(queries: Question) -> Tensor:
+    """As the estimator has them, in the images' dtype."""
+    return asked_tensors(queries, torch.device("cpu"))[1]
 
 
 def run(
     estimator: Estimator, x: Tensor, problem: Problem, rng: torch.Generator
-) -> tuple[Queries, Estimate]:
+) -> tuple[Question, Estimate]:
     queries = estimator.ask(x, rng, problem)
     return queries, estimator.tell(queries, answers(queries, problem), problem)
 
@@ -208,7 +216,7 @@ def test_forward_slopes_of_a_biased_estimator_are_off_in_proportion_to_eps(x: Te
 
 def test_same_stream_same_queries_and_estimate(make: Make, x: Tensor) -> None:
     first, again, other = (run(make(), x, Problem(), stream(seed)) for seed in (7, 7, 8))
-    assert torch.equal(first[0].images_BNCHW, again[0].images_BNCHW)
+    assert torch.equal(copies_of(first[0]), copies_of(again[0]))
     assert torch.equal(first[1].gradient_NCHW, again[1].gradient_NCHW)
     if make().unbiased:
         assert not torch.equal(first[1].gradient_NCHW, other[1].gradient_NCHW)
@@ -218,12 +226,13 @@ def test_same_stream_same_queries_and_estimate(make: Make, x: Tensor) -> None:
 def test_asks_exactly_the_declared_queries(
     make: Make, estimator_name: str, directions: str, differences: Differences, x: Tensor, q: int
 ) -> None:
-    estimator = make(q=q)
-    queries = estimator.ask(x, stream(0), Problem())
-    assert queries.images_BNCHW.shape == (estimator.copies, *x.shape)
-    assert torch.equal(queries.images_BNCHW[0], x)
-    # The settings say it too, without building an estimator: clients limit messages by it.
-    server = from_run_config(
+    queries = make(q=q).ask(x, stream(0), Problem())
+    # Without building an estimator: clients limit messages by it.
+    copies = copies_asked(estimator_name, q, differences)
+    assert len(queries.images_BCHW) == queries.num_images == copies * N
+    assert copies_of(queries).shape == (queries.copies, *x.shape) == (copies, *x.shape)
+    assert torch.equal(copies_of(queries)[0], x)
+    settings = from_run_config(
         {
             "estimator": estimator_name,
             "directions": directions,
@@ -231,23 +240,30 @@ def test_asks_exactly_the_declared_queries(
             "q": q,
             "synthetic-batch-size": 7,
         }
-    ).server
-    assert server.copies == estimator.copies
-    assert server.max_query_images == 7 * estimator.copies
+    )
+    assert most_asked(settings) == 7 * copies
+
+
+def most_asked(settings: Settings) -> int:
+    """Images of a query that a client of this app answers."""
+    box = TorchBlackBox(settings, 0, 10)
+    box.close()
+    return box.max_query_images
 
 
 def test_an_estimator_from_outside_may_ask_another_number_of_copies(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = {"estimator": "mine", "q": 3, "synthetic-batch-size": 7}
-    assert from_run_config(config).server.copies == 4
+    assert copies_asked("mine", 3, "forward") == 4
+    assert most_asked(from_run_config(config)) == 28
     monkeypatch.setitem(COPIES, "mine", lambda q, two_sided: 2 * q + two_sided)
-    assert from_run_config(config).server.copies == 6
-    assert from_run_config({**config, "differences": "central"}).server.max_query_images == 49
+    assert copies_asked("mine", 3, "forward") == 6
+    assert most_asked(from_run_config({**config, "differences": "central"})) == 49
 
 
 def test_the_settings_know_every_registered_name() -> None:
-    fields = ServerSettings.model_fields
+    fields = QuerySettings.model_fields
     for name in ESTIMATORS:
         check_names(from_run_config({"estimator": name}))
     assert set(get_args(fields["directions"].annotation)) == set(DIRECTIONS)
@@ -262,7 +278,7 @@ def test_gives_float64_and_detached_terms_and_leaves_no_gradient_behind(
     assert estimate.gradient_NCHW.dtype == torch.float64
     assert estimate.gradient_NCHW.shape == x.shape
     assert not estimate.gradient_NCHW.requires_grad
-    assert not queries.images_BNCHW.requires_grad
+    assert not copies_of(queries).requires_grad
     wanted = problem.loss(x, problem.black_box(x))
     assert not estimate.base["total"].requires_grad
     torch.testing.assert_close(estimate.base["total"], wanted.detach())
@@ -275,7 +291,7 @@ def test_what_needs_no_client_is_exact(make: Make) -> None:
     x = normal(1, N, 1, 3, 4)
     problem = Problem(surrogate=lambda images: 0 * images.flatten(1)[:, :K], d=12)
     queries = make().ask(x, stream(0), problem)
-    constant = problem.black_box(x).expand(len(queries.images_BNCHW), N, K)
+    constant = problem.black_box(x).expand(queries.copies, N, K)
     found = make().tell(queries, constant, problem).gradient_NCHW
     torch.testing.assert_close(found, problem.gradient(x, clients=False), rtol=1e-12, atol=1e-15)
 
@@ -286,8 +302,8 @@ def test_central_differences_are_exact_on_a_quadratic() -> None:
     u = torch.from_numpy(directions.decoded()).double()
     slopes = {}
     for kind in get_args(Differences):
-        queries = Queries(points, directions, 0.1, kind)
-        values = queries.images_BNCHW.square().sum(dim=(2, 3, 4))
+        queries = Question(points.numpy(), directions, 0.1, kind)
+        values = copies_of(queries).square().sum(dim=(2, 3, 4))
         slopes[kind] = queries.slopes(values)
     exact = 2 * (points * u).sum(dim=(2, 3, 4))
     torch.testing.assert_close(slopes["central"], exact)
@@ -321,9 +337,9 @@ def test_paper_estimator_shares_one_difference_among_the_images(x: Tensor) -> No
     problem = Problem()
     estimator = ESTIMATORS["batch-difference"](DIRECTIONS["sphere"], 1, 1e-4, "forward")
     queries, estimate = run(estimator, x, problem, stream(0))
-    ratio = estimate.gradient_NCHW / queries.directions_QNCHW[0]
+    ratio = estimate.gradient_NCHW / directions_of(queries)[0]
     torch.testing.assert_close(ratio, ratio[0, 0, 0, 0].expand_as(ratio))
-    base, moved = (problem.loss(x, problem.black_box(x)) for x in queries.images_BNCHW)
+    base, moved = (problem.loss(x, problem.black_box(x)) for x in copies_of(queries))
     torch.testing.assert_close(ratio[0, 0, 0, 0], D * (moved - base).detach() / queries.eps)
 
 
@@ -353,7 +369,7 @@ def test_guided_directions_begin_with_the_surrogates_gradient(
 ) -> None:
     problem = Problem()
     estimator = ESTIMATORS["guided"](DIRECTIONS[directions], 3, 1e-4, differences)
-    u = estimator.ask(x, stream(0), problem).directions_QNCHW
+    u = directions_of(estimator.ask(x, stream(0), problem))
     leaf = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad((problem.weights * problem.central(leaf)).sum(), leaf)
     assert torch.equal(u[0], rounded(gradient[None])[0])
@@ -365,7 +381,7 @@ def test_guided_rows_are_those_of_the_likeliest_classes() -> None:
     x, problem = normal(1, N, 1, 3, 3), Problem(d=9)
     matrix = normal(4, K, 9)
     problem.surrogate = lambda images: images.flatten(1) @ matrix.T
-    u = guided(3).ask(x, stream(0), problem).directions_QNCHW
+    u = directions_of(guided(3).ask(x, stream(0), problem))
     rows = matrix - matrix.mean(dim=0)
     likely = problem.surrogate(x).argsort(dim=1, descending=True)[:, :2].T
     gradient = problem.weights @ matrix
@@ -381,7 +397,7 @@ def test_guided_estimate_has_the_measured_slopes(
     problem = Problem()
     queries, estimate = run(guided(q, differences), x, problem, stream(0))
     wrong = (estimate.gradient_NCHW - problem.gradient(x)).flatten(1)
-    u = queries.directions_QNCHW.flatten(2)
+    u = directions_of(queries).flatten(2)
     torch.testing.assert_close(
         torch.einsum("qnd,nd->qn", u, wrong), torch.zeros(q, N).double(), rtol=0, atol=1e-9
     )
@@ -392,7 +408,7 @@ def test_guided_with_directions_that_span_everything_is_exact_whatever_the_surro
 ) -> None:
     x, problem = normal(1, N, 1, 3, 3), Problem(d=9)
     queries, estimate = run(guided(9, differences), x, problem, stream(0))
-    ranks = torch.linalg.matrix_rank(queries.directions_QNCHW.flatten(2).transpose(0, 1))
+    ranks = torch.linalg.matrix_rank(directions_of(queries).flatten(2).transpose(0, 1))
     assert ranks.tolist() == [9, 9]
     torch.testing.assert_close(estimate.gradient_NCHW, problem.gradient(x), rtol=1e-6, atol=1e-8)
 
@@ -403,7 +419,7 @@ def test_guided_counts_directions_that_coincide_once(x: Tensor, q: int) -> None:
     problem, estimator = Problem(), guided(2 * q)
     once = guided(q).ask(x, stream(0), problem)
     payload = once.directions.payload_QGP
-    twice = Queries(x, Directions(np.concatenate((payload, payload)), SHAPE), once.eps)
+    twice = Question(x.numpy(), Directions(np.concatenate((payload, payload)), SHAPE), once.eps)
     estimates = [
         estimator.tell(queries, answers(queries, problem), problem).gradient_NCHW
         for queries in (once, twice)
@@ -419,7 +435,7 @@ def test_guided_scales_the_surrogate_to_what_was_measured(x: Tensor) -> None:
     estimator = guided(1)
     queries = estimator.ask(x, stream(0), problem)
     payload = np.roll(queries.directions.payload_QGP, 1, axis=1)
-    turned = Queries(x, Directions(payload, SHAPE), queries.eps)
+    turned = Question(x.numpy(), Directions(payload, SHAPE), queries.eps)
     found = estimator.tell(turned, answers(turned, problem), problem).gradient_NCHW
     torch.testing.assert_close(found, problem.gradient(x), rtol=1e-6, atol=1e-9)
 
@@ -480,7 +496,7 @@ def test_how_many_images_are_differentiated_at_once_is_no_matter(name: str) -> N
         estimator = ESTIMATORS[name](DIRECTIONS["rademacher"], 2, 0.1)
         stream = torch.Generator().manual_seed(0)
         queries = estimator.ask(normal(5, N, *SHAPE), stream, problem)
-        answers = torch.stack([problem.black_box(x) for x in queries.images_BNCHW])
+        answers = torch.stack([problem.black_box(x) for x in copies_of(queries)])
         estimates.append(estimator.tell(queries, answers, problem).gradient_NCHW)
     torch.testing.assert_close(estimates[0], estimates[2])
     torch.testing.assert_close(estimates[1], estimates[2])

@@ -9,6 +9,9 @@ from typing import Any
 
 from fedzge_flwr.common.errors import ConfigError
 
+PAPER = "paper"
+"""The preset of the published round, which the other presets repeat and add to."""
+
 _FOLDER = Path(__file__).parent
 
 

@@ -38,6 +38,7 @@ MODELS: dict[str, ModelBuilder] = {
     **{f"resnet{depth}": partial(_resnet, depth=depth, stem="7x7") for depth in (18, 34, 50)},
     **{f"resnet{depth}-3x3": partial(_resnet, depth=depth, stem="3x3") for depth in (18, 34, 50)},
 }
+"""Builders of classifiers by name, as ``central-model`` and ``local-models`` have them."""
 
 
 def build_model(name: str, image_shape: ImageShape, num_classes: int) -> nn.Module:
