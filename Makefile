@@ -14,7 +14,7 @@ CLIENT_GPUS ?= 0
 # A run's folder, to go on with it: make run RESUME=runs/NAME
 RESUME ?=
 
-.PHONY: browser test-slow test-faults deploy-demo help run install test check lint types clean
+.PHONY: browser test-slow test-faults deploy-demo docs help run install test check lint types clean
 
 help:
 	@echo "make run      install, then run FedZGE on handwritten digits in simulation"
@@ -23,6 +23,7 @@ help:
 	@echo "make test-slow  a Ray cluster, and measurements of costs"
 	@echo "make test-faults  real deployments, killed processes, clients that fail or misbehave"
 	@echo "make check    lint, types, tests"
+	@echo "make docs     install, then the documentation as a site in site/"
 	@echo "make install  only the set-up in $(VENV)"
 
 run: $(STAMP)
@@ -66,6 +67,11 @@ test-slow: $(STAMP)
 test-faults: $(STAMP)
 	$(BIN)/python -m pytest -m faults -n 4 --dist loadfile --no-loadscope-reorder --durations=12
 
+# Fails on a link that leads nowhere. The variable turns off an advertisement.
+docs: $(STAMP)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "to read it: $(BIN)/python -m http.server --bind 127.0.0.1 --directory site"
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -76,4 +82,4 @@ types: $(STAMP)
 check: lint types test
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist site *.egg-info
