@@ -20,7 +20,7 @@ help:
 	@echo "make run      install, then run FedZGE on handwritten digits in simulation"
 	@echo "make deploy-demo  install, then the same on a SuperLink and 3 SuperNodes with TLS and authentication"
 	@echo "make test     install, then the test suite"
-	@echo "make test-slow  a Ray cluster, and measurements of costs"
+	@echo "make test-slow  a Ray cluster, the examples, and measurements of costs"
 	@echo "make test-faults  real deployments, killed processes, clients that fail or misbehave"
 	@echo "make check    lint, types, tests"
 	@echo "make docs     install, then the documentation as a site in site/"

@@ -66,7 +66,7 @@ ROWS: dict[str, dict[str, object]] = {
     "no least number of local steps": {"min-local-steps": 0},
     "no rehearsal": {"client-rehearsal": False},
     "answers not softened": {"answer-temperature": 1.0},
-    LOCAL_ONLY: {"logit-adjustment": False, "mixup": False},
+    LOCAL_ONLY: {"local-rounds": 0, "logit-adjustment": False, "mixup": False},
     LOCAL_DEFAULT: {},
 }
 """The runs by name, as the settings in which they differ from the default; of the paper's recipe,

@@ -344,7 +344,8 @@ def _tidy(environment: Mapping[str, str], folder: Path) -> None:
 
 def _tell_how_to_resume(folder: Path) -> None:
     if any((folder / "checkpoints").glob("round-*")):
-        sys.stdout.write(f"to go on from the last checkpoint: make run RESUME='{folder}'\n")
+        told = f"make run RESUME='{folder}', or fedzge run --resume '{folder}'"
+        sys.stdout.write(f"to go on from the last checkpoint: {told}\n")
         sys.stdout.flush()
 
 

@@ -228,7 +228,7 @@ def run_round(
                 raise
             current.skipped = str(error)
             # What earlier rounds put off is not lost with this one.
-            current.distill_losses |= deliver_targets(server, clients, round_)
+            current.distill_losses |= current.do(deliver_targets, server, clients, round_)
     return current
 
 
