@@ -306,7 +306,7 @@ class _Run:
         if round_ % every and round_ != self._server.num_rounds:
             return
         metrics = {
-            name: {number: dict(record) for number, record in getattr(self._result, name).items()}
+            name: {at: dict(record) for at, record in getattr(self._result, name).items()}
             for name in _METRICS
         }
         checkpoint = Checkpoint(

@@ -115,15 +115,15 @@ class TorchBlackBox(ModuleBlackBox):
         return str(self._device)
 
     def _data(self) -> ClientData:
-        run, data, number = self._settings.run, self._settings.data, self._partition
+        run, data, partition = self._settings.run, self._settings.data, self._partition
         hold_out = run.client_evaluation == "held-out"
         if self._data_path is None:
-            return client_data(data, run.num_clients, run.seed, number, hold_out=hold_out)
+            return client_data(data, run.num_clients, run.seed, partition, hold_out=hold_out)
         try:
-            return own_data(self._data_path, data, run.seed, number, hold_out=hold_out)
+            return own_data(self._data_path, data, run.seed, partition, hold_out=hold_out)
         except DataError as error:
             # What an exception says goes to the server; names of files are the owner's affair.
-            LOGGER.error("client %d: %s", number, error)
+            LOGGER.error("client %d: %s", partition, error)
             raise DataError(
                 "the images at this node's 'data-path' cannot be used; its own log says why"
             ) from None

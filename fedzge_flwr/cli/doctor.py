@@ -20,6 +20,7 @@ from fedzge_flwr.cli.given import Given
 from fedzge_flwr.common.errors import FedZGEError
 from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.config.sections import Settings
+from fedzge_flwr.images.spec import OWN
 
 State = Literal["ok", "note", "wrong"]
 
@@ -210,7 +211,6 @@ def _check_parts(settings: Settings) -> None:
 def _data(settings: Settings) -> Iterator[Finding]:
     from fedzge_flwr.data.loading import load_split
     from fedzge_flwr.data.partition import partition_indices
-    from fedzge_flwr.images.spec import OWN
 
     data = settings.data
     if data.dataset == OWN:

@@ -102,7 +102,10 @@ def answer(visit: Visit, request: LogitsRequest) -> LogitsReply:
 
 
 def answer_compact(visit: Visit, request: CompactLogitsRequest) -> LogitsReply:
-    """Answer a logit query on images and on copies of them, made here."""
+    """Answer a logit query on images and on copies of them, made here.
+
+    For a server that asks more than once a round; FedZGE's rounds ask by `take_part`.
+    """
     asked = _asked(visit.box, request)
     visit.guard.admit(asked.images_BCHW)
     logits_BK = _logits(visit, asked.images_BCHW)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 SERVER = -1
-"""The partition number that stands for the server."""
+"""The partition that stands for the server."""
 
 
 class Purpose(StrEnum):

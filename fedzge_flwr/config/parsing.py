@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pydantic import ValidationError
 
 from fedzge_flwr.common.errors import ConfigError
-from fedzge_flwr.config.presets.catalogue import PAPER, preset_file, read_settings
+from fedzge_flwr.config.presets.catalogue import paper_settings
 from fedzge_flwr.config.sections import (
     DataSettings,
     DistillationSettings,
@@ -90,7 +90,7 @@ def from_run_config(run_config: Mapping[str, object]) -> Settings:
     for key, value in run_config.items():
         if key not in owner:
             raise ConfigError(f"run config: {_unknown(key, list(owner))}")
-        if value == "auto" and key in read_settings(preset_file(PAPER)):
+        if value == "auto" and not key.endswith("-device") and key in paper_settings():
             raise ConfigError(
                 f"run config: '{key}' = 'auto': leave it out for its default; the paper's values "
                 "are the preset 'paper'"
@@ -175,6 +175,6 @@ def differs_from_paper(settings: Settings) -> list[str]:
     """
     if settings.run.recipe != "paper":
         return []
-    paper = read_settings(preset_file(PAPER))
+    paper = paper_settings()
     here, defaults = settings.to_run_config(), Settings().to_run_config()
     return [key for key, value in paper.items() if here[key] == defaults[key] != value]

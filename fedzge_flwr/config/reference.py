@@ -18,7 +18,7 @@ from fedzge_flwr.common.files import atomic_write_text
 from fedzge_flwr.config.node import NodeSettings
 from fedzge_flwr.config.owner import OwnerSettings
 from fedzge_flwr.config.parsing import SECTIONS
-from fedzge_flwr.config.presets.catalogue import PAPER, preset_file, read_settings
+from fedzge_flwr.config.presets.catalogue import paper_settings
 from fedzge_flwr.config.sections import Section, Settings, kebab
 
 _TITLES = {
@@ -69,7 +69,7 @@ def _flat(metadata: list[Any]) -> list[Any]:
 
 def table(section: type[Section], defaults: Mapping[str, object]) -> list[str]:
     """Return the lines of a section's table: key, type and range, default, meaning."""
-    paper = read_settings(preset_file(PAPER))
+    paper = paper_settings()
     lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for name, field in section.model_fields.items():
         key = kebab(name)

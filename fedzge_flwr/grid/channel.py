@@ -102,7 +102,7 @@ class Channel:
             What to ask of whom, by partition. A client that is not connected counts as missing.
         reply_types : Sequence[type[Reply]]
             The types that a reply may have.
-        dims, expect : Mapping[str, int], optional
+        dims, expect : Mapping, optional
             As in `fedzge_flwr.wire.codec.decode`; the number of classes and the round are known.
 
         Returns

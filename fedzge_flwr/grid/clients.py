@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from flwr.serverapp import Grid
 
@@ -25,7 +25,6 @@ from fedzge_flwr.wire.messages import (
     EvaluateRequest,
     LogitsReply,
     LogitsRequest,
-    Reply,
     Request,
     RoundReply,
     RoundRequest,
@@ -34,8 +33,6 @@ from fedzge_flwr.wire.messages import (
 )
 
 LOGGER = logging.getLogger("flwr.fedzge")
-
-R = TypeVar("R", bound=Reply)
 
 
 class GridClients:

@@ -9,7 +9,7 @@ distilled is held as levels; both sides of the wire then have the very same floa
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -71,3 +71,9 @@ def to_levels(images_NCHW: npt.NDArray[np.floating]) -> ByteArray:
     )
     nearest: ByteArray = levels.clip(0, 255).astype(np.uint8)
     return nearest
+
+
+def pixel_values(images_NCHW: ByteArray | FloatArray) -> FloatArray:
+    """Return images in the shared pixel range, held as levels or as such values."""
+    held: Any = images_NCHW
+    return from_levels(held) if held.dtype == np.uint8 else held

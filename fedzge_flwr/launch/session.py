@@ -213,7 +213,8 @@ def session(
     Raises
     ------
     ConfigError
-        If a setting is wrong; nothing has been started then.
+        If a setting is of a wrong type or out of range; nothing has been started then. What names
+        of parts there are, the app knows.
     LaunchError
         If a process cannot be ended.
     """

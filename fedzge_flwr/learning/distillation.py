@@ -7,6 +7,9 @@ some others; a student that sees them as they come learns the rare classes last,
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -17,6 +20,9 @@ from fedzge_flwr.images.pixels import PIXEL_RANGE
 from fedzge_flwr.learning.losses import distillation_loss
 from fedzge_flwr.learning.numerics import reproducible
 from fedzge_flwr.learning.training import OwnImages, make_optimizer, make_schedule
+
+Batch: TypeAlias = "tuple[Tensor, Tensor, OwnImages | None]"
+"""Images, the teacher's logits on them, and own images to rehearse."""
 
 _LEAST_SHARE = 0.01
 """A class that is answered more rarely counts as if it were so often."""
@@ -81,22 +87,18 @@ def distill(
 
     Returns the distillation loss before the last step.
     """
-    optimizer = make_optimizer(model.parameters(), settings, lr)
-    schedule = make_schedule(optimizer, settings, steps)
-    model.train()
-    loss = torch.zeros(())
     weights_N = class_weights(teacher_logits_NK, class_balance)
-    for _ in range(steps):
+
+    def batch() -> Batch:
         x, teacher = x_NCHW, teacher_logits_NK
-        if 0 < batch_size < len(x_NCHW):
+        if 0 < batch_size < len(x):
             chosen = torch.multinomial(weights_N, batch_size, True, generator=stream).to(x.device)
             x, teacher = x[chosen], teacher[chosen]
-        batch = rehearsed.drawn(len(x), stream) if rehearsed is not None else None
-        loss = distillation_step(model, x, teacher, optimizer, temperature, batch)
-        if schedule is not None:
-            schedule.step()
-    model.eval()
-    return float(loss)
+        return x, teacher, rehearsed.drawn(len(x), stream) if rehearsed is not None else None
+
+    optimizer = make_optimizer(model.parameters(), settings, lr)
+    schedule = make_schedule(optimizer, settings, steps)
+    return float(_take_steps(model, batch, optimizer, schedule, steps, temperature)[-1])
 
 
 @reproducible()
@@ -133,20 +135,39 @@ def distill_levels(
     """
     device = next(model.parameters()).device
     weights_M = class_weights(teacher_logits_MK, class_balance)
-    model.train()
-    loss_sum = torch.zeros((), device=device)
-    for _ in range(steps):
+
+    def batch() -> Batch:
         # The full batch is every image once, and is not drawn.
         chosen = torch.arange(len(levels_MCHW))
         if 0 < batch_size < len(levels_MCHW):
             chosen = torch.multinomial(weights_M, batch_size, True, generator=stream)
         x_NCHW = PIXEL_RANGE.from_uint8(levels_MCHW[chosen].to(device))
-        teacher_NK = teacher_logits_MK[chosen].to(device)
-        loss_sum += distillation_step(model, x_NCHW, teacher_NK, optimizer, temperature)
+        return x_NCHW, teacher_logits_MK[chosen].to(device), None
+
+    losses = _take_steps(model, batch, optimizer, schedule, steps, temperature)
+    return float(sum(losses)) / steps
+
+
+def _take_steps(
+    model: nn.Module,
+    batch: Callable[[], Batch],
+    optimizer: Optimizer,
+    schedule: LRScheduler | None,
+    steps: int,
+    temperature: float,
+) -> list[Tensor]:
+    """Take steps in training mode, and return each one's loss before it; evaluation mode after."""
+    losses: list[Tensor] = []
+    model.train()
+    for _ in range(steps):
+        x_NCHW, teacher_NK, rehearsed = batch()
+        losses.append(
+            distillation_step(model, x_NCHW, teacher_NK, optimizer, temperature, rehearsed)
+        )
         if schedule is not None:
             schedule.step()
     model.eval()
-    return float(loss_sum) / steps
+    return losses
 
 
 def distillation_step(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -16,8 +15,6 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 from fedzge_flwr.config.sections import MIN_TRAINING_IMAGES, OptimizerSettings, Settings
 from fedzge_flwr.images.pixels import PIXEL_RANGE
 from fedzge_flwr.learning.numerics import reproducible
-
-LOGGER = logging.getLogger("flwr.fedzge")
 
 
 class OwnImages(NamedTuple):
@@ -124,7 +121,7 @@ def fit(
     mixup : bool
         Train on mixed pairs (`_mixed_loss`).
 
-    Returns the mean cross-entropy over the last epoch, in nats.
+    Returns the mean cross-entropy over the last epoch, in nats; ValueError for too few images.
     """
     images_u8_NCHW, labels_N, _ = own
     if len(labels_N) < MIN_TRAINING_IMAGES:

@@ -127,8 +127,8 @@ class RunFolder:
         """Append to ``rounds.jsonl`` and rewrite ``accuracy.csv``."""
         self._rows.append(row)
         with self._explained():
-            if current.asked is not None and current.asked.batch is not None:
-                self._samples = _labelled_samples(current.asked.batch)
+            if current.asked is not None and current.asked.generated is not None:
+                self._samples = _labelled_samples(current.asked.generated.batch)
                 self._draw_strip(row.round)
             with (self.path / "rounds.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row.to_json(), allow_nan=False) + "\n")

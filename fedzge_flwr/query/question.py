@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedzge_flwr.common.arrays import ByteArray, FloatArray
-from fedzge_flwr.images.pixels import from_levels
+from fedzge_flwr.images.pixels import pixel_values
 from fedzge_flwr.query.copies import Differences, num_copies, num_queries
 from fedzge_flwr.query.directions import Directions
 
@@ -57,8 +57,7 @@ class Question:
     @cached_property
     def base_NCHW(self) -> FloatArray:
         """The base images in the shared pixel range."""
-        base: Any = self.base
-        return from_levels(base) if base.dtype == np.uint8 else base
+        return pixel_values(self.base)
 
     @cached_property
     def directions_QNCHW(self) -> FloatArray:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedzge_flwr.common.arrays import ByteArray, FloatArray
+from fedzge_flwr.images.pixels import pixel_values
 from fedzge_flwr.query.question import Question
 
 
@@ -37,7 +38,7 @@ class Targets:
     @property
     def images_NCHW(self) -> FloatArray:
         """The images in the shared pixel range."""
-        return Question.unperturbed(self.images).base_NCHW
+        return pixel_values(self.images)
 
     @classmethod
     def on(

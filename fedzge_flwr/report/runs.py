@@ -131,7 +131,12 @@ def group(runs: Sequence[Run]) -> list[Group]:
     differing = [
         key for key in keys if len({repr(item[0].settings.get(key)) for item in groups}) > 1
     ]
-    return [Group(_label(item, differing), item) for item in groups]
+    # A recipe goes with values of its own, which say little beside it.
+    short = ["recipe"] if "recipe" in differing else differing
+    labels = [_label(item, short) for item in groups]
+    if len(set(labels)) < len(labels):
+        labels = [_label(item, differing) for item in groups]
+    return [Group(label, item) for label, item in zip(labels, groups, strict=True)]
 
 
 def _counted(run: Run) -> dict[str, Any]:
@@ -142,8 +147,6 @@ def _label(runs: Sequence[Run], differing: Sequence[str]) -> str:
     first = runs[0]
     if not differing:
         return first.folder.name if len(runs) == 1 else f"{len(runs)} seeds"
-    # The recipe sets much else.
-    shown = ["recipe"] if "recipe" in differing else list(differing[:_MOST_KEYS])
-    text = ", ".join(f"{key} {first.settings.get(key)}" for key in shown)
-    more = len(differing) - len(shown)
-    return text if "recipe" in differing or more == 0 else f"{text}, {more} more"
+    text = ", ".join(f"{key} {first.settings.get(key)}" for key in differing[:_MOST_KEYS])
+    more = len(differing) - _MOST_KEYS
+    return text if more <= 0 else f"{text}, {more} more"

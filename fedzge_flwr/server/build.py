@@ -37,11 +37,11 @@ def check_names(settings: Settings) -> None:
     Raises
     ------
     ConfigError
-        If there is no such data set, recipe, estimator, objective, generator or way to combine
-        answers; the line lists the known ones.
+        If there is no such data set, estimator, distribution of directions, objective, generator
+        or way to combine answers; the line lists the known ones.
     """
     _ = settings.data.spec
-    lookup(RECIPES, settings.run.recipe, "recipe")
+    lookup(DIRECTIONS, settings.queries.directions, "distribution of directions")
     lookup(ESTIMATORS, settings.queries.estimator, "estimator")
     lookup(OBJECTIVES, settings.images.objective, "objective")
     lookup(GENERATORS, settings.images.generator, "generator")

@@ -125,9 +125,9 @@ class CheckpointFolder:
             remove_remains(self.path)
             files = self._files()
             # Those of later rounds are of a run that this one has taken the place of.
-            kept = [number for number in sorted(files) if number <= checkpoint.round][-_KEPT:]
-            for number, file_path in files.items():
-                if number not in kept:
+            kept = [round_ for round_ in sorted(files) if round_ <= checkpoint.round][-_KEPT:]
+            for round_, file_path in files.items():
+                if round_ not in kept:
                     file_path.unlink(missing_ok=True)
         except OSError as error:
             raise CheckpointError(
@@ -145,9 +145,9 @@ class CheckpointFolder:
             If there is none.
         """
         files = self._files()
-        for number in sorted(files, reverse=True):
+        for round_ in sorted(files, reverse=True):
             try:
-                return _read(files[number])
+                return _read(files[round_])
             except CheckpointError as error:
                 LOGGER.warning("%s", error)
         raise CheckpointError(

@@ -8,23 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedzge_flwr.common.arrays import FloatArray
 from fedzge_flwr.common.errors import ConfigError, DivergenceError
-from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.images.pixels import PIXEL_RANGE
 from fedzge_flwr.query.copies import copies_asked
 from fedzge_flwr.query.question import Question
+from fedzge_flwr.server.state import ServerState
 from fedzge_flwr.zeroth_order.base import Estimate
-
-if TYPE_CHECKING:
-    # The state combines answers, and checks what comes of that.
-    from fedzge_flwr.server.state import ServerState
 
 _SLACK = 1e-3
 """What rounding may put a generated image beyond the pixel range."""
@@ -110,9 +104,14 @@ def check_question(server: ServerState, question: Question, x_NCHW: Tensor) -> N
     Raises
     ------
     ConfigError
-        If it asks about other images, or another number of copies of each.
+        If it asks nothing, about other images, or about another number of copies of each.
     """
     queries = server.settings.queries
+    if not isinstance(question, Question) or not isinstance(question.base, np.ndarray):
+        raise ConfigError(
+            f"estimator '{queries.estimator}' must return a Question whose images are a NumPy "
+            "array: x.cpu().numpy()"
+        )
     if not np.array_equal(question.base_NCHW, x_NCHW.cpu().numpy()):
         raise ConfigError(
             f"estimator '{queries.estimator}' must ask about the very images that it is given"
@@ -123,24 +122,6 @@ def check_question(server: ServerState, question: Question, x_NCHW: Tensor) -> N
             f"estimator '{queries.estimator}' asks about {question.copies} copies of an image, and "
             f"clients expect {expected}: say so in COPIES['{queries.estimator}'], on both sides"
         )
-
-
-def check_ensemble(settings: Settings, found: FloatArray, wanted: tuple[int, ...]) -> None:
-    """Check that an ensemble's logits are such, as one from outside the package may not be.
-
-    Raises
-    ------
-    ConfigError
-        If they are not finite or not of the answers' shape.
-    """
-    name = settings.queries.ensemble
-    if found.shape != wanted:
-        raise ConfigError(
-            f"ensemble '{name}' returned shape {found.shape} for logits of shape {wanted}: return "
-            "as many"
-        )
-    if not np.isfinite(found).all():
-        raise ConfigError(f"ensemble '{name}' returned values that are not finite: bound them")
 
 
 def check_estimate(server: ServerState, estimate: Estimate, x_NCHW: Tensor, round_: int) -> None:

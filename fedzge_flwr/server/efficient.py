@@ -71,9 +71,9 @@ def compose_images(server: ServerState, round_: int) -> Asked:
     if not counts.generated:
         return Asked(Question.unperturbed(others))
     batch = generate(server, counts.generated, _stream(server, Purpose.LATENT, round_))
-    of_generated = question_about(server, batch, round_, levels=True)
-    whole = of_generated.about(np.concatenate((of_generated.base, others)))
-    return Asked(whole, batch, of_generated)
+    generated = question_about(server, batch, round_, levels=True)
+    first = generated.question
+    return Asked(first.about(np.concatenate((first.base, others))), generated)
 
 
 def remember(server: ServerState, asked: Asked, answered: Answered) -> None:

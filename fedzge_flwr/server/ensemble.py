@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedzge_flwr.common.arrays import FloatArray
+from fedzge_flwr.common.errors import ConfigError
 
 Float64Array: TypeAlias = npt.NDArray[np.float64]
 
@@ -55,6 +56,23 @@ class Answers:
 
 Combination: TypeAlias = Callable[[Answers], FloatArray]
 """``Answers`` of N images and K classes to the ensemble's logits, float32 (N, K)."""
+
+
+def check_combined(name: str, found: FloatArray, wanted: tuple[int, ...]) -> None:
+    """Check an ensemble's logits, since one from outside the package may return anything.
+
+    Raises
+    ------
+    ConfigError
+        If they are not finite or not of the answers' shape.
+    """
+    if found.shape != wanted:
+        raise ConfigError(
+            f"ensemble '{name}' returned shape {found.shape} for logits of shape {wanted}: return "
+            "as many"
+        )
+    if not np.isfinite(found).all():
+        raise ConfigError(f"ensemble '{name}' returned values that are not finite: bound them")
 
 
 def ensemble_weights(num_examples: Mapping[int, int]) -> dict[int, float]:

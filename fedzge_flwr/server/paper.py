@@ -50,8 +50,8 @@ def generate_images(server: ServerState, round_: int) -> Asked:
     stream = torch_stream(settings.run.seed, Purpose.LATENT, round_=round_)
     batch = generate(server, settings.images.synthetic_batch_size, stream)
     levels = settings.run.transport == "compact"
-    question = question_about(server, batch, round_, levels=levels)
-    return Asked(question, batch, question)
+    generated = question_about(server, batch, round_, levels=levels)
+    return Asked(generated.question, generated)
 
 
 def distill_central(server: ServerState, round_: int, asked: Asked, answered: Answered) -> float:

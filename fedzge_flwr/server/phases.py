@@ -29,6 +29,7 @@ from fedzge_flwr.server.round import (
     Answered,
     Asked,
     Evaluated,
+    Generated,
     GeneratorStep,
     Recipe,
     RoundState,
@@ -93,7 +94,7 @@ def combine_answers(
     logits_BK = server.combined(logits, weights)
     peer_logits_NK = server.combined(base_logits, weights, softened=False)
     participants = tuple(sorted(logits))
-    if asked.of_generated is None:
+    if asked.generated is None:
         return Answered(participants, logits_BK[rows], peer_logits_NK)
     # Whoever is not moved by ε knows nothing of the gradient.
     copies = {p: asked.question.of_perturbed(answers_BK) for p, answers_BK in logits.items()}
@@ -119,15 +120,14 @@ def update_generator(
 
     There is no step without generated images, nor without a client whose answers move within ε.
     """
-    batch, question = asked.batch, asked.of_generated
-    logits_BNK = answered.generated_logits_BNK
-    if batch is None or question is None or logits_BNK is None or not answered.moving:
+    generated, logits_BNK = asked.generated, answered.generated_logits_BNK
+    if generated is None or logits_BNK is None or not answered.moving:
         return None
-    objective = make_objective(server, batch)
+    batch = generated.batch
+    logits = torch.from_numpy(logits_BNK).to(server.device)
     with exact_float32(), reproducible():
-        estimate = server.estimator.tell(
-            question, torch.from_numpy(logits_BNK).to(server.device), objective
-        )
+        objective = make_objective(server, batch)
+        estimate = server.estimator.tell(generated.question, logits, objective)
     check_estimate(server, estimate, batch.x_NCHW, round_)
     server.generator_optimizer.zero_grad(set_to_none=True)
     with reproducible():
@@ -256,21 +256,22 @@ def draw_noise(
 
 def question_about(
     server: ServerState, batch: SyntheticBatch, round_: int, *, levels: bool
-) -> Question:
+) -> Generated:
     """Choose what is asked about generated images, as the clients shall see them.
 
     As levels, both sides and the memory hold the very same values, in a byte each; the gradient
     passes the rounding straight through.
     """
     x_NCHW = batch.x_NCHW.detach()
-    as_levels = PIXEL_RANGE.to_uint8(x_NCHW)
     if levels:
-        x_NCHW = PIXEL_RANGE.from_uint8(as_levels)
+        x_NCHW = PIXEL_RANGE.from_uint8(PIXEL_RANGE.to_uint8(x_NCHW))
     stream = torch_stream(server.settings.run.seed, Purpose.DIRECTIONS, round_=round_)
     with exact_float32(), reproducible():
         question = server.estimator.ask(x_NCHW, stream, make_objective(server, batch))
     check_question(server, question, x_NCHW)
-    return question.about(as_levels.cpu().numpy()) if levels else question
+    if levels:
+        question = question.about(PIXEL_RANGE.to_uint8(x_NCHW).cpu().numpy())
+    return Generated(batch, question)
 
 
 def make_objective(server: ServerState, batch: SyntheticBatch) -> BatchObjective:

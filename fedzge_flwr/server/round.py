@@ -43,6 +43,14 @@ class SyntheticBatch:
 
 
 @dataclass(frozen=True)
+class Generated:
+    """Generated images, and the question about them alone, as the estimator chose it."""
+
+    batch: SyntheticBatch
+    question: Question
+
+
+@dataclass(frozen=True)
 class Asked:
     """What a round asks.
 
@@ -50,15 +58,12 @@ class Asked:
     ----------
     question : Question
         All that the clients are asked: the generated images first, in copies, then the others.
-    batch : SyntheticBatch, optional
-        The generated images; None if there are none.
-    of_generated : Question, optional
-        The part of the question that is about them, as the estimator chose it.
+    generated : Generated, optional
+        The part of it that is about generated images; None if there are none.
     """
 
     question: Question
-    batch: SyntheticBatch | None = None
-    of_generated: Question | None = None
+    generated: Generated | None = None
 
 
 @dataclass(frozen=True)

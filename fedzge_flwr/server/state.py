@@ -15,8 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from fedzge_flwr.common.arrays import FloatArray
 from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.learning.losses import BoundObjective
-from fedzge_flwr.server.checks import check_ensemble
-from fedzge_flwr.server.ensemble import Answers, Combination, Float64Array
+from fedzge_flwr.server.ensemble import Answers, Combination, Float64Array, check_combined
 from fedzge_flwr.synthesis.memory import Memory
 from fedzge_flwr.zeroth_order.base import Estimator
 
@@ -142,7 +141,8 @@ class ServerState:
         found = np.array(
             self.combine(Answers(logits, weights, self.tendencies, temperature)), dtype=np.float32
         )
-        check_ensemble(self.settings, found, next(iter(logits.values())).shape)
+        wanted = next(iter(logits.values())).shape
+        check_combined(self.settings.queries.ensemble, found, wanted)
         return found
 
 

@@ -39,7 +39,14 @@ def image_counts(images: ImageSettings, *, past: bool) -> Counts:
     generated, bred = (round(num_images * share / sum(shares)) for share in shares[:2])
     if generated < MIN_TRAINING_IMAGES:
         generated = 0
+    bred = min(bred, num_images - generated)
     procedural = num_images - generated - bred
+    if not images.procedural_share:
+        # What rounding leaves goes to a source that is not switched off.
+        bred, generated = (
+            (bred + procedural, generated) if images.search_share else (bred, num_images)
+        )
+        procedural = 0
     if past:
         return Counts(generated, bred, procedural)
     if images.procedural_share or not generated:

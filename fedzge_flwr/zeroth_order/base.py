@@ -100,8 +100,8 @@ class Estimator(Protocol):
         Parameters
         ----------
         x_NCHW : Tensor
-            Images, detached from the generator; with ``transport = "compact"``, on the 256 levels
-            that bytes have.
+            Images, detached from the generator; on the 256 levels that bytes have, but for the
+            paper's recipe with ``transport = "dense"``.
         stream : torch.Generator
             The CPU stream of this batch's directions.
         objective : Objective

@@ -28,6 +28,6 @@ class PerImage(Perturbing):
         x_NCHW, u_QNCHW = asked_tensors(question, ensemble_logits_BNK.device)
         exact = exact_parts(objective, x_NCHW, ensemble_logits_BNK[0])
         slopes_QN = measured_slopes(question, ensemble_logits_BNK, exact.by_logits_NK)
-        scale = x_NCHW[0].numel() / self._q
+        scale = x_NCHW[0].numel() / question.num_directions
         through_NCHW = along(u_QNCHW, scale * slopes_QN)
         return Estimate(exact.direct_NCHW + through_NCHW, exact.terms)

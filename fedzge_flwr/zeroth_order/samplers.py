@@ -40,3 +40,4 @@ def rademacher(
 
 
 DIRECTIONS: dict[str, DirectionSampler] = {"sphere": sphere, "rademacher": rademacher}
+"""Distributions of random directions by name, as the setting ``directions`` has them."""

@@ -85,7 +85,7 @@ def test_a_client_takes_no_more_than_its_share() -> None:
     """In a process of its own, as Ray's workers are: the cap is a process's."""
     script = """
 import torch
-from fedzge_flwr.torch_blackbox import cap_memory
+from fedzge_flwr.black_boxes.partition import cap_memory
 _, total = torch.cuda.mem_get_info()
 cap_memory(torch.device("cuda"), 0.1)
 kept = torch.empty(int(total * 0.09), dtype=torch.uint8, device="cuda")

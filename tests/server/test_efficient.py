@@ -65,7 +65,7 @@ def run(
 
 def batch_of(state: RoundState) -> SyntheticBatch | None:
     assert state.asked is not None
-    return state.asked.batch
+    return state.asked.generated and state.asked.generated.batch
 
 
 def test_a_round_asks_base_and_perturbed_images_in_one_query() -> None:
@@ -134,6 +134,21 @@ def test_a_step_schedule_counts_rounds() -> None:
         rates.append(server.central_optimizer.param_groups[0]["lr"])
         run_round(EFFICIENT, server, FunctionClients(), number, no_report)
     assert rates == pytest.approx([0.01, 0.01, 0.001, 0.001])
+
+
+@pytest.mark.parametrize(
+    "shares", [(1.0, 1.0, 0.0), (1.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.01, 1, 0)]
+)
+def test_rounding_makes_neither_more_nor_fewer(shares: tuple[float, ...]) -> None:
+    """Halves round to even: two shares of an odd number may both be rounded up."""
+    names = ("generator-share", "search-share", "procedural-share")
+    for num_images in range(2, 40):
+        config = {**dict(zip(names, shares, strict=True)), "synthetic-batch-size": num_images}
+        counts = image_counts(from_run_config(config).images, past=True)
+        assert sum(counts) == num_images
+        assert min(counts) >= 0
+        assert counts.procedural == 0 or shares[2]
+        assert counts.bred == 0 or shares[1]
 
 
 @pytest.mark.parametrize(

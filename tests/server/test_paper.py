@@ -100,8 +100,8 @@ def test_generator_step_follows_the_estimate_down() -> None:
     server, clients = make_server(estimator="surrogate"), FunctionClients()
     server.estimator = Exact()
     asked, answered = asked_and_answered(server, clients)
-    batch = asked.batch
-    assert batch is not None
+    assert asked.generated is not None
+    batch = asked.generated.batch
 
     def objective() -> float:
         x = server.generator(batch.z_ND, batch.y_N).detach()
@@ -135,9 +135,9 @@ def test_noise_labels_and_directions_are_new_in_every_round() -> None:
     rounds = []
     for round_ in (1, 2, 1):
         asked = generate_images(server, round_)
-        assert asked.batch is not None
+        assert asked.generated is not None
         directions = torch.from_numpy(asked.question.directions_QNCHW)
-        rounds.append((asked.batch.z_ND, asked.batch.y_N, directions))
+        rounds.append((asked.generated.batch.z_ND, asked.generated.batch.y_N, directions))
     for first, second, again in zip(*rounds, strict=True):
         assert not torch.equal(first, second)
         assert torch.equal(first, again)
@@ -145,8 +145,9 @@ def test_noise_labels_and_directions_are_new_in_every_round() -> None:
 
 def test_labels_are_uniform_and_noise_is_normal() -> None:
     server = make_server(**{"synthetic-batch-size": 4000})
-    batch = generate_images(server, 1).batch
-    assert batch is not None
+    generated = generate_images(server, 1).generated
+    assert generated is not None
+    batch = generated.batch
     counts = torch.bincount(batch.y_N, minlength=10)
     assert int(counts.min()) > 330
     assert int(counts.max()) < 470
@@ -164,10 +165,10 @@ def test_central_model_distils_the_answers_on_the_unperturbed_images() -> None:
     server = make_server(**{"central-distill-steps": 30, "temperature": 1.0})
     asked, answered = asked_and_answered(server, FunctionClients(answer))
     distill_central(server, 1, asked, answered)
-    assert asked.batch is not None
+    assert asked.generated is not None
     server.central.train()
     with torch.no_grad():
-        answers = server.central(asked.batch.x_NCHW.detach()).argmax(dim=1)
+        answers = server.central(asked.generated.batch.x_NCHW.detach()).argmax(dim=1)
     assert (answers == 3).all()
 
 
@@ -298,12 +299,11 @@ def test_every_estimator_serves_a_round(name: str, differences: str) -> None:
     asked, answered = asked_and_answered(server, clients)
     copies = copies_asked(name, 3, server.settings.queries.differences)
     assert server.num_queries[0] == copies * 16
-    batch = asked.batch
-    assert batch is not None
-    assert asked.of_generated is not None
+    assert asked.generated is not None
+    batch = asked.generated.batch
     objective = make_objective(server, batch)
     logits = torch.from_numpy(answered.generated_logits_BNK)
-    estimate = server.estimator.tell(asked.of_generated, logits, objective)
+    estimate = server.estimator.tell(asked.generated.question, logits, objective)
     x = batch.x_NCHW.detach().requires_grad_()
     terms = objective.terms(x, 1.25 * x.flatten(1) @ weights, objective.central_logits(x))
     (exact,) = torch.autograd.grad(terms["total"], x)

@@ -195,6 +195,8 @@ def test_a_term_does_not_stand_for_a_figure_of_the_run() -> None:
     ("ask", "tell", "message"),
     [
         (lambda q: q.about(q.base / 2), None, "must ask about the very images"),
+        (lambda q: q.about(torch.from_numpy(q.base)), None, r"must return .*: x\.cpu\(\)\.numpy"),
+        (lambda q: None, None, "must return a Question whose images are a NumPy array"),
         (
             lambda q: replace(q, directions=Directions.none(SHAPE, len(q.base))),
             None,

@@ -445,7 +445,7 @@ def test_evaluation_changes_nothing(make_grid: Any, tiny_config: dict[str, Any])
     assert models[0] == models[1]
 
 
-def test_clients_that_never_distil(make_grid: Any, tiny_config: dict[str, Any]) -> None:
+def test_clients_that_never_distill(make_grid: Any, tiny_config: dict[str, Any]) -> None:
     config = {**tiny_config, "client-distill-steps": 0}
     grid = make_grid(config)
     run_server(grid, config)

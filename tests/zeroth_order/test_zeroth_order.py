@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedzge_flwr.black_boxes.partition import TorchBlackBox
+from fedzge_flwr.common.errors import ConfigError
 from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.config.sections import QuerySettings, Settings
 from fedzge_flwr.learning.losses import LossTerms
@@ -266,7 +267,10 @@ def test_the_settings_know_every_registered_name() -> None:
     fields = QuerySettings.model_fields
     for name in ESTIMATORS:
         check_names(from_run_config({"estimator": name}))
-    assert set(get_args(fields["directions"].annotation)) == set(DIRECTIONS)
+    for name in DIRECTIONS:
+        check_names(from_run_config({"directions": name}))
+    with pytest.raises(ConfigError, match="no distribution of directions named 'cube'"):
+        check_names(from_run_config({"directions": "cube"}))
     assert get_args(fields["differences"].annotation) == get_args(Differences)
 
 

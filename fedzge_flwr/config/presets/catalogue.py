@@ -52,3 +52,8 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {error.strerror}; name a file of settings") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not TOML ({error}); mend it") from error
+
+
+def paper_settings() -> dict[str, Any]:
+    """Return the settings of the preset `PAPER`."""
+    return read_settings(preset_file(PAPER))
