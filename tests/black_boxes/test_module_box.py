@@ -196,7 +196,11 @@ def test_own_images_that_do_not_suit_the_model() -> None:
     own = digits(num=4)
     wide = ImageSet(np.zeros((2, 1, 8, 9), np.uint8), np.zeros(2, int))
     for images, classes, message in ((wide, 10, "the model's"), (own, 3, "numbered from 0 to 2")):
+        given = (context_of(), mlp(SHAPE, 10), None, SHAPE, classes, 4)
         with pytest.raises(DataError, match=message):
-            ModuleBlackBox(
-                context_of(), mlp(SHAPE, 10), train_a_little, SHAPE, classes, 4, own=images
-            )
+            ModuleBlackBox(*given, own=images)
+        # Of a function they are looked at when they are needed.
+        later = ModuleBlackBox(*given, own=lambda images=images: images)
+        with pytest.raises(DataError, match=message):
+            later.fit(1)
+        later.close()

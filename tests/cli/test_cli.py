@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from fedzge_flwr import __version__
+from fedzge_flwr.cli import doctor
 from fedzge_flwr.cli import run as run_module
 from fedzge_flwr.cli.given import Given
 from fedzge_flwr.cli.run import Launcher, run_seeds
@@ -265,6 +266,14 @@ def test_doctor_finds_wrong_settings() -> None:
     run = fedzge("doctor", "--run-config", "q=0")
     assert run.returncode == 1
     assert "WRONG settings: run config: 'q' = 0" in run.stdout
+
+
+@pytest.mark.parametrize("key", ["central-model", "local-models", "ensemble", "dataset"])
+def test_doctor_finds_a_part_that_is_not_there(key: str) -> None:
+    settings = doctor.settings_and_data(Given(pairs=(f'{key}="vgg"',)))
+    (finding,) = settings
+    assert (finding.what, finding.state) == ("settings", "wrong")
+    assert "named 'vgg'; known: " in finding.text
 
 
 # What Flower is given of an app

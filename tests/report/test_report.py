@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,17 @@ def test_runs_that_differ_by_seed_alone_are_one_group(runs: list[Path]) -> None:
     assert x == [row.queries_per_client for row in paper.runs[0].rows]
     np.testing.assert_allclose(mean, values.mean(axis=0))
     np.testing.assert_allclose(spread, values.std(axis=0))
+
+
+def test_no_two_groups_have_one_label(runs: list[Path]) -> None:
+    """The recipe says enough, unless runs of one recipe differ in more than their seeds."""
+    first, other = load_run(runs[0]), load_run(runs[1])
+    settings = {**first.config["settings"], "alpha": 0.3}
+    changed = replace(first, config={**first.config, "settings": settings})
+    labels = [item.label for item in group([first, changed, other])]
+    assert len(set(labels)) == 3
+    assert labels[0].startswith("alpha 1.0, ")
+    assert labels[1].startswith("alpha 0.3, ")
 
 
 def test_a_curve_has_only_what_all_have_measured(runs: list[Path]) -> None:
