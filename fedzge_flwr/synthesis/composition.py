@@ -39,7 +39,6 @@ def image_counts(images: ImageSettings, *, past: bool) -> Counts:
     generated, bred = (round(num_images * share / sum(shares)) for share in shares[:2])
     if generated < MIN_TRAINING_IMAGES:
         generated = 0
-    bred = min(bred, num_images - generated)
     procedural = num_images - generated - bred
     if not images.procedural_share:
         # What rounding leaves goes to a source that is not switched off.
