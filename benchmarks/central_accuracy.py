@@ -50,6 +50,7 @@ ROWS: dict[str, dict[str, object]] = {
     "per-image estimates": {"estimator": "per-image"},
     "surrogate not shifted": {"surrogate-shift": 0},
     "no free generator steps": {"generator-steps": 0},
+    "known contrasts": {"ensemble": "known-contrasts"},
     "mean logits": {"ensemble": "mean"},
     "mean probability": {"ensemble": "mean-probability"},
     "confidence": {"ensemble": "confidence"},
@@ -181,14 +182,15 @@ def settings_of(arguments: argparse.Namespace, row: str, alpha: float, seed: int
         "server-threads": 1,
         "client-threads": 1,
         "eval-every": arguments.eval_every,
-        **_overrides(arguments.set),
+        **overrides_of(arguments.set),
         **ROWS[row],
     }
     paper = read_settings(preset_file(PAPER)) if given.get("recipe") == "paper" else {}
     return from_run_config({**paper, **given})
 
 
-def _overrides(pairs: list[str]) -> dict[str, object]:
+def overrides_of(pairs: list[str]) -> dict[str, object]:
+    """Return settings given as KEY=VALUE; a value that is no JSON is text."""
     overrides: dict[str, object] = {}
     for pair in pairs:
         key, _, value = pair.partition("=")

@@ -269,7 +269,7 @@ class QuerySettings(Section):
         description="images that the central model differentiates at once for an estimate: fewer "
         "take less memory and, but for the last bits, give the same",
     )
-    ensemble: str = Field("known-contrasts", description="how clients' answers combine")
+    ensemble: str = Field("robust-contrasts", description="how clients' answers combine")
     answer_temperature: Positive = Field(
         2.0,
         description="divides clients' logits before they are combined for the central model and "

@@ -11,19 +11,24 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from fedzge_flwr.common.arrays import FloatArray
 from fedzge_flwr.common.errors import ConfigError
-
-Float64Array: TypeAlias = npt.NDArray[np.float64]
+from fedzge_flwr.server.contrasts import Float64Array, Table
 
 _SMALLEST = 1e-8
 """Probabilities below it count as it: their logarithm is the ensemble's logit."""
 
-_LEAST_TENDENCY = 1e-4
-"""A class that a client never answers with still has this tendency, so that classes which no client
-knows together can be compared at all."""
+_LEAST_LOGARITHM = -3.0
+"""Of a softened probability that a client answers with: what lies below says little, and a bound on
+it is a bound on what one answer can do."""
+
+_REWEIGHTINGS = 8
+"""Rounds of reweighted least squares; more change hardly anything."""
+
+_LEAST_SCALE = 0.5
+"""Logits that differ by so little agree: where few clients know the same classes, most fit exactly,
+and the median distance says nothing."""
 
 _NEWEST_ROUND = 0.5
 """Weight of a round's answers in the running class tendency: clients change from round to round."""
@@ -213,21 +218,44 @@ def known_contrasts(answers: Answers) -> FloatArray:
     logarithmic opinion pool (Genest & Zidek, 1986) if all clients know all classes alike. Its use
     here is this project's own; measured in `docs/evidence.md`.
     """
-    partitions = sorted(answers.logits)
-    num_images, num_classes = answers.logits[partitions[0]].shape
-    normal_KK = np.zeros((num_classes, num_classes), dtype=np.float64)
-    right_NK = np.zeros((num_images, num_classes), dtype=np.float64)
-    for partition in partitions:
-        known_K = np.maximum(answers.tendencies[partition], _LEAST_TENDENCY)
-        precision_K = answers.weights[partition] * known_K
-        # Its offset eliminated, a client weighs its logits' differences from their weighted mean.
-        share_K = known_K / known_K.sum()
-        normal_KK += np.diag(precision_K) - np.outer(precision_K, share_K)
-        scaled_NK = answers.logits[partition].astype(np.float64) / answers.temperature
-        right_NK += (scaled_NK - (scaled_NK @ share_K)[:, None]) * precision_K
-    # The table leaves a constant for each image open: ones fix the mean over classes at 0.
-    normal_KK += np.trace(normal_KK) / num_classes
-    return np.linalg.solve(normal_KK, right_NK.T).T.astype(np.float32)
+    table = _table(answers, lambda logits_NK: logits_NK / answers.temperature, answers.weights)
+    return table.fitted(np.ones(table.logits_MNK.shape[:2])).astype(np.float32)
+
+
+def robust_contrasts(answers: Answers) -> FloatArray:
+    """Return known contrasts that no single client decides, whatever it answers or claims.
+
+    `known_contrasts` is linear in the answers, so one client can make it anything. Here three
+    things are bounded:
+
+    - what an answer says: log softmax(fₘ(x)/τ) ends at −3;
+    - a client's weight: at most the median of the clients' weights, so that a claimed number of
+      examples buys no more than that;
+    - whom it can outvote: a client counts the less, the further it is from what the others say, in
+      the classes that it knows, on this image and on average over all images combined together,
+
+    uₘ(x) = s² / (s² + dₘ(x)² + mean dₘ²),   dₘ(x)² = min_c Σₖ tₘₖ (fₘₖ(x) − eₖ(x) − c)².
+
+    s is the median of all dₘ(x), but at least ½. These are the weights of Cauchy's distribution,
+    Student's t of one degree of freedom (Lange, Little & Taylor, 1989, "Robust statistical modeling
+    using the t distribution"). The fit is by eight rounds of reweighted least squares from equal
+    weights (Holland & Welsch, 1977, "Robust regression using iteratively reweighted
+    least-squares"). A client pulls with u·d ≤ s/2, and the less, the more it lies. Nobody can
+    contradict a client about what it alone knows. Measured in `docs/evidence.md`.
+    """
+
+    def bounded(logits_NK: Float64Array) -> Float64Array:
+        p_NK = _probabilities(logits_NK, answers.temperature)
+        return np.log(np.maximum(p_NK, np.exp(_LEAST_LOGARITHM)))
+
+    table = _table(answers, bounded, _capped(answers.weights))
+    trust_MN = np.ones(table.logits_MNK.shape[:2])
+    for _ in range(_REWEIGHTINGS):
+        distances_MN = table.distances(table.fitted(trust_MN))
+        scale = max(float(np.median(distances_MN)), _LEAST_SCALE**2)
+        of_client_M1 = distances_MN.mean(axis=1, keepdims=True)
+        trust_MN = scale / (scale + distances_MN + of_client_M1)
+    return table.fitted(trust_MN).astype(np.float32)
 
 
 ENSEMBLES: dict[str, Combination] = {
@@ -238,8 +266,30 @@ ENSEMBLES: dict[str, Combination] = {
     "confidence": confidence,
     "class-tendency": class_tendency,
     "known-contrasts": known_contrasts,
+    "robust-contrasts": robust_contrasts,
 }
 """Ways to combine answers by name, as the setting ``ensemble`` has them."""
+
+
+def _table(
+    answers: Answers,
+    transform: Callable[[Float64Array], Float64Array],
+    weights: Mapping[int, float],
+) -> Table:
+    """Return the table of who has a weight, in order of partition."""
+    partitions = [partition for partition in sorted(answers.logits) if weights[partition] > 0]
+    return Table.of(
+        np.stack([transform(answers.logits[p].astype(np.float64)) for p in partitions]),
+        np.array([weights[p] for p in partitions], dtype=np.float64),
+        np.stack([answers.tendencies[p] for p in partitions]),
+    )
+
+
+def _capped(weights: Mapping[int, float]) -> dict[int, float]:
+    """Return weights of at most their median, the lower one of an even number."""
+    positive = [weight for weight in weights.values() if weight > 0]
+    most = float(np.quantile(positive, 0.5, method="lower"))
+    return {partition: min(weight, most) for partition, weight in weights.items()}
 
 
 def _trimmed(answers: Answers, num_trimmed: Callable[[int], int]) -> FloatArray:

@@ -15,7 +15,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from fedzge_flwr.common.arrays import FloatArray
 from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.learning.losses import BoundObjective
-from fedzge_flwr.server.ensemble import Answers, Combination, Float64Array, check_combined
+from fedzge_flwr.server.contrasts import Float64Array
+from fedzge_flwr.server.ensemble import Answers, Combination, check_combined
 from fedzge_flwr.synthesis.memory import Memory
 from fedzge_flwr.zeroth_order.base import Estimator
 

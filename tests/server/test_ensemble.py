@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -22,6 +23,7 @@ from fedzge_flwr.server.ensemble import (
     mean,
     mean_probability,
     median,
+    robust_contrasts,
     trimmed_mean,
     update_tendencies,
 )
@@ -82,7 +84,10 @@ def test_class_tendency_is_the_bayes_posterior_of_the_client() -> None:
     np.testing.assert_allclose(np.exp(class_tendency(given)), pool, rtol=1e-5)
 
 
-@pytest.mark.parametrize("combine", [mean_probability, class_tendency, confidence, known_contrasts])
+@pytest.mark.parametrize(
+    "combine",
+    [mean_probability, class_tendency, confidence, known_contrasts, robust_contrasts],
+)
 def test_pools_soften_each_answer(combine: Combination) -> None:
     given = answers(first=np.array([0.8, 0.1, 0.1]), second=np.array([0.1, 0.1, 0.8]))
     halved = {partition: logits / 2 for partition, logits in given.logits.items()}
@@ -138,6 +143,123 @@ def test_known_contrasts_hears_only_who_knows_both_classes() -> None:
     assert not np.allclose(contrasts(class_tendency(given)), contrasts(truth), atol=1.0)
 
 
+def bounded(logits: np.ndarray) -> np.ndarray:
+    """Logarithms of probabilities, none below −3, as `robust_contrasts` hears them."""
+    return np.asarray(np.maximum(np.log(softmax(logits.astype("f8"))), -3.0))
+
+
+def five_that_know_all(seed: int, liar: np.ndarray) -> Answers:
+    """Four clients that agree but for noise of 0.1, and a liar, client 2; all know all classes."""
+    rng = np.random.default_rng(seed)
+    truth = rng.normal(size=liar.shape)
+    logits = {m: (truth + 0.1 * rng.normal(size=liar.shape)).astype("f4") for m in (0, 1, 3, 4)}
+    return equals({**logits, 2: liar})
+
+
+def test_robust_contrasts_of_clients_that_agree_are_what_they_say() -> None:
+    """Offsets of their own, tendencies and weights of any kind change nothing."""
+    truth = bounded(random_logits(0)).astype("f4")
+    rng = np.random.default_rng(0)
+    given = Answers(
+        {m: truth + np.float32(5 * m) for m in range(4)},
+        ensemble_weights({0: 7, 1: 10**9, 2: 30, 3: 1}),
+        {m: rng.dirichlet(np.ones(3)) for m in range(4)},
+    )
+    found = contrasts(robust_contrasts(given))
+    np.testing.assert_allclose(found, contrasts(truth), rtol=1e-5, atol=1e-6)
+
+
+def test_robust_contrasts_minimise_their_objective() -> None:
+    """A fixed point is where the gradient of Σ wₘ s² log(s² + dₘ² + mean dₘ²) over images ends.
+
+    Here of a single image, where dₘ² and its mean are one.
+    """
+    rng = np.random.default_rng(3)
+    logits = {m: rng.normal(size=(1, 4)).astype("f4") for m in range(5)}
+    logits[1] += np.array([[3.0, -3.0, 0.0, 0.0]], "f4")
+    tendencies = {m: rng.dirichlet(np.ones(4)) for m in range(5)}
+    weights = dict.fromkeys(range(5), 0.2)
+    found = robust_contrasts(Answers(logits, weights, tendencies))[0].astype("f8")
+    heard = {m: bounded(value)[0] for m, value in logits.items()}
+
+    def distance(e: torch.Tensor, m: int) -> torch.Tensor:
+        rest, share = torch.from_numpy(heard[m]) - e, torch.from_numpy(tendencies[m])
+        return (share * (rest - (share * rest).sum()) ** 2).sum()
+
+    at = torch.from_numpy(found).requires_grad_()
+    distances = torch.stack([distance(at, m) for m in range(5)])
+    scale = max(float(distances.detach().median()), 0.25)
+    (gradient,) = torch.autograd.grad(torch.log(scale + 2 * distances).sum(), at)
+    largest = torch.autograd.grad(sum(distance(at, m) for m in range(5)), at)[0].abs().max()
+    assert gradient.abs().max() < 0.01 * max(float(largest), 1.0)
+
+
+@settings(max_examples=60, deadline=None)
+@drawn(
+    seed=st.integers(0, 2**32 - 1),
+    liar=arrays(np.float32, (6, 3), elements=st.floats(-1e6, 1e6, width=32)),
+)
+def test_one_of_five_cannot_move_robust_contrasts_far(seed: int, liar: np.ndarray) -> None:
+    """Whatever it answers, about what the other four know too."""
+    given = five_that_know_all(seed, liar)
+    honest = {m: value for m, value in given.logits.items() if m != 2}
+    moved = contrasts(robust_contrasts(given)) - contrasts(robust_contrasts(equals(honest)))
+    assert np.abs(moved).max() < 0.5
+
+
+def test_one_of_five_decides_known_contrasts() -> None:
+    """What the test above would say of the ensemble without bounds."""
+    liar = np.tile(np.array([50.0, -50.0, 0.0], "f4"), (6, 1))
+    moved = contrasts(known_contrasts(five_that_know_all(0, liar)))
+    assert moved[:, 1].max() < -10
+
+
+def test_two_of_ten_cannot_move_robust_contrasts_far() -> None:
+    """Two that answer the same, on some images only."""
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(40, 5))
+    logits = {m: (truth + 0.2 * rng.normal(size=truth.shape)).astype("f4") for m in range(10)}
+    wanted = contrasts(robust_contrasts(equals(logits)))
+    for liar in (3, 8):
+        logits[liar][:4] = np.array([50.0, -50.0, 0, 0, 0], "f4")
+    moved = np.abs(contrasts(robust_contrasts(equals(logits))) - wanted)
+    assert moved.max() < 0.5
+    assert moved[4:].max() < 0.1
+
+
+def test_who_alone_knows_a_class_decides_about_it_alone() -> None:
+    """Clients 1 and 2 know classes 0 and 1; client 0 says that it knows 2 too, and lies of it."""
+    truth = np.tile(np.array([[1.0, 0.0, -1.0]], "f4"), (4, 1))
+    lie = truth + np.array([[0.0, 0.0, 90.0]], "f4")
+    both, all_three = np.array([0.5, 0.5, 0.0]), np.full(3, 1 / 3)
+    given = Answers(
+        {0: lie, 1: truth, 2: truth},
+        dict.fromkeys(range(3), 1 / 3),
+        {0: all_three, 1: both, 2: both},
+    )
+    found = contrasts(robust_contrasts(given))
+    assert abs(found[0, 1] - (-1.0)) < 0.2
+    assert found[0, 2] > 0
+
+
+def test_size_of_an_answer_and_claims_buy_nothing_of_robust_contrasts() -> None:
+    """Logits of ±50 and of ±10⁶ are one; so are claims of the median and of 10⁹ examples."""
+    fifty = np.tile(np.array([-50.0, 50.0, 0.0], "f4"), (6, 1))
+    given = five_that_know_all(1, fifty)
+    wanted = robust_contrasts(given)
+    logits = {**given.logits, 2: fifty * np.float32(20_000)}
+    weights = ensemble_weights({0: 9, 1: 9, 2: 10**9, 3: 9, 4: 9})
+    np.testing.assert_allclose(robust_contrasts(replace(given, logits=logits)), wanted, atol=1e-6)
+    np.testing.assert_allclose(robust_contrasts(replace(given, weights=weights)), wanted, atol=1e-6)
+
+
+def test_the_table_is_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = equals({m: random_logits(m, 3.0) for m in range(5)})
+    wanted = robust_contrasts(given)
+    monkeypatch.setattr("fedzge_flwr.server.contrasts._CHUNK", 1)
+    np.testing.assert_allclose(robust_contrasts(given), wanted, rtol=1e-6)
+
+
 def test_clients_that_know_different_classes_are_heard_on_their_own() -> None:
     """Two clients of two classes each, each overconfident on what it never saw."""
     labels = np.array([0, 1, 2, 3])
@@ -170,6 +292,8 @@ def test_every_combination_keeps_an_ensemble_of_one(name: str) -> None:
     logits = random_logits(1, 3.0)
     combined = ENSEMBLES[name](Answers({5: logits}, {5: 1.0}, {5: np.array([0.6, 0.3, 0.1])}))
     assert combined.dtype == np.float32
+    if name == "robust-contrasts":
+        logits = bounded(logits)
     np.testing.assert_allclose(softmax(combined), softmax(logits), rtol=1e-4, atol=1e-6)
 
 
@@ -247,11 +371,11 @@ def test_claimed_examples_and_common_shifts_buy_nothing(combine: Combination) ->
     )
 
 
-@pytest.mark.parametrize("combine", [median, trimmed_mean])
+@pytest.mark.parametrize("combine", [median, trimmed_mean, robust_contrasts])
 def test_who_has_no_examples_is_not_heard_by_robust_combinations(combine: Combination) -> None:
     logits = {m: random_logits(m, 3.0) for m in range(4)}
     some = {m: value for m, value in logits.items() if m != 1}
-    weights = ensemble_weights({0: 5, 1: 0, 2: 7, 3: 9})
+    weights = ensemble_weights({0: 7, 1: 0, 2: 7, 3: 7})
     assert np.array_equal(combine(replace(equals(logits), weights=weights)), combine(equals(some)))
     nobody = ensemble_weights(dict.fromkeys(logits, 0))
     assert np.array_equal(combine(replace(equals(logits), weights=nobody)), combine(equals(logits)))
