@@ -31,19 +31,27 @@ from benchmarks.central_accuracy import overrides_of
 from benchmarks.local_clients import LocalClients
 from fedzge_flwr.common.arrays import FloatArray
 from fedzge_flwr.common.files import atomic_path, atomic_write_text
+from fedzge_flwr.common.randomness import Purpose, torch_stream
 from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.data.loading import load_split
 from fedzge_flwr.data.partition import client_data
+from fedzge_flwr.images.pixels import PIXEL_RANGE
 from fedzge_flwr.learning.numerics import select_device
 from fedzge_flwr.learning.predict import predict
 from fedzge_flwr.learning.tensors import to_numpy, to_tensor
 from fedzge_flwr.query.question import Question
 from fedzge_flwr.server.build import RECIPES, build_central, build_generator, build_server
 from fedzge_flwr.server.clients import ClientAccuracy, ClientAnswer
-from fedzge_flwr.server.ensemble import ENSEMBLES, Answers, ensemble_weights
+from fedzge_flwr.server.ensemble import (
+    ENSEMBLES,
+    Answers,
+    ensemble_weights,
+    update_tendencies,
+)
 from fedzge_flwr.server.phases import run_round
 from fedzge_flwr.server.state import ServerState
+from fedzge_flwr.synthesis.procedural import procedural_images
 
 CLAIM = 10**9
 """Examples that a liar says it has."""
@@ -104,6 +112,9 @@ LIES: dict[str, Callable[[Lie], FloatArray]] = {
 }
 
 
+ABSENT = "absent"
+
+
 class LyingClients(LocalClients):
     """`LocalClients` of which some lie; trained models are kept on disk.
 
@@ -114,7 +125,7 @@ class LyingClients(LocalClients):
     server : ServerState
         What an adaptive liar knows of the server.
     lie : str, optional
-        One of `LIES`; None: nobody lies.
+        One of `LIES`, or `ABSENT`: liars do not answer; None: nobody lies.
     liars : Sequence[int]
         Who does.
     a, b : int
@@ -139,7 +150,8 @@ class LyingClients(LocalClients):
         run, training = settings.run, settings.training
         trained = (run.seed, run.num_clients, settings.data, training, settings.optimizer)
         self._key = hashlib.sha256(repr(trained).encode()).hexdigest()[:16]
-        self._num_examples |= dict.fromkeys(self._liars, CLAIM)
+        if lie not in (None, ABSENT):
+            self._num_examples |= dict.fromkeys(self._liars, CLAIM)
 
     def _train(self, partition: int, round_: int) -> float | None:
         if 0 < self._local_rounds <= self._trained[partition] or self._cache is None:
@@ -162,7 +174,7 @@ class LyingClients(LocalClients):
         """Train each client and return its logits, or its lies."""
         answers = super().ask(round_, partitions, question, to_distill=to_distill)
         told = self._told({p: answer.logits_BK for p, answer in answers.items()}, round_)
-        return {p: ClientAnswer(told[p], answers[p].train_loss) for p in answers}
+        return {p: ClientAnswer(told[p], answers[p].train_loss) for p in told}
 
     def evaluate(
         self, round_: int, partitions: Sequence[int], split: str, num_logits: int
@@ -171,11 +183,13 @@ class LyingClients(LocalClients):
         outcomes = super().evaluate(round_, partitions, split, num_logits)
         told = self._told({p: outcome.logits_MK for p, outcome in outcomes.items()}, round_)
         return {
-            p: ClientAccuracy(outcome.num_examples, outcome.accuracy, told[p])
-            for p, outcome in outcomes.items()
+            p: ClientAccuracy(outcomes[p].num_examples, outcomes[p].accuracy, logits_MK)
+            for p, logits_MK in told.items()
         }
 
     def _told(self, logits: Mapping[int, FloatArray], round_: int) -> dict[int, FloatArray]:
+        if self._lie == ABSENT:
+            return {p: logits_BK for p, logits_BK in logits.items() if p not in self._liars}
         told = dict(logits)
         weights = ensemble_weights({p: self._num_examples[p] for p in logits})
         for liar in self._liars:
@@ -262,18 +276,63 @@ def run_one(
     }
 
 
+def combine_alone(
+    settings: Settings, lie: str | None, num_liars: int, *, alone: bool, cache: Path | None
+) -> dict[str, Any]:
+    """Train clients, combine what they answer on test images, return figures in [0, 1]."""
+    liars, a, b = roles(settings, max(num_liars, 1), alone=alone)
+    test = load_split(settings.data, "test")
+    server = build_server(
+        settings,
+        build_central(settings),
+        build_generator(settings),
+        num_rounds=settings.training.local_rounds,
+        device=select_device("cpu"),
+    )
+    clients = LyingClients(settings, server, lie, liars, a, b, cache)
+    partitions = range(settings.run.num_clients)
+    images = procedural_images(
+        settings.images.synthetic_batch_size,
+        settings.data.spec.image_shape,
+        torch_stream(settings.run.seed, Purpose.PROCEDURAL),
+    )
+    levels_NCHW = to_numpy(PIXEL_RANGE.to_uint8(images))
+    for round_ in range(1, settings.training.local_rounds + 1):
+        clients.train(round_, partitions)
+    question = Question.unperturbed(levels_NCHW)
+    replies = clients.ask(settings.training.local_rounds, partitions, question, to_distill=False)
+    update_tendencies(server.tendencies, {p: reply.logits_BK for p, reply in replies.items()})
+    outcomes = clients.evaluate(settings.training.local_rounds, partitions, "test", 1)
+    logits = {p: outcome.logits_MK for p, outcome in outcomes.items()}
+    found_N = server.combined(
+        logits, ensemble_weights({p: clients.num_examples[p] for p in logits})
+    ).argmax(axis=1)
+    of_a_N = test.labels_N == a
+    return {
+        "who": liars,
+        "a": a,
+        "b": b,
+        "together": float((found_N == test.labels_N).mean()),
+        "a_to_b": float((found_N[of_a_N] == b).mean()),
+        "a_right": float((found_N[of_a_N] == a).mean()),
+    }
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", default="digits")
     parser.add_argument("--data-dir", type=Path, default=Path("~/fedzge-data"))
     parser.add_argument("--ensemble", nargs="+", default=["known-contrasts"], choices=ENSEMBLES)
-    parser.add_argument("--lie", nargs="+", default=["none", *LIES], choices=["none", *LIES])
+    parser.add_argument(
+        "--lie", nargs="+", default=["none", *LIES], choices=["none", ABSENT, *LIES]
+    )
     parser.add_argument("--clients", type=int, nargs="+", default=[5, 10])
     parser.add_argument("--liars", type=int, default=1)
     parser.add_argument("--alone", action="store_true", help="A: a class that few others know")
     parser.add_argument("--alpha", type=float, nargs="+", default=[1.0, 0.1])
     parser.add_argument("--seed", type=int, nargs="+", default=[0])
+    parser.add_argument("--answers-alone", action="store_true", help="train no central model")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="more settings")
     parser.add_argument("--json", type=Path, required=True, help="keep finished runs here")
     parser.add_argument("--cache", type=Path, help="keep trained models here")
@@ -308,6 +367,7 @@ def _kept(
         "clients": num_clients,
         "liars": arguments.liars if lie != "none" else 0,
         "alone": arguments.alone,
+        "answers": arguments.answers_alone,
         "alpha": alpha,
         "seed": seed,
         "ensemble": ensemble,
@@ -332,7 +392,8 @@ def _kept(
     )
     started = time.perf_counter()
     num_liars = arguments.liars if lie != "none" else 0
-    found = run_one(
+    run_settings = combine_alone if arguments.answers_alone else run_one
+    found = run_settings(
         settings,
         None if lie == "none" else lie,
         num_liars,
@@ -360,7 +421,7 @@ def table(runs: list[dict[str, Any]]) -> str:
         "A right | worst honest |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    names = ("dataset", "clients", "alpha", "ensemble", "lie", "liars", "alone", "set")
+    names = ("dataset", "clients", "alpha", "ensemble", "lie", "liars", "alone", "answers", "set")
     groups: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         groups.setdefault(json.dumps([run[name] for name in names]), []).append(run)
@@ -368,7 +429,8 @@ def table(runs: list[dict[str, Any]]) -> str:
         first = members[0]
         cells = [str(first[name]) for name in names[:6]] + [str(len(members))]
         for figure in ("central", "together", "a_to_b", "a_right", "worst"):
-            cells.append(f"{100 * float(np.mean([run[figure] for run in members])):.1f}")
+            known = [run[figure] for run in members if figure in run]
+            cells.append(f"{100 * float(np.mean(known)):.1f}" if known else "–")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
