@@ -296,7 +296,7 @@ def combine_alone(
         settings.data.spec.image_shape,
         torch_stream(settings.run.seed, Purpose.PROCEDURAL),
     )
-    levels_NCHW = to_numpy(PIXEL_RANGE.to_uint8(images))
+    levels_NCHW = PIXEL_RANGE.to_uint8(images).numpy()
     for round_ in range(1, settings.training.local_rounds + 1):
         clients.train(round_, partitions)
     question = Question.unperturbed(levels_NCHW)
