@@ -157,16 +157,17 @@ class LyingClients(LocalClients):
         if 0 < self._local_rounds <= self._trained[partition] or self._cache is None:
             return super()._train(partition, round_)
         path = self._cache / f"{self._key}-{partition}-{round_}.safetensors"
-        if path.exists():
-            self._boxes[partition].load_state({k: v.copy() for k, v in load_file(path).items()})
+        if not path.exists():
+            super()._train(partition, round_)
+            self._cache.mkdir(parents=True, exist_ok=True)
+            state = self._boxes[partition].state()
+            with atomic_path(path, durable=False) as temporary:
+                save_file({k: np.ascontiguousarray(v) for k, v in state.items()}, temporary)
+        else:
             self._trained[partition] += 1
-            return 0.0
-        loss = super()._train(partition, round_)
-        self._cache.mkdir(parents=True, exist_ok=True)
-        state = {k: np.ascontiguousarray(v) for k, v in self._boxes[partition].state().items()}
-        with atomic_path(path, durable=False) as temporary:
-            save_file(state, temporary)
-        return loss
+        # In either case, so that the first run is as the later ones.
+        self._boxes[partition].load_state({k: v.copy() for k, v in load_file(path).items()})
+        return 0.0
 
     def ask(
         self, round_: int, partitions: Sequence[int], question: Question, *, to_distill: bool
@@ -323,7 +324,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", default="digits")
     parser.add_argument("--data-dir", type=Path, default=Path("~/fedzge-data"))
-    parser.add_argument("--ensemble", nargs="+", default=["known-contrasts"], choices=ENSEMBLES)
+    parser.add_argument("--ensemble", nargs="+", default=["robust-contrasts"], choices=ENSEMBLES)
     parser.add_argument(
         "--lie", nargs="+", default=["none", *LIES], choices=["none", ABSENT, *LIES]
     )

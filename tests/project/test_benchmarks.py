@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import central_accuracy, gradient_fidelity
+from benchmarks import central_accuracy, gradient_fidelity, liars
 from benchmarks.costs.memory import memory_rows
 from benchmarks.costs.memory_watch import MemoryWatch
 from benchmarks.costs.parallel_clients import parallel_clients
@@ -71,6 +71,39 @@ def test_gradient_fidelity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     gradient_fidelity.main(arguments)
     assert capsys.readouterr().out == first.out
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
+
+
+def test_liars(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Models that were trained once do as well for the next run; who is absent is not heard."""
+    arguments = [
+        *("--clients", "4", "--alpha", "1", "--cache", str(tmp_path / "cache")),
+        *(
+            "--ensemble",
+            "known-contrasts",
+            "--lie",
+            "none",
+            "absent",
+            "50",
+            "adaptive",
+            "--set",
+            *TINY.partition("--set ")[2].split(),
+        ),
+        *("num-train-images=400", "num-test-images=100", "num-server-rounds=2", "local-rounds=2"),
+    ]
+    runs = []
+    for name in ("first", "second"):
+        kept = tmp_path / f"{name}.json"
+        liars.main([*arguments, "--json", str(kept)])
+        liars.main([*arguments, "--json", str(kept), "--answers-alone"])
+        runs.append([{**run, "seconds": 0} for run in json.loads(kept.read_text())])
+    assert runs[0] == runs[1]
+    assert len(list((tmp_path / "cache").iterdir())) == 4 * 2
+    told = {run["lie"]: run for run in runs[0][4:]}
+    assert told["50"]["a_to_b"] == 1.0
+    assert told["none"]["a_to_b"] < 0.5
+    assert told["absent"]["together"] != told["none"]["together"]
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(table) == 2 * ((2 + 4) + (2 + 8))
 
 
 def test_central_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
