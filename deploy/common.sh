@@ -45,6 +45,11 @@ need_port() {
     fail "'$1' is not a port: give a number from 1 to 65535"
 }
 
+# Runs a server of Flower's in the place of the script, closed to other users.
+guarded() {
+  exec "$(dirname "$(command -v flwr)")/python" -m fedzge_flwr.launch.guarded "$@"
+}
+
 # Flower's processes run in a folder of their own, where a relative path would not follow.
 absolute() {
   case "$1" in

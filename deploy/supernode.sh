@@ -6,7 +6,7 @@
 #   CA           its ca.crt
 #   KEY          the private key of node-key.sh, whose public half has been registered
 #   STATE        a folder for what Flower unpacks here
-#   PORT         a free port of this machine, for the node's own processes (on loopback only)
+#   PORT         a free port of this machine, for the node's own processes: on loopback, for this user
 #   NODE_CONFIG  such as 'partition-id=0 num-partitions=3'
 #   OPTION...    more options of flower-supernode, such as --trusted-entities FILE
 
@@ -33,5 +33,5 @@ export FLWR_HOME="$state/flwr"
 mkdir -p "$state/empty"
 # Python looks for modules in the working directory before it looks into an app.
 cd "$state/empty"
-exec flower-supernode --superlink "$superlink" --root-certificates "$ca" \
+guarded flower-supernode --superlink "$superlink" --root-certificates "$ca" \
   --auth-supernode-private-key "$key" --port "$port" --node-config "$node_config" "$@"

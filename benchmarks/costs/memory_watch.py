@@ -23,7 +23,7 @@ class MemoryWatch(Watch):
     ----------
     peaks : dict[tuple[int, str], int]
         Largest resident bytes of one process, by stage and kind: ``"worker"`` of Ray, ``"server"``
-        (Flower's simulation, in which the ServerApp runs), ``"other"``.
+        (Flower's engine, in which the ServerApp runs), ``"other"``.
     """
 
     def __init__(self, stage: Callable[[], int]) -> None:
@@ -64,4 +64,4 @@ class MemoryWatch(Watch):
 def _kind(command: str) -> str:
     if command.startswith("ray::"):
         return "worker"
-    return "server" if "flwr-simulation" in command else "other"
+    return "server" if "launch/engine.py" in command else "other"

@@ -73,7 +73,7 @@ def run(
         str | None, typer.Option(metavar="'KEY=VALUE …'", help="More for Flower's Ray.")
     ] = None,
 ) -> None:
-    """Run FedZGE through `flwr run`, with a SuperLink, home and ports of its own."""
+    """Run FedZGE in Flower's simulation, or on a SuperLink, home and ports of its own."""
     with _told():
         from fedzge_flwr.cli.run import Launcher, run_seeds
         from fedzge_flwr.launch.simulate import Resources
@@ -168,6 +168,9 @@ def _told() -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
+        # Impatience while Python ends would change the exit code.
+        for sign in STOPPING_SIGNALS:
+            signal.signal(sign, signal.SIG_IGN)
         print("interrupted; all processes that were started have been ended", file=sys.stderr)
         raise typer.Exit(130) from None
 

@@ -9,7 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedzge_flwr.launch.session import CONNECTION, LaunchError, Session, free_ports, session
+import tomli_w
+
+from fedzge_flwr.common.files import atomic_write_text
+from fedzge_flwr.launch.guarded import SIGN
+from fedzge_flwr.launch.session import LaunchError, Session, free_ports, session
+from fedzge_flwr.launch.submission import CONNECTION, submit
 
 _HOST = "127.0.0.1"
 # Starting takes seconds; many nodes on few cores take long.
@@ -46,16 +51,26 @@ def deploy(app: Path, run_config: Mapping[str, Any]) -> Path:
         raise LaunchError(f"{scripts} has no superlink.sh: give the repository with --app")
     with session(run_config, lambda _: {}) as launch:
         port, *node_ports = free_ports(1 + launch.settings.run.num_clients)
-        _start_superlink(launch, scripts, port)
-        _start_supernodes(launch, scripts, port, node_ports)
-        launch.follow(
-            [scripts / "submit.sh", CONNECTION, launch.run_config, "--stream"],
+        start_superlink(launch, scripts, port)
+        start_supernodes(launch, scripts, port, node_ports)
+        settings = launch.home / "run-config.toml"
+        atomic_write_text(settings, tomli_w.dumps(launch.overrides))
+        submit(
+            launch,
+            [scripts / "submit.sh", CONNECTION, settings, "--stream"],
             "waiting for the SuperNodes",
         )
     return launch.folder
 
 
-def _start_superlink(launch: Session, scripts: Path, port: int) -> None:
+def start_superlink(launch: Session, scripts: Path, port: int) -> None:
+    """Make certificates and start a SuperLink, known to Flower's commands as `CONNECTION`.
+
+    Raises
+    ------
+    LaunchError
+        If it does not start, or is open to other users of the machine.
+    """
     certificates = launch.home / "certificates"
     launch.finish("certificates", [scripts / "certificates.sh", certificates, _HOST])
     superlink = launch.start(
@@ -77,7 +92,14 @@ def _start_superlink(launch: Session, scripts: Path, port: int) -> None:
     )
 
 
-def _start_supernodes(launch: Session, scripts: Path, port: int, node_ports: list[int]) -> None:
+def start_supernodes(launch: Session, scripts: Path, port: int, node_ports: list[int]) -> None:
+    """Register as many SuperNodes as there are ports for, and connect them to a port here.
+
+    Raises
+    ------
+    LaunchError
+        If one does not start.
+    """
     keys = launch.home / "keys"
     for partition, node_port in enumerate(node_ports):
         name = f"node-{partition}"
@@ -105,6 +127,8 @@ def _healthy(port: int, trust: ssl.SSLContext) -> bool:
     try:
         address = f"https://{_HOST}:{port}/health"
         with urllib.request.urlopen(address, timeout=2, context=trust) as reply:
+            if SIGN not in reply.headers:
+                raise LaunchError("this Flower's SuperLink cannot be guarded from other users")
             return bool(reply.status == 200)
     except OSError:
         return False

@@ -89,14 +89,19 @@ class ProcessFamily:
         self._seen.update(self._present)
 
     def has_lost(self, names: Collection[str]) -> bool:
-        """Whether one of these names, when last watched, has ended and nobody has asked how."""
+        """Whether of these names one, when last watched, has ended unasked, and none runs.
+
+        Others of the name may be there for what somebody else has submitted: while one of them
+        runs, nobody can tell which has ended.
+        """
+        running = []
         for process in self._present:
             try:
-                if process.name() in names and not _runs(process):
-                    return True
+                if process.name() in names:
+                    running.append(_runs(process))
             except psutil.Error:
                 continue
-        return False
+        return bool(running) and not any(running)
 
     def alive(self) -> list[psutil.Process]:
         """Return the processes of the family that still run."""

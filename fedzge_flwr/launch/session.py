@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-
 from fedzge_flwr.common.errors import FedZGEError
 from fedzge_flwr.common.files import atomic_write_text
 from fedzge_flwr.config.owner import STATE_DIR_VARIABLE
@@ -33,19 +31,12 @@ from fedzge_flwr.observers.naming import free_run_folder, run_to_resume
 STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, ``kill``, and a terminal that is closed."""
 
-CONNECTION = "fedzge"
-"""The name by which Flower's commands know a launch's SuperLink."""
-
 _POLL_S = 0.3
 # Looking through the machine's processes takes longer than reading a run's files, from its clients.
 _WATCH_S = 1.5
 _SHORT_COMMAND_S = 120.0
-
-_SERVERS = ("flwr-simulation", "flwr-serverapp")
-"""Flower's names of the process that runs the ServerApp."""
-
-_LAST_WORDS_S = 5.0
-"""How long after that process Flower may still report; a kill it notices after minutes only."""
+# Of the folder above a home: more, and the names of the sockets that Ray makes below are too long.
+_LONGEST_PLACE = 22
 
 
 class LaunchError(FedZGEError):
@@ -62,8 +53,8 @@ class Session:
         The run's settings.
     folder : Path
         The run folder; the server makes it.
-    run_config : Path
-        A TOML file of the settings that differ from the app's defaults.
+    overrides : Mapping[str, Any]
+        The settings that differ from the app's defaults, for processes that work elsewhere.
     home : Path
         Folder of everything that is not to outlive the launch.
     family : ProcessFamily
@@ -74,7 +65,7 @@ class Session:
 
     settings: Settings
     folder: Path
-    run_config: Path
+    overrides: Mapping[str, Any]
     home: Path
     family: ProcessFamily
     progress: Progress
@@ -130,71 +121,52 @@ class Session:
             time.sleep(_POLL_S)
         raise LaunchError(f"{name} did not start:\n{tail(self.log(name))}")
 
-    def follow(self, command: Sequence[str | Path], otherwise: str) -> None:
-        """Submit the run, show its progress until it ends, and check how it ended.
+    def follow(
+        self,
+        command: Sequence[str | Path],
+        otherwise: str,
+        lost: Callable[[], bool] = lambda: False,
+    ) -> subprocess.Popen[bytes]:
+        """Start the run and show its progress until the process that was started has ended.
 
         Parameters
         ----------
         command : Sequence[str | Path]
-            Submits and stays until the run has ended, as ``flwr run --stream`` does.
+            Stays until the run has ended; its output is the log ``flower``.
         otherwise : str
             What is going on when the run folder does not say.
+        lost : Callable[[], bool]
+            Whether to wait no longer; asked now and then.
 
-        Raises
-        ------
-        LaunchError
-            If the app is refused, or the run fails.
+        Returns
+        -------
+        subprocess.Popen
+            The process; it still runs if the run was ``lost``.
         """
-        before = self._written()
-        flwr = self.start("flower", command)
-        there_until = watched = time.monotonic()
-        while flwr.poll() is None:
+        process = self.start("flower", command)
+        watched = time.monotonic()
+        while process.poll() is None:
             self.progress.poll(otherwise)
             if time.monotonic() - watched > _WATCH_S:
                 self.family.watch()
                 watched = time.monotonic()
-                if not self.family.has_lost(_SERVERS):
-                    there_until = watched
-                elif watched - there_until > _LAST_WORDS_S:
+                if lost():
                     break
             time.sleep(_POLL_S)
-        text = self.log("flower").read_text(encoding="utf-8", errors="replace")
-        submitted = re.search(r"Successfully started run (\d+)", text)
-        if submitted is None:
-            raise LaunchError(f"flwr run refused the app:\n{tail(self.log('flower'))}")
-        if flwr.poll() is not None and self._written() != before and self._says_finished():
-            self.progress.poll("finished")
-            return
-        status = self._status(submitted.group(1))
-        if flwr.poll() is None and not status.startswith("finished"):
-            raise LaunchError("the server's process was killed, or died (out of memory?)")
-        if status != "finished:completed":
-            reason = _failure(text) or f"the run ended as '{status}':\n{tail(self.log('flower'))}"
-            raise LaunchError(reason)
-        self.progress.poll("finished")
+        return process
 
-    def _written(self) -> int:
+    def written(self) -> int:
         """Return when the server last wrote its status, in nanoseconds; 0: never."""
         with suppress(OSError):
             return (self.folder / "config.json").stat().st_mtime_ns
         return 0
 
-    def _says_finished(self) -> bool:
+    def says_finished(self) -> bool:
         """Say whether the server wrote that all went well: the last thing that it does."""
         with suppress(OSError, ValueError, KeyError):
             content = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
             return bool(content["status"] == "finished")
         return False
-
-    def _status(self, run_id: str) -> str:
-        """Ask how a run ended: ``flwr run`` exits with 0 whatever became of it."""
-        listing = self.family.run(
-            [executable("flwr"), "list", CONNECTION, "--run-id", run_id, "--format", "json"],
-            timeout=_SHORT_COMMAND_S,
-        )
-        with suppress(ValueError, KeyError, IndexError):
-            return str(json.loads(listing[listing.index("{") :])["runs"][0]["status"])
-        return f"unknown ({listing.strip()[:200]})"
 
 
 @contextmanager
@@ -220,19 +192,18 @@ def session(
     """
     settings = from_run_config(run_config)
     folder = run_to_resume(settings) if settings.run.resume else free_run_folder(settings)
-    home = Path(tempfile.mkdtemp(prefix="fedzge-"))
+    overrides = {**run_config, **_whole_paths(settings, folder)}
+    home = _make_home()
     own = {**_states(folder), **_common(home), **environment(home)}
     family = ProcessFamily({**os.environ, **own}, home)
     completed = False
     try:
-        overrides = {**run_config, **_whole_paths(settings, folder)}
-        atomic_write_text(home / "run-config.toml", tomli_w.dumps(overrides))
         with Progress(folder, settings.run.num_server_rounds) as progress:
             if settings.run.resume:
                 progress.say(f"resuming {folder}")
             progress.say(_in_short(settings))
             try:
-                yield Session(settings, folder, home / "run-config.toml", home, family, progress)
+                yield Session(settings, folder, overrides, home, family, progress)
             finally:
                 progress.recap()
         completed = True
@@ -248,6 +219,15 @@ def session(
             shutil.rmtree(home, ignore_errors=True)
     if left:
         raise LaunchError(f"these processes could not be ended: {[item.pid for item in left]}")
+
+
+def _make_home() -> Path:
+    """Make a folder that is its owner's alone, where Ray can make its sockets."""
+    chosen = os.environ.get("RAY_TMPDIR")
+    if chosen:
+        Path(chosen).mkdir(parents=True, exist_ok=True)
+    short = len(tempfile.gettempdir()) <= _LONGEST_PLACE
+    return Path(tempfile.mkdtemp(prefix="fedzge-", dir=chosen or (None if short else "/tmp")))
 
 
 def _in_short(settings: Settings) -> str:
@@ -350,9 +330,9 @@ def _tell_how_to_resume(folder: Path) -> None:
         sys.stdout.flush()
 
 
-def _failure(log_text: str) -> str | None:
-    """Return the one line in which the app said why it failed."""
-    found = re.findall(r"fedzge: (.+)", log_text)
+def failure(log: Path) -> str | None:
+    """Return the one line of a log in which the app said why it failed."""
+    found = re.findall(r"fedzge: (.+)", log.read_text(encoding="utf-8", errors="replace"))
     return found[-1].strip() if found else None
 
 

@@ -1,22 +1,35 @@
-"""``flwr run`` in simulation, on a SuperLink, FLWR_HOME and port of its own."""
+"""A run in simulation: Flower's engine and Ray, which no other user of the machine can reach."""
 
 from __future__ import annotations
 
+import json
 import os
-import urllib.request
+import secrets
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-
+from fedzge_flwr.common.errors import ConfigError
 from fedzge_flwr.common.files import atomic_write_text
-from fedzge_flwr.config.sections import Settings
-from fedzge_flwr.launch.session import CONNECTION, Session, executable, free_ports, session
+from fedzge_flwr.launch.session import LaunchError, Session, failure, session, tail
 from fedzge_flwr.launch.staging import stage
 
-_SUPERLINK_START_S = 60.0
+ENGINE = Path(__file__).with_name("engine.py")
+
+_FIRST_RAY_WITH_TOKENS = (2, 52)
+
+_FOR_RAY = {
+    "client-resources-num-cpus": int,
+    "client-resources-num-gpus": float,
+    "init-args-num-cpus": int,
+    "init-args-num-gpus": int,
+    "init-args-logging-level": str,
+    "init-args-log-to-driver": bool,
+}
+"""Those keys of Flower's ``--federation-config`` that a run here may be given, and their types."""
 
 
 @dataclass(frozen=True)
@@ -62,73 +75,96 @@ def simulate(app: Path, run_config: Mapping[str, Any], resources: Resources) -> 
     LaunchError
         If the run failed.
     """
+    for_ray = ray_config(resources)
     with session(run_config, environment) as launch:
-        start_superlink(launch)
-        _submit_and_follow(launch, app, resources)
+        if warning := exposure(version("ray")):
+            launch.progress.say(f"  warning: {warning}")
+        _run(launch, app, for_ray)
     return launch.folder
 
 
 def environment(home: Path) -> dict[str, str]:
-    """Return what a simulation's processes have in their environment beside the usual."""
+    """Return what a simulation's processes have in their environment beside the usual.
+
+    Ray then listens on loopback alone and takes orders from nobody who has not read its token,
+    which is in a file below the home. A cluster that is there already (``RAY_ADDRESS``) is as its
+    owner made it.
+    """
     own = {"RAY_USAGE_STATS_ENABLED": "0"}
-    # Ray's sockets live below its folder, and the length of their names is limited.
-    if "RAY_TMPDIR" not in os.environ and len(str(home)) < 40:
-        own["RAY_TMPDIR"] = str(home)
-    return own
+    if "RAY_ADDRESS" in os.environ:
+        return own
+    token = home / "ray-token"
+    # The home is its owner's alone, and `atomic_write_text` would make the file the umask's.
+    with os.fdopen(os.open(token, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))
+    return {
+        **own,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        # Ray's own folder is everybody's to write, and holds sockets.
+        "RAY_TMPDIR": str(home),
+        # Off, Ray's address is 127.0.0.1, on Linux too.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    }
 
 
-def start_superlink(launch: Session) -> None:
-    """Start a simulation's SuperLink, known to Flower's commands as `CONNECTION`.
+def exposure(ray: str) -> str:
+    """Return the warning that a version of Ray calls for, or nothing."""
+    if tuple(map(int, ray.split(".")[:2])) >= _FIRST_RAY_WITH_TOKENS:
+        return ""
+    return (
+        f"Ray {ray} knows no tokens: while this runs, every user of this machine can run code as "
+        f"you (pip install 'ray>={'.'.join(map(str, _FIRST_RAY_WITH_TOKENS))}')"
+    )
+
+
+def ray_config(resources: Resources) -> dict[str, dict[str, Any]]:
+    """Return what Flower's engine is told about Ray.
 
     Raises
     ------
-    LaunchError
-        If it does not start.
+    ConfigError
+        If a key or its type is not among those that a run may be given.
     """
-    (port,) = free_ports(1)
-    superlink = launch.start(
-        "superlink",
-        [
-            executable("flower-superlink"),
-            *("--insecure", "--simulation", "--disable-runtime-dependency-installation"),
-            *("--host", "127.0.0.1", "--port", str(port)),
-        ],
-    )
-    launch.wait(superlink, "superlink", lambda: _healthy(port), _SUPERLINK_START_S)
-    _write_connection(launch.home, port)
+    from click import ClickException
+    from flwr.common.config import parse_config_args
 
-
-def _healthy(port: int) -> bool:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as reply:
-            return bool(reply.status == 200)
-    except OSError:
-        return False
+        more = dict(parse_config_args([resources.more] if resources.more else []))
+    except (ClickException, ValueError) as error:
+        raise ConfigError(f"--federation-config: {error}") from error
+    found: dict[str, dict[str, Any]] = {
+        "client_resources": {"num_cpus": resources.num_cpus, "num_gpus": float(resources.num_gpus)},
+        "init_args": {"include_dashboard": False},
+    }
+    for key, value in more.items():
+        kind = _FOR_RAY.get(key)
+        if kind is None:
+            raise ConfigError(f"--federation-config: '{key}' is none of {', '.join(_FOR_RAY)}")
+        if type(value) not in ((int, float) if kind is float else (kind,)):
+            raise ConfigError(f"--federation-config: '{key}' = {value!r} is no {kind.__name__}")
+        part = "init_args" if key.startswith("init-args-") else "client_resources"
+        name = key.removeprefix(f"{part.replace('_', '-')}-").replace("-", "_")
+        found[part][name] = value
+    return found
 
 
-def _write_connection(home: Path, port: int) -> None:
-    connection = {"address": f"127.0.0.1:{port}", "insecure": True}
-    content = {"superlink": {"default": CONNECTION, CONNECTION: connection}}
-    (home / "flwr").mkdir(exist_ok=True)
-    atomic_write_text(home / "flwr" / "config.toml", tomli_w.dumps(content))
-
-
-def _submit_and_follow(launch: Session, app: Path, resources: Resources) -> None:
-    federation = federation_config(launch.settings, resources)
-    staged = stage(app.resolve(), launch.home / "app")
-    launch.follow(
-        [
-            *(executable("flwr"), "run", staged, CONNECTION, "--stream"),
-            *("--run-config", launch.run_config, "--federation-config", federation),
-        ],
-        "starting Ray and the clients",
+def _run(launch: Session, app: Path, for_ray: Mapping[str, Any]) -> None:
+    specification = launch.home / "simulation.json"
+    content = {
+        "app": str(stage(app.resolve(), launch.home / "app")),
+        "run-config": launch.overrides,
+        "num-supernodes": launch.settings.run.num_clients,
+        "backend-config": for_ray,
+        "verbose": False,
+    }
+    atomic_write_text(specification, json.dumps(content))
+    engine = launch.follow(
+        [sys.executable, "-P", ENGINE, specification], "starting Ray and the clients"
     )
-
-
-def federation_config(settings: Settings, resources: Resources) -> str:
-    """Return Flower's ``--federation-config`` for a run."""
-    return (
-        f"num-supernodes={settings.run.num_clients} "
-        f"client-resources-num-cpus={resources.num_cpus} "
-        f"client-resources-num-gpus={float(resources.num_gpus)} {resources.more}"
-    )
+    if engine.returncode < 0:
+        raise LaunchError("the server's process was killed, or died (out of memory?)")
+    if engine.returncode != 0:
+        log = launch.log("flower")
+        raise LaunchError(failure(log) or f"the run failed:\n{tail(log)}")
+    launch.progress.poll("finished")

@@ -180,7 +180,8 @@ def test_the_guide_names_scripts_that_are_there_and_all_of_them() -> None:
         re.findall(r"`([\w-]+\.sh)", GUIDE)
     )
     assert named == {path.name for path in SCRIPTS}
-    code = "\n".join(text for _, text in blocks_of("One machine"))
+    sections = [*blocks_of("One machine"), *blocks_of("Several machines")]
+    code = "\n".join(text for _, text in sections)
     assert set(re.findall(r"deploy/([\w-]+\.sh)", code)) == named
 
 

@@ -1,4 +1,4 @@
-"""The real thing: ``flwr run`` on a real SuperLink and real Ray, through the launcher."""
+"""The real thing: the app on Flower's engine and real Ray, through the launcher."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def test_ctrl_c_in_every_phase_and_on_from_there(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["import", "flower-superlink", "flwr-simulation", "raylet"])
+@pytest.mark.parametrize("moment", ["import", "engine.py", "raylet"])
 def test_ctrl_c_before_the_first_round(
     tiny_config: dict[str, Any], start: Any, moment: str
 ) -> None:

@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedzge_flwr.launch.session import CONNECTION, executable, session
-from fedzge_flwr.launch.simulate import environment, start_superlink
+from fedzge_flwr.launch.session import executable, session
+from fedzge_flwr.launch.simulate import environment
+from fedzge_flwr.launch.submission import CONNECTION, submit
 from tests.helpers.paths import ROOT
+from tests.helpers.superlink import start_superlink
 
 EXAMPLES = ROOT / "examples"
 QUICKSTART, MIXED, YOURS = (
@@ -52,7 +54,8 @@ def run_on_ray(folder: Path, num_nodes: int, overrides: str) -> str:
     """Run an example as its README says, by ``flwr run`` on a real SuperLink."""
     with session({}, environment) as launch:
         start_superlink(launch)
-        launch.follow(
+        submit(
+            launch,
             [
                 *(executable("flwr"), "run", folder, CONNECTION, "--stream"),
                 *("--run-config", overrides, "--federation-config", f"num-supernodes={num_nodes}"),
