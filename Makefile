@@ -14,7 +14,7 @@ CLIENT_GPUS ?= 0
 # A run's folder, to go on with it: make run RESUME=runs/NAME
 RESUME ?=
 
-.PHONY: browser test-slow test-faults deploy-demo docs help run install test check lint types clean
+.PHONY: browser proxy test-slow test-faults deploy-demo docs help run install test check lint types clean
 
 help:
 	@echo "make run      install, then run FedZGE on handwritten digits in simulation"
@@ -55,6 +55,14 @@ browser:
 		  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium >/dev/null; } || \
 		echo "no chromium: the tests that need one are skipped"
 
+# What passes nodes to a SuperLink is tested with the proxy itself, likewise.
+proxy:
+	@command -v nginx >/dev/null || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null || \
+		{ echo "installing nginx for the test of deploy/proxy.sh"; \
+		  apt-get update -qq && printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d && chmod +x /usr/sbin/policy-rc.d && \
+		  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends nginx-light >/dev/null; } || \
+		echo "no nginx: the test that needs it is skipped"
+
 # One worker a core, up to four: the tests of a file stay together. In the order of the files: by
 # number of tests, the few that take minutes would come last, and alone.
 test: $(STAMP) browser
@@ -64,7 +72,7 @@ test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
 # More workers than cores: a deployment spends most of its time between two polls.
-test-faults: $(STAMP)
+test-faults: $(STAMP) proxy
 	$(BIN)/python -m pytest -m faults -n 4 --dist loadfile --no-loadscope-reorder --durations=12
 
 # Fails on a link that leads nowhere. The variable turns off an advertisement.

@@ -2,8 +2,8 @@
 # usage: certificates.sh DIR HOST...
 #
 # Makes a certificate authority and the SuperLink's certificate in DIR. HOSTs are the names and IP
-# addresses by which nodes and users reach the SuperLink. Nodes and users get ca.crt, nobody else
-# gets a .key.
+# addresses by which nodes and users reach the SuperLink; localhost is always among them, for
+# proxy.sh. Nodes and users get ca.crt, nobody else gets a .key.
 
 . "$(dirname "$0")/common.sh"
 [ $# -ge 2 ] || usage
@@ -11,7 +11,7 @@ need_command openssl "install OpenSSL"
 directory=$1
 shift
 
-names=
+names=,DNS:localhost
 for host in "$@"; do
   case "$host" in
     *[!A-Za-z0-9.:*-]* | "") fail "'$host' is neither a host name nor an IP address (give no port)" ;;
