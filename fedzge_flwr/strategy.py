@@ -323,10 +323,10 @@ class _Run:
         )
         self._on_phase(round_, "save_checkpoint")
         kept = self._checkpoints.save(checkpoint)
-        self._kept_states[round_] = standings.states
-        # One that this process did not write may need any state.
-        if min(kept) in self._kept_states:
-            standings.make_durable(self._kept_states[min(kept)])
+        states = {**self._kept_states, round_: standings.states}
+        self._kept_states = {at: states[at] for at in kept if at in states}
+        if min(kept) in states:  # One that this process did not write may need any state.
+            standings.make_durable(states[min(kept)])
 
     def _close(self, error: BaseException | None) -> None:
         """Close every observer, and raise what the first of them does, if nothing else ended it."""
