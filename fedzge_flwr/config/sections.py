@@ -113,6 +113,26 @@ class RunSettings(Section):
     node_timeout: Positive = Field(
         300.0, description="seconds to wait for num-clients nodes, and then for their hellos"
     )
+    quorum: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="part of the clients asked whose answers suffice: once they are there, the "
+        "others are waited for grace-period seconds more; 1: all are waited for",
+    )
+    grace_period: NonNegative = Field(
+        60.0, description="seconds to wait for the others once a quorum has answered"
+    )
+    node_ids: Annotated[str, Field(pattern=r"^(\s*\d+:\d+\s*(,\s*\d+:\d+\s*)*)?$")] = Field(
+        "",
+        description="which node may be which client, as partition:node, comma-separated, e.g. "
+        "0:8123,1:9456, with the ids of 'flwr supernode list'; a client that is not named is the "
+        "node that first says so",
+    )
+    node_changes: Literal["refuse", "warn"] = Field(
+        "refuse",
+        description="whether a client whose node is gone may come back as another node. refuse: "
+        "never, right where nodes have keys, since Flower keeps their ids; warn: yes, with a "
+        "warning, for nodes without keys, whose ids change at each start",
+    )
     server_device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
     server_threads: CountOrNone = Field(
         2, description="torch threads of the server; 0: as many as torch has already"
@@ -128,6 +148,29 @@ class RunSettings(Section):
                 f"of 'num-clients' = {self.num_clients} is {self.participants} a round"
             )
         return self
+
+    @model_validator(mode="after")
+    def _one_node_a_client(self) -> RunSettings:
+        pairs = self._node_pairs()
+        partitions, nodes = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        for name, values in (("partition", partitions), ("node", nodes)):
+            if twice := [value for value in values if values.count(value) > 1]:
+                raise ValueError(f"'node-ids' names {name} {twice[0]} twice; name each once")
+        if partitions and max(partitions) >= self.num_clients:
+            raise ValueError(
+                f"'node-ids' names partition {max(partitions)}, but 'num-clients' = "
+                f"{self.num_clients}: the first is 0"
+            )
+        return self
+
+    def _node_pairs(self) -> list[tuple[int, int]]:
+        pairs = [item.split(":") for item in self.node_ids.split(",") if item]
+        return [(int(partition), int(node)) for partition, node in pairs]
+
+    @property
+    def node_of(self) -> dict[int, int]:
+        """The nodes that ``node-ids`` names, by partition."""
+        return dict(self._node_pairs())
 
     @property
     def participants(self) -> int:

@@ -63,7 +63,7 @@ class GridClients:
         self._settings = settings
         self.channel = Channel(grid, settings, timeout, experiment, on_replies)
         self._pending = PendingTargets()
-        self._untrained: set[int] = set()
+        self._trained = _Trained(settings, self.channel)
 
     @property
     def num_examples(self) -> dict[int, int]:
@@ -75,22 +75,34 @@ class GridClients:
         return {
             **self.channel.snapshot(),
             **self._pending.snapshot(),
-            "untrained": sorted(self._untrained),
+            "untrained": sorted(self._trained.never),
         }
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
         """Take up what `snapshot` returned."""
         self.channel.restore(snapshot)
         self._pending.restore(snapshot)
-        self._untrained = set(snapshot["untrained"])
+        self._trained.never = set(snapshot["untrained"])
 
     def ask(
         self, round_: int, partitions: Sequence[int], question: Question, *, to_distill: bool
     ) -> dict[int, ClientAnswer]:
-        """Have clients train on their own data and then answer; who fails at either is absent."""
-        self.channel.refresh()
+        """Have clients train on their own data and then answer; who fails at either is absent.
+
+        Each one that is absent is noted as missing, with the reason.
+        """
+        self.channel.begin_round(round_)
         if self._settings.run.transport == "compact":
-            return self._ask_at_once(round_, partitions, question, to_distill=to_distill)
+            answers = self._ask_at_once(round_, partitions, question, to_distill=to_distill)
+        else:
+            answers = self._ask_in_phases(round_, partitions, question)
+        self.channel.account_for(round_, LogitsRequest.ACTION, partitions, answers)
+        return answers
+
+    def _ask_in_phases(
+        self, round_: int, partitions: Sequence[int], question: Question
+    ) -> dict[int, ClientAnswer]:
+        """Have clients train, and then ask those that have."""
         trained = self.channel.exchange_one(TrainRequest(round=round_), TrainReply, partitions)
         self.channel.standings.note_training(partitions, trained)
         request = LogitsRequest(round=round_, images=question.images_BCHW)
@@ -104,7 +116,7 @@ class GridClients:
         return {
             partition: ClientAnswer(
                 reply.logits,
-                self._train_loss(
+                self._trained.loss(
                     partition, trained[partition].num_examples, trained[partition].loss
                 ),
             )
@@ -147,7 +159,7 @@ class GridClients:
             self._pending.done(partition)
             answers[partition] = ClientAnswer(
                 reply.logits,
-                self._train_loss(partition, reply.num_examples, reply.train_loss),
+                self._trained.loss(partition, reply.num_examples, reply.train_loss),
                 self._distill_loss(round_, partition, reply.distill_loss, reply.distill_problem),
             )
         return answers
@@ -157,26 +169,6 @@ class GridClients:
         if problem:
             self.channel.note_missing(round_, partition, DistillRequest.ACTION, problem)
         return loss or None
-
-    def _train_loss(self, partition: int, num_examples: int, loss: float) -> float | None:
-        """Return the loss, or None if nothing was trained on; the first time, warn of that.
-
-        Where local training ends after some rounds, a client that has images is through with it.
-        """
-        if num_examples:
-            return loss
-        through = self._settings.training.local_rounds > 0
-        if through and self.num_examples[partition] >= MIN_TRAINING_IMAGES:
-            return None
-        if partition not in self._untrained:
-            self._untrained.add(partition)
-            LOGGER.warning(
-                "client %d has not trained (it has %d images): it answers with the model that it "
-                "began with",
-                partition,
-                self.num_examples[partition],
-            )
-        return None
 
     def distill(self, round_: int, partitions: Sequence[int], targets: Targets) -> dict[int, float]:
         """Have clients distill targets; their losses.
@@ -245,3 +237,32 @@ def compact_fields(question: Question, *, to_distill: bool) -> dict[str, Any]:
         "differences": question.differences,
         "to_distill": to_distill,
     }
+
+
+class _Trained:
+    """What clients report of their local training; who never has is warned of once."""
+
+    def __init__(self, settings: Settings, channel: Channel) -> None:
+        self._settings = settings
+        self._channel = channel
+        self.never: set[int] = set()
+
+    def loss(self, partition: int, num_examples: int, loss: float) -> float | None:
+        """Return the loss, or None if nothing was trained on; the first time, warn of that.
+
+        Where local training ends after some rounds, a client that has images is through with it.
+        """
+        if num_examples:
+            return loss
+        images = self._channel.num_examples[partition]
+        if self._settings.training.local_rounds > 0 and images >= MIN_TRAINING_IMAGES:
+            return None
+        if partition not in self.never:
+            self.never.add(partition)
+            LOGGER.warning(
+                "client %d has not trained (it has %d images): it answers with the model that it "
+                "began with",
+                partition,
+                images,
+            )
+        return None

@@ -70,6 +70,8 @@ def send_by_name(
 ) -> dict[int, R]:
     """Send clients a request with targets; the images, to those alone that have not kept them.
 
+    Whoever has been sent the images and says that it needs them breaks the wire's rules.
+
     Parameters
     ----------
     send : Send
@@ -98,7 +100,7 @@ def send_by_name(
             # Under the compact transport images are held as levels.
             levels: Any = item.images if with_images else item.images[:0]
             groups.append((make(item, levels), partitions))
-        got = send(groups, (reply_type, ImagesNeeded))
+        got = send(groups, (reply_type,) if with_images else (reply_type, ImagesNeeded))
         replies |= {p: reply for p, reply in got.items() if isinstance(reply, reply_type)}
         waiting = {p: targets[p] for p, reply in got.items() if isinstance(reply, ImagesNeeded)}
         if not waiting:

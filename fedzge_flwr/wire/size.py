@@ -8,9 +8,11 @@ size counted here is that of all of them, serialised, without HTTP headers, ackn
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
-from flwr.app import Message
+import numpy as np
+from flwr.app import Array, Message
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     no_object_id_recompute,
@@ -52,3 +54,55 @@ def encoded_bytes(messages: Iterable[Message]) -> list[int]:
                     size += record_sizes[id(record)]
             sizes.append(size)
     return sizes
+
+
+_SLACK_BYTES = 2**20
+_ITEM_BYTES = 32
+"""What an entry of a record takes at least, be it empty."""
+
+
+def most_bytes(types: Sequence[type[WireMessage]], dims: Mapping[str, int]) -> int:
+    """Return how many bytes a message of some types may take before it is an attack.
+
+    Twice its arrays, so that a peer with other numbers is told what is wrong with them, and a MiB
+    for all else.
+
+    Parameters
+    ----------
+    types : Sequence[type[WireMessage]]
+        The types that it may have.
+    dims : Mapping[str, int]
+        The dimensions of all their arrays.
+    """
+    largest = 0
+    for cls in types:
+        specs = [item.metadata["wire"] for item in dataclasses.fields(cls)]
+        sizes = [
+            np.dtype(spec.dtype).itemsize * math.prod(dims[dim] for dim in spec.dims)
+            for spec in specs
+            if isinstance(spec, ArraySpec)
+        ]
+        largest = max(largest, sum(sizes))
+    return 2 * largest + _SLACK_BYTES
+
+
+def held_bytes(message: Message) -> int:
+    """Return how many bytes a message holds, roughly and never more; none of them is copied."""
+    size = len(message.metadata.message_type) + len(message.metadata.group_id)
+    if message.has_error():
+        return size + len(message.error.reason or "")
+    for name, record in message.content.items():
+        size += len(name) + _ITEM_BYTES
+        for key, value in record.items():
+            size += len(key) + _ITEM_BYTES + _held(value)
+    return size
+
+
+def _held(value: object) -> int:
+    if isinstance(value, Array):
+        return len(value.data) + len(value.dtype) + len(value.stype) + len(value.shape)
+    if isinstance(value, (str, bytes)):
+        return len(value)
+    if isinstance(value, list):
+        return len(value) + sum(len(item) for item in value if isinstance(item, (str, bytes)))
+    return 0

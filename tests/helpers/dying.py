@@ -42,7 +42,7 @@ def live(config: dict[str, Any], phase: str, shuffle: int) -> None:
 
 def main(file: str) -> None:
     torch.set_num_threads(1)
-    config = json.loads(Path(file).read_text())
+    config = {**json.loads(Path(file).read_text()), "node-changes": "warn"}
     for number, phase in enumerate((*PHASES, "")):
         # What takes longest, importing torch and its like, is done once.
         child = os.fork()

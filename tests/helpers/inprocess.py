@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 from uuid import uuid4
@@ -22,8 +23,9 @@ class InProcessGrid(Grid):
     """Nodes that each run the ClientApp with a context of their own.
 
     Requests and replies pass through Flower's own serialisation; ``tamper`` may replace a reply
-    or, with None, lose it; a request that ``lose`` says is lost reaches nobody. ``shuffle`` is the
-    seed of the order in which replies come in.
+    or, with None, lose it; a request that ``lose`` says is lost reaches nobody. Nobody waits for
+    what is lost. ``slow`` says how many seconds the reply to a request takes, infinite if it never
+    comes. ``shuffle`` is the seed of the order in which replies come in.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class InProcessGrid(Grid):
         node_configs: dict[int, dict[str, Any]] | None = None,
         tamper: Tamper | None = None,
         lose: Callable[[Message], bool] | None = None,
+        slow: Callable[[Message], float] | None = None,
     ) -> None:
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 7, SERVER_NODE, 3
         self.app = app
@@ -44,6 +47,8 @@ class InProcessGrid(Grid):
         self._replies: dict[str, Message] = {}
         self.tamper = tamper
         self.lose = lose
+        self.slow = slow
+        self._ready: dict[str, float] = {}
         self.parameters: dict[str, set[bytes]] = {}
         self._random = random.Random(shuffle) if shuffle is not None else None
         first = 1000 + (shuffle or 0)
@@ -84,11 +89,20 @@ class InProcessGrid(Grid):
             if reply is not None:
                 self._replies[message.metadata.message_id] = reply
                 self.received.append(reply)
+                if self.slow is not None and (seconds := self.slow(message)):
+                    self._ready[message.metadata.message_id] = time.monotonic() + seconds
             ids.append(message.metadata.message_id if reply is not None else "")
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        replies = [self._replies.pop(number) for number in list(self._replies)]
+        now, asked = time.monotonic(), set(message_ids)
+        # What comes too late is there when nobody asks for it any more.
+        there = [
+            number
+            for number in self._replies
+            if number not in self._ready or (number in asked and self._ready[number] <= now)
+        ]
+        replies = [self._replies.pop(number) for number in there]
         if self._random:
             self._random.shuffle(replies)
         return replies

@@ -13,7 +13,7 @@ from tests.helpers.running import folder_of, rows_of, run_server
 
 def resume(make_grid: Any, config: dict[str, Any], **options: Any) -> InProcessGrid:
     """Go on, as a new Flower run: its contexts are empty and its nodes have other ids."""
-    again = {**config, "resume": str(folder_of(config))}
+    again = {**config, "resume": str(folder_of(config)), "node-changes": "warn"}
     grid: InProcessGrid = make_grid(again, shuffle=5, **options)
     run_server(grid, again)
     return grid

@@ -116,9 +116,9 @@ def test_a_run_that_fails_before_round_1_says_so(
 ) -> None:
     grid = make_grid(tiny_config, num_nodes=4)
     with pytest.raises(RosterError):
-        run_server(grid, tiny_config)
+        run_server(grid, {**tiny_config, "node-timeout": 0.6})
     config = json.loads((folder_of(tiny_config) / "config.json").read_text())
-    assert config["status"].startswith("failed: RosterError: node ")
+    assert config["status"].startswith("failed: RosterError: 0 of 4 nodes take part, ")
 
 
 def test_taken_name(folder: Path, tiny_config: dict[str, Any]) -> None:

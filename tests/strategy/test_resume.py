@@ -15,6 +15,7 @@ import fedzge_flwr.server.checkpoints as checkpoints_module
 from fedzge_flwr.common.errors import CheckpointError, RunFolderError
 from fedzge_flwr.observers.run_folder import RunFolder
 from fedzge_flwr.server.checkpoints import Checkpoint, CheckpointFolder
+from fedzge_flwr.strategy import _Run
 from tests.helpers.inprocess import InProcessGrid
 from tests.helpers.resuming import PHASES, client_models, results, resume
 from tests.helpers.running import folder_of, rows_of, run_server
@@ -325,6 +326,22 @@ def test_resume_toml_is_the_run_config_to_go_on_with(
     run_server(make_grid(config), config)
     again = tomllib.loads((folder_of(config) / "resume.toml").read_text())
     assert again["resume"] == str(folder_of(config))
-    grid = make_grid(again, shuffle=3)
+    grid = make_grid(again)
     run_server(grid, again)
     assert len(rows_of(folder_of(config))) == ROUNDS
+
+
+def test_states_are_kept_of_the_checkpoints_that_are_kept(
+    make_grid: Any, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many rounds there are."""
+    kept: list[int] = []
+    whole = _Run._save
+
+    def save(self: _Run, round_: int) -> None:
+        whole(self, round_)
+        kept.append(len(self._kept_states))
+
+    monkeypatch.setattr(_Run, "_save", save)
+    run_server(make_grid(config), {**config, "num-server-rounds": 6})
+    assert kept == [1, 2, 2, 2, 2, 2, 2]
