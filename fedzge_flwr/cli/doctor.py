@@ -21,6 +21,7 @@ from fedzge_flwr.common.errors import FedZGEError
 from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.images.spec import OWN
+from fedzge_flwr.launch.simulate import exposure
 
 State = Literal["ok", "note", "wrong"]
 
@@ -118,6 +119,8 @@ def frameworks() -> Iterator[Finding]:
         found = _version(name)
         if found is None:
             yield Finding(name, "wrong", "not installed", fix)
+        elif name == "ray" and (warning := exposure(found)):
+            yield Finding(name, "note", warning)
         else:
             yield Finding(name, "ok", found)
     for command in ("flwr", "flower-superlink"):
