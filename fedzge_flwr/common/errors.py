@@ -2,9 +2,17 @@
 
 from fedzge_flwr.common.text import printable
 
+_MOST_CHARACTERS = 4000
+
 
 class FedZGEError(Exception):
-    """Base of all errors of this package that a user, a node's owner or a peer can mend."""
+    """Base of all errors of this package that a user, a node's owner or a peer can mend.
+
+    As text it is one line of bounded length, whatever names and texts of others it quotes.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__(), _MOST_CHARACTERS)
 
 
 class ConfigError(FedZGEError, ValueError):

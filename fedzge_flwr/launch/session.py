@@ -21,6 +21,7 @@ from typing import Any
 
 from fedzge_flwr.common.errors import FedZGEError
 from fedzge_flwr.common.files import atomic_write_text
+from fedzge_flwr.common.reading import place
 from fedzge_flwr.config.owner import STATE_DIR_VARIABLE
 from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.config.sections import Settings
@@ -40,7 +41,9 @@ _LONGEST_PLACE = 22
 
 
 class LaunchError(FedZGEError):
-    """The run could not be started, or it failed."""
+    """The run could not be started, or it failed; with the end of a log, so of several lines."""
+
+    __str__ = Exception.__str__
 
 
 @dataclass(frozen=True)
@@ -244,7 +247,7 @@ def _whole_paths(settings: Settings, folder: Path) -> dict[str, str]:
         "output-dir": str(folder.parent),
         "run-name": folder.name,
         "resume": str(folder) if settings.run.resume else "",
-        "data-dir": str(Path(settings.data.data_dir).expanduser().absolute()),
+        "data-dir": str(place(settings.data.data_dir)),
     }
 
 
