@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +19,7 @@ import numpy.typing as npt
 
 from fedzge_flwr.common.errors import DataError
 from fedzge_flwr.common.files import atomic_path
+from fedzge_flwr.common.reading import open_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,6 +27,9 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger("flwr.fedzge")
 
 CACHE_FOLDER = "fedzge-decoded"
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""The formats of Pillow's that are read: none that starts a program, as EPS does, or fetches."""
+
 _NOTICE_S = 5.0
 _CHUNK = 256
 
@@ -33,7 +40,8 @@ def read_image(file: Path, image_shape: tuple[int, int, int]) -> npt.NDArray[np.
     Raises
     ------
     DataError
-        If it is no readable image of 8 bits a channel.
+        If it is no readable image of 8 bits a channel in one of `FORMATS`; within `bombs_refused`
+        also if it has so many pixels that Pillow takes it for made to fill the memory.
     """
     # Takes a while, and most clients have no image files.
     from PIL import Image, ImageOps
@@ -41,7 +49,7 @@ def read_image(file: Path, image_shape: tuple[int, int, int]) -> npt.NDArray[np.
     channels, height, width = image_shape
     size = (width, height)
     try:
-        with Image.open(file) as opened:
+        with open_file(file) as raw, Image.open(raw, formats=FORMATS) as opened:
             upright = ImageOps.exif_transpose(opened)
             deep = upright.mode == "F" or upright.mode.startswith("I")
             shown = upright.convert("L" if channels == 1 else "RGB")
@@ -57,6 +65,20 @@ def read_image(file: Path, image_shape: tuple[int, int, int]) -> npt.NDArray[np.
         # Pillow would clip, not scale, more than 8 bits.
         raise DataError(f"{file}: more than 8 bits a channel; save it with 8")
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+@contextmanager
+def bombs_refused() -> Iterator[None]:
+    """Have `read_image` refuse what Pillow only warns of, and say nothing of other warnings.
+
+    For all threads, of which Python's filters know nothing: entered around them.
+    """
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
 
 
 def first_line(error: Exception) -> str:
@@ -97,6 +119,9 @@ def decode_files(
         return found
     try:
         kept.parent.mkdir(exist_ok=True)
+        if kept.parent.is_symlink():
+            # With the folder of someone else it would lead to wherever they want.
+            raise OSError(errno.ELOOP, "it is a link")
         with atomic_path(kept) as temporary:
             images = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
             _decode(files, images, name)
@@ -112,8 +137,10 @@ def decode_files(
 
 def _mapped(kept: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8] | None:
     try:
+        # What is no regular file is not opened.
+        open_file(kept).close()
         images: npt.NDArray[np.uint8] = np.load(kept, mmap_mode="r")
-    except (OSError, ValueError):
+    except Exception:  # noqa: BLE001 - NumPy raises whatever a damaged header suggests
         return None
     return images if images.shape == shape and images.dtype == np.uint8 else None
 
@@ -124,7 +151,7 @@ def _decode(files: Sequence[Path], images_NCHW: npt.NDArray[np.uint8], name: str
 
     _, channels, height, width = images_NCHW.shape
     notice = time.monotonic() + _NOTICE_S
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with bombs_refused(), ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(files), _CHUNK):
             list(pool.map(read, range(start, min(start + _CHUNK, len(files)))))
             if time.monotonic() > notice:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from fedzge_flwr.common.errors import DataError, MissingDataError
+from fedzge_flwr.common.reading import parse_json, read_file
+from fedzge_flwr.common.text import printable
 from fedzge_flwr.data.decode import decode_files
 from fedzge_flwr.images.image_set import ImageSet, Split
 from fedzge_flwr.images.spec import DATASETS
 
 _TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 _TINY_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
+_MOST_LIST_BYTES = 100_000_000
 
 
 def load_food101(folder: Path, download: bool, split: Split) -> ImageSet:
@@ -31,13 +33,14 @@ def load_food101(folder: Path, download: bool, split: Split) -> ImageSet:
         except (RuntimeError, OSError) as error:
             raise DataError(f"food101: download to {folder} failed ({error})") from error
     try:
-        names: dict[str, list[str]] = json.loads(listed.read_text(encoding="utf-8"))
+        names: dict[str, list[str]] = parse_json(read_file(listed, _MOST_LIST_BYTES))
         classes = sorted(names)
-        files = [base / "images" / f"{name}.jpg" for title in classes for name in names[title]]
+        listing = [f"{name}.jpg" for title in classes for name in names[title]]
     except OSError as error:
         raise _missing("food101", base, "food-101/meta and food-101/images") from error
     except (ValueError, AttributeError, TypeError, IndexError) as error:
         raise DataError(f"{listed}: not Food-101's list of images; fetch it again") from error
+    files = _below(base / "images", listing, listed)
     labels = [number for number, title in enumerate(classes) for _ in names[title]]
     return _image_set("food101", folder, split, files, labels)
 
@@ -65,13 +68,14 @@ def load_tiny_imagenet(folder: Path, download: bool, split: Split) -> ImageSet:
         labels = [numbers[file.relative_to(base / "train").parts[0]] for file in files]
     else:
         try:
-            rows = [line.split("\t") for line in listed.read_text(encoding="utf-8").splitlines()]
-            files = [base / "val" / "images" / row[0] for row in rows]
+            lines = read_file(listed, _MOST_LIST_BYTES).decode("utf-8").splitlines()
+            rows = [line.split("\t") for line in lines]
             labels = [numbers[row[1]] for row in rows]
         except OSError as error:
             raise _missing("tinyimagenet", base, "tiny-imagenet-200") from error
-        except (KeyError, IndexError) as error:
+        except (KeyError, IndexError, ValueError) as error:
             raise DataError(f"{listed}: names no class of {base / 'train'}; fetch both") from error
+        files = _below(base / "val" / "images", [row[0] for row in rows], listed)
     if not files:
         raise _missing("tinyimagenet", base, "tiny-imagenet-200")
     return _image_set("tinyimagenet", folder, split, files, labels)
@@ -82,6 +86,17 @@ def _image_set(
 ) -> ImageSet:
     images = decode_files(files, DATASETS[name].image_shape, f"{name}-{split}", folder)
     return ImageSet(images, np.asarray(labels, dtype=np.int64))
+
+
+def _below(folder: Path, names: list[str], listed: Path) -> list[Path]:
+    """Return the files that a list of others names, each of them once and in the folder."""
+    for name in names:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\0" in name:
+            raise DataError(f"{listed}: names '{printable(name)}', which is not in {folder}")
+    if len(set(names)) < len(names):
+        raise DataError(f"{listed}: names a file twice; fetch it again")
+    return [folder / name for name in names]
 
 
 def _missing(name: str, base: Path, what: str) -> MissingDataError:

@@ -6,29 +6,26 @@ set with ``DATASETS["name"] = DatasetSpec(…)`` and ``LOADERS["name"] = load``.
 
 from __future__ import annotations
 
-import logging
-import pickle
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fedzge_flwr.common.errors import DataError, MissingDataError
 from fedzge_flwr.common.randomness import Purpose, numpy_stream
+from fedzge_flwr.common.reading import place
 from fedzge_flwr.common.registry import lookup
 from fedzge_flwr.config.sections import DataSettings
+from fedzge_flwr.data.cifar import CIFAR10, CIFAR100
+from fedzge_flwr.data.fetching import fetch
 from fedzge_flwr.data.folders import load_food101, load_tiny_imagenet
 from fedzge_flwr.data.idx import find_idx, read_idx
 from fedzge_flwr.data.recall import Arrays, recall
+from fedzge_flwr.data.svhn import load_svhn
 from fedzge_flwr.images.image_set import ImageSet, Loader, Split
 from fedzge_flwr.images.spec import DATASETS, OWN
-
-LOGGER = logging.getLogger("flwr.fedzge")
-
-_UNREADABLE = (OSError, RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError)
 
 
 def load_split(settings: DataSettings, split: Split) -> ImageSet:
@@ -64,7 +61,7 @@ def load_split(settings: DataSettings, split: Split) -> ImageSet:
 # each: a memo of read-only arrays, not state.
 @lru_cache(maxsize=4)
 def _load_all(dataset: str, data_dir: str, download: bool, split: Split) -> ImageSet:
-    folder = Path(data_dir).expanduser().absolute()
+    folder = place(data_dir)
     if dataset == OWN:
         raise DataError(
             "'dataset' = 'own' has no images in common: name those of each node with 'data-path' "
@@ -141,9 +138,8 @@ class _IdxSet:
         raw = folder / self.torchvision_name / "raw"
         paths = self._find([raw, folder], split)
         if paths is None and download:
-            _torchvision_set(
-                self.torchvision_name, folder, split, True, **dict(self.torchvision_options)
-            )
+            train = split == "train"
+            fetch(self.torchvision_name, folder, train=train, **dict(self.torchvision_options))
             paths = self._find([raw], split)
         if paths is None:
             name = f"{self.prefix[split]}-images-idx3-ubyte"
@@ -151,7 +147,9 @@ class _IdxSet:
                 f"no {name}[.gz] with its labels in {raw} or {folder}; put the idx files there, "
                 "name their folder with 'data-dir', or set 'download' = true"
             )
-        images, labels = (read_idx(path) for path in paths)
+        images, labels = (
+            read_idx(path, num_dims) for path, num_dims in zip(paths, (3, 1), strict=True)
+        )
         if len(images) != len(labels):
             raise DataError(
                 f"{paths[0]}: {len(images)} images but {len(labels)} labels in {paths[1].name}; "
@@ -165,74 +163,6 @@ class _IdxSet:
         return (images, labels) if images and labels else None
 
 
-def _torchvision_set(
-    class_name: str, folder: Path, split: Split, download: bool, **options: str
-) -> Any:
-    """Open a data set through torchvision.
-
-    Files that exist but are not the published ones (by checksum) are used, with a warning: one's
-    own data in a data set's format is welcome.
-    """
-    import torchvision.datasets as tv
-
-    base = getattr(tv, class_name)
-    selector: dict[str, Any] = {"split": split} if class_name == "SVHN" else {}
-    if class_name != "SVHN":
-        selector["train"] = split == "train"
-    try:
-        return base(str(folder), download=download, **selector, **options)
-    except (RuntimeError, OSError) as error:
-        if download:
-            raise DataError(f"{class_name}: download to {folder} failed ({error})") from error
-        try:
-            images = _without_checksums(base)(str(folder), download=False, **selector, **options)
-        except _UNREADABLE as missing:
-            raise MissingDataError(
-                f"{class_name}: no data set in torchvision's layout in {folder} ({missing}); put "
-                "it there, name its folder with 'data-dir', or set 'download' = true"
-            ) from error
-        LOGGER.warning(
-            "%s in %s is not the published one (checksums differ); it is used as it is",
-            class_name,
-            folder,
-        )
-        return images
-
-
-def _without_checksums(base: Any) -> Any:
-    """Return torchvision's class with None for each checksum: files then need only exist."""
-    if hasattr(base, "split_list"):
-        lists = {key: [*entry[:2], None] for key, entry in base.split_list.items()}
-        return type(base.__name__, (base,), {"split_list": lists})
-    return type(
-        base.__name__,
-        (base,),
-        {
-            "train_list": [[name, None] for name, _ in base.train_list],
-            "test_list": [[name, None] for name, _ in base.test_list],
-            "meta": {**base.meta, "md5": None},
-        },
-    )
-
-
-def _load_cifar(class_name: str, folder: Path, download: bool, split: Split) -> ImageSet:
-    loaded = _torchvision_set(class_name, folder, split, download)
-    return _image_set(loaded.data.transpose(0, 3, 1, 2), loaded.targets)
-
-
-def _load_cifar10(folder: Path, download: bool, split: Split) -> ImageSet:
-    return _load_cifar("CIFAR10", folder, download, split)
-
-
-def _load_cifar100(folder: Path, download: bool, split: Split) -> ImageSet:
-    return _load_cifar("CIFAR100", folder, download, split)
-
-
-def _load_svhn(folder: Path, download: bool, split: Split) -> ImageSet:
-    loaded = _torchvision_set("SVHN", folder, split, download)
-    return _image_set(loaded.data, loaded.labels)
-
-
 LOADERS: dict[str, Loader] = {
     "digits": _load_digits,
     "mnist": _IdxSet("MNIST", {"train": "train", "test": "t10k"}),
@@ -244,9 +174,9 @@ LOADERS: dict[str, Loader] = {
         label_shift=1,
         torchvision_options=(("split", "letters"),),
     ),
-    "cifar10": _load_cifar10,
-    "cifar100": _load_cifar100,
-    "svhn": _load_svhn,
+    "cifar10": CIFAR10,
+    "cifar100": CIFAR100,
+    "svhn": load_svhn,
     "food101": load_food101,
     "tinyimagenet": load_tiny_imagenet,
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from functools import lru_cache
 from pathlib import Path
 
@@ -10,12 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fedzge_flwr.common.errors import DataError
+from fedzge_flwr.common.reading import most_content, open_file, place, read_file
 from fedzge_flwr.config.sections import DataSettings
-from fedzge_flwr.data.decode import first_line, read_image
+from fedzge_flwr.data.decode import bombs_refused, first_line, read_image
 from fedzge_flwr.data.partition import ClientData, hold_out_some
 from fedzge_flwr.images.image_set import ImageSet
 from fedzge_flwr.images.spec import DatasetSpec
 
+_MOST_CLASSES_BYTES = 10_000_000
 CLASSES_FILE = "classes.txt"
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -76,7 +77,7 @@ def load_own(path: str, spec: DatasetSpec) -> ImageSet:
     DataError
         If there is no such data there, or they do not fit the run; the line names file or folder.
     """
-    where = Path(path).expanduser().absolute()
+    where = place(path)
     if where.is_dir():
         if spec.image_shape[0] not in (1, 3):
             raise DataError(
@@ -105,8 +106,9 @@ def _load_folder(folder: Path, spec: DatasetSpec) -> ImageSet:
     if not files:
         raise DataError(f"{folder}: no images in its subfolders ({', '.join(IMAGE_SUFFIXES)})")
     images_NCHW = np.empty((len(files), *spec.image_shape), dtype=np.uint8)
-    for row, (file, _) in enumerate(files):
-        images_NCHW[row] = read_image(file, spec.image_shape)
+    with bombs_refused():
+        for row, (file, _) in enumerate(files):
+            images_NCHW[row] = read_image(file, spec.image_shape)
     return ImageSet(images_NCHW, np.array([number for _, number in files], dtype=np.int64))
 
 
@@ -138,7 +140,8 @@ def _class_numbers(folder: Path, names: list[str], num_classes: int) -> dict[str
 
 def _read_classes(listed: Path, num_classes: int) -> dict[str, int]:
     try:
-        lines = listed.read_text(encoding="utf-8-sig").rstrip().splitlines()
+        text = read_file(listed, _MOST_CLASSES_BYTES).decode("utf-8-sig")
+        lines = text.rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{listed}: cannot be read ({first_line(error)})") from error
     numbers = {line.strip(): number for number, line in enumerate(lines)}
@@ -152,12 +155,17 @@ def _read_classes(listed: Path, num_classes: int) -> dict[str, int]:
 
 def _load_npz(file: Path, spec: DatasetSpec) -> ImageSet:
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with open_file(file) as opened, np.load(opened, allow_pickle=False) as arrays:
             missing = [name for name in ("images", "labels") if name not in arrays]
             if missing:
                 raise DataError(f"{file}: lacks {' and '.join(missing)}; it has {list(arrays)}")
+            sizes = {entry.filename: entry.file_size for entry in arrays.zip.infolist()}
+            if sizes["images.npy"] + sizes["labels.npy"] > most_content(opened):
+                raise DataError(f"{file}: would hold more than is believed of a file of its size")
             images, labels_N = arrays["images"], arrays["labels"]
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+    except DataError:
+        raise
+    except Exception as error:  # NumPy and zipfile raise whatever a damaged file suggests
         raise DataError(f"{file}: not a readable .npz ({first_line(error)}); save it anew") from (
             error
         )

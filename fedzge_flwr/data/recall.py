@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
+import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.metadata import version
@@ -21,6 +21,7 @@ import numpy.typing as npt
 import platformdirs
 
 from fedzge_flwr.common.files import atomic_path, remove_remains
+from fedzge_flwr.common.reading import open_file
 from fedzge_flwr.common.version import __version__
 
 Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
@@ -53,7 +54,7 @@ def recall(
         found = compute()
         # Nothing but time is lost.
         with suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             _write(path, found)
     return found
 
@@ -66,9 +67,13 @@ def digest_of(array: npt.NDArray[Any]) -> str:
 def _read(path: Path) -> Arrays | None:
     try:
         # Opened here: NumPy leaves the file of a damaged archive open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile):
+        with open_file(path) as file:
+            # A cache folder can be one that others write to as well.
+            if os.fstat(file.fileno()).st_uid not in (os.geteuid(), 0):
+                return None
+            with np.load(file, allow_pickle=False) as arrays:
+                return dict(arrays)
+    except Exception:  # noqa: BLE001 - NumPy raises whatever a damaged file suggests
         return None
 
 

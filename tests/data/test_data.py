@@ -146,11 +146,11 @@ def test_malformed_idx(data: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(data)
     with pytest.raises(DataError, match=message):
-        read_idx(path)
+        read_idx(path, data[3] if data[3:] else 1)
     zipped = tmp_path / "file.gz"
     zipped.write_bytes(b"\x1f\x8b" + data)
     with pytest.raises(DataError, match=r"file\.gz: cannot be read"):
-        read_idx(zipped)
+        read_idx(zipped, 1)
 
 
 @pytest.mark.parametrize(
