@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from html import escape
+from typing import Any, TypeVar
 
+import numpy as np
 import plotly.graph_objects as go
 
+from fedzge_flwr.common.text import printable
 from fedzge_flwr.observers.base import RoundRow
 from fedzge_flwr.report.runs import Group, Reading, Run
 from fedzge_flwr.wire.traffic import total
@@ -15,6 +18,10 @@ from fedzge_flwr.wire.traffic import total
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A7A00")
 _CENTRAL, _ENSEMBLE, _CLIENTS = "#D55E00", "#0072B2", "#7F7F7F"
 _MOST_CLIENT_LINES = 50
+_MOST_ROUNDS = 1000
+_MOST_CHARACTERS = 80
+
+_T = TypeVar("_T")
 
 AXES: Mapping[str, tuple[str, Reading]] = {
     "round": ("round", lambda row: float(row.round)),
@@ -36,13 +43,13 @@ _LINES: tuple[tuple[str, Reading, str], ...] = (
 def accuracy(run: Run, against: str) -> go.Figure:
     """Draw the accuracies of central model, ensemble and clients against one of `AXES`."""
     title, x = AXES[against]
-    figure = go.Figure()
-    partitions = sorted({p for row in run.rows for p in row.client_accuracy})
+    figure, rows = go.Figure(), _shown(run.rows)
+    partitions = sorted({p for row in rows for p in row.client_accuracy})
     for partition in partitions[:_MOST_CLIENT_LINES]:
-        xs, ys = _points(run.rows, x, lambda row, p=partition: row.client_accuracy.get(p))  # type: ignore[misc]
+        xs, ys = _points(rows, x, lambda row, p=partition: row.client_accuracy.get(p))  # type: ignore[misc]
         _line(figure, xs, ys, f"client {partition}", _CLIENTS, 1, opacity=0.35, showlegend=False)
     for name, y, colour in _LINES:
-        xs, ys = _points(run.rows, x, y)
+        xs, ys = _points(rows, x, y)
         if xs:
             _line(figure, xs, ys, name, colour, 3)
     return _finished(figure, title, "accuracy", yaxis_tickformat=".0%")
@@ -54,7 +61,7 @@ def comparison(groups: Sequence[Group], against: str) -> go.Figure:
     figure = go.Figure()
     for number, item in enumerate(groups):
         colour = _COLOURS[number % len(_COLOURS)]
-        xs, ys, spread = item.curve(x, lambda row: row.central_accuracy)
+        xs, ys, spread = map(_shown, item.curve(x, lambda row: row.central_accuracy))
         if len(item.runs) > 1 and xs:
             upper = [y + s for y, s in zip(ys, spread, strict=True)]
             lower = [y - s for y, s in zip(ys, spread, strict=True)]
@@ -70,14 +77,14 @@ def comparison(groups: Sequence[Group], against: str) -> go.Figure:
                 showlegend=False,
             )
         _line(figure, xs, ys, f"{item.label}: central", colour, 3)
-        xs, ys, _ = item.curve(x, lambda row: row.ensemble_accuracy)
+        xs, ys, _ = map(_shown, item.curve(x, lambda row: row.ensemble_accuracy))
         _line(figure, xs, ys, f"{item.label}: ensemble", colour, 1.5, dash="dash")
     return _finished(figure, title, "accuracy", yaxis_tickformat=".0%")
 
 
 def class_balance(run: Run) -> go.Figure | None:
     """Draw which classes the ensemble gave the round's images, as shares."""
-    rows = [row for row in run.rows if sum(row.answer_classes)]
+    rows = _shown([row for row in run.rows if sum(row.answer_classes)])
     if not rows:
         return None
     shares = [[count / sum(row.answer_classes) for count in row.answer_classes] for row in rows]
@@ -97,9 +104,9 @@ def class_balance(run: Run) -> go.Figure | None:
 
 def ledger(run: Run) -> go.Figure:
     """Draw the mean MB of a client by round, up above 0 and down below, by what they are for."""
-    figure = go.Figure()
-    sums = [total(row.client_bytes.values()) for row in run.rows]
-    rounds = [row.round for row in run.rows]
+    figure, rows = go.Figure(), _shown(run.rows)
+    sums = [total(row.client_bytes.values()) for row in rows]
+    rounds = [row.round for row in rows]
     colours: dict[str, str] = {}
     for way, sign in (("down", -1), ("up", 1)):
         for purpose in sorted({name for item in sums for name in getattr(item, way)}):
@@ -108,9 +115,9 @@ def ledger(run: Run) -> go.Figure:
                 x=rounds,
                 y=[
                     sign * getattr(item, way).get(purpose, 0) / 1e6 / max(len(row.client_bytes), 1)
-                    for item, row in zip(sums, run.rows, strict=True)
+                    for item, row in zip(sums, rows, strict=True)
                 ],
-                name=f"{way}: {purpose}",
+                name=_label(f"{way}: {purpose}"),
                 marker={"color": colour, "opacity": 1.0 if way == "up" else 0.65},
             )
     return _finished(figure, "round", "MB a client (down below 0)", barmode="relative")
@@ -118,9 +125,10 @@ def ledger(run: Run) -> go.Figure:
 
 def phases(run: Run) -> go.Figure:
     """Draw the seconds of each round by phase, the longest phases first."""
+    rows = _shown(run.rows)
     names = sorted(
-        {name for row in run.rows for name in row.phase_seconds},
-        key=lambda name: -sum(row.phase_seconds.get(name, 0.0) for row in run.rows),
+        {name for row in rows for name in row.phase_seconds},
+        key=lambda name: -sum(row.phase_seconds.get(name, 0.0) for row in rows),
     )
     shown, others = names[: len(_COLOURS) - 1], names[len(_COLOURS) - 1 :]
     figure = go.Figure()
@@ -130,9 +138,9 @@ def phases(run: Run) -> go.Figure:
         strict=False,
     ):
         figure.add_bar(
-            x=[row.round for row in run.rows],
-            y=[sum(row.phase_seconds.get(name, 0.0) for name in summed) for row in run.rows],
-            name=title,
+            x=[row.round for row in rows],
+            y=[sum(row.phase_seconds.get(name, 0.0) for name in summed) for row in rows],
+            name=_label(title),
             marker_color=colour,
         )
     return _finished(figure, "round", "seconds", barmode="stack")
@@ -159,6 +167,17 @@ def partition(run: Run) -> go.Figure | None:
     )
 
 
+def _shown(values: Sequence[_T]) -> list[_T]:
+    """Return at most so many of what there is by round, evenly chosen: no screen shows more."""
+    at = np.linspace(0, len(values) - 1, min(_MOST_ROUNDS, len(values))).round().astype(int)
+    return [values[number] for number in at]
+
+
+def _label(text: str) -> str:
+    """Return a text as Plotly shows it as it is: in labels it knows some of HTML, links too."""
+    return escape(printable(text, _MOST_CHARACTERS), quote=False)
+
+
 def _points(rows: Sequence[RoundRow], x: Reading, y: Reading) -> tuple[list[float], list[float]]:
     read = [(x(row), y(row)) for row in rows]
     known = [(a, b) for a, b in read if a is not None and b is not None]
@@ -179,7 +198,7 @@ def _line(
     figure.add_scatter(
         x=xs,
         y=ys,
-        name=name,
+        name=_label(name),
         mode="lines+markers" if len(xs) == 1 else "lines",
         line={"color": colour, "width": width, "dash": dash},
         hovertemplate="%{y:.1%}",

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 
-import numpy as np
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from fedzge_flwr.common.errors import RunFolderError
 from fedzge_flwr.common.files import atomic_path
+from fedzge_flwr.common.reading import place
 from fedzge_flwr.common.text import percent_spread
 from fedzge_flwr.report import figures
 from fedzge_flwr.report.runs import ACCURACIES, Group, Run, group, load_run
 
-_MOST_PICTURES = 12
+_MOST_PAGE_CHARACTERS = 64_000_000
 
 
 def write_report(folders: Sequence[Path], output: Path) -> None:
@@ -35,7 +36,7 @@ def write_report(folders: Sequence[Path], output: Path) -> None:
     Raises
     ------
     RunFolderError
-        If one cannot be read, or the page cannot be written.
+        If one cannot be read, or the page would be too large or cannot be written.
     """
     runs = [load_run(folder) for folder in folders]
     if not runs:
@@ -52,9 +53,10 @@ def write_report(folders: Sequence[Path], output: Path) -> None:
             )
     for run in runs:
         content.run(run, unfolded=len(runs) == 1)
+    page = content.page(_title(runs))
     try:
-        with atomic_path(output.expanduser().absolute(), durable=False) as temporary:
-            temporary.write_text(content.page(_title(runs)), encoding="utf-8")
+        with atomic_path(place(output), durable=False) as temporary:
+            temporary.write_text(page, encoding="utf-8")
     except OSError as error:
         raise RunFolderError(
             f"the report cannot be written to {output} ({error.strerror}); name another file"
@@ -110,14 +112,21 @@ class _Content:
         template = (files(__package__) / "page.html").read_text(encoding="utf-8")
         # Within a script element nothing may look like its end.
         data = f"[{','.join(self._figures)}]".replace("</", "<\\/")
-        for mark, text in (
-            ("<!--title-->", escape(title)),
-            ("<!--content-->", "\n".join(self._parts)),
-            ("/*figures*/", data),
-            ("/*plotly*/", get_plotlyjs()),
-        ):
-            template = template.replace(mark, text)
-        return template
+        texts: dict[str, str] = {
+            "<!--title-->": escape(title),
+            "<!--content-->": "\n".join(self._parts),
+            "/*figures*/": data,
+            "/*plotly*/": str(get_plotlyjs()),
+        }
+        # At once: a mark in a text that has been put in is that text's.
+        parts = re.split(f"({'|'.join(map(re.escape, texts))})", template)
+        page = "".join(texts.get(part, part) for part in parts)
+        if len(page) > _MOST_PAGE_CHARACTERS:
+            raise RunFolderError(
+                f"the report would have {len(page) / 1e6:,.0f} MB, a page has "
+                f"{_MOST_PAGE_CHARACTERS / 1e6:,.0f} at most; give fewer runs"
+            )
+        return page
 
 
 def _title(runs: Sequence[Run]) -> str:
@@ -156,12 +165,10 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _pictures(run: Run) -> str:
-    rounds = sorted(run.pictures)
-    chosen = np.linspace(0, len(rounds) - 1, min(_MOST_PICTURES, len(rounds))).round().astype(int)
     items = []
-    for at in dict.fromkeys(chosen.tolist()):
-        data = base64.b64encode(run.pictures[rounds[at]]).decode("ascii")
-        text = f"round {rounds[at]}"
+    for round_, picture in sorted(run.pictures.items()):
+        data = base64.b64encode(picture).decode("ascii")
+        text = f"round {round_}"
         items.append(
             f"<figure><img alt='Generated images of {text}' src='data:image/png;base64,{data}'>"
             f"<figcaption>{text}</figcaption></figure>"

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from fedzge_flwr.common.errors import RunFolderError
+from fedzge_flwr.common.reading import place
 from fedzge_flwr.config.parsing import NUMBERS_DO_NOT_DEPEND_ON
 from fedzge_flwr.observers.base import RoundRow
+from fedzge_flwr.report.reading import read_config, read_pictures, read_rows
 
 _SAME_BUT_FOR = NUMBERS_DO_NOT_DEPEND_ON | {"seed"}
 _MOST_KEYS = 3
@@ -36,11 +38,11 @@ class Run:
     folder : Path
         The folder.
     config : Mapping[str, Any]
-        Its ``config.json``.
+        What its ``config.json`` says, as `fedzge_flwr.report.reading.read_config` returns it.
     rows : Sequence[RoundRow]
         The rounds so far, at least one.
     pictures : Mapping[int, bytes]
-        PNGs of generated images, by round.
+        PNGs of generated images, by round; of many rounds a few.
     """
 
     folder: Path
@@ -66,29 +68,13 @@ def load_run(folder: Path) -> Run:
     Raises
     ------
     RunFolderError
-        If it is no run folder, or has no round yet.
+        If it is no run folder, has no round yet, or holds what a run does not write.
     """
-    folder = folder.expanduser().absolute()
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        lines = (folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-        # Of a run that goes on the last line may be half there.
-        rows = [RoundRow.from_json(json.loads(line)) for line in lines if line.endswith("\n")]
-        _ = config["settings"], config["status"]
-    except FileNotFoundError as error:
-        raise RunFolderError(
-            f"{folder} is not the folder of a run with rounds: it has no "
-            f"{Path(error.filename).name}"
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunFolderError(f"{folder} cannot be read as a run ({error})") from error
+    folder = place(folder)
+    config, rows = read_config(folder), read_rows(folder)
     if not rows:
         raise RunFolderError(f"{folder} has no finished round yet; come back after the first")
-    pictures = {
-        int(path.stem.removeprefix("round-")): path.read_bytes()
-        for path in sorted((folder / "generated").glob("round-*.png"))
-    }
-    return Run(folder, config, rows, pictures)
+    return Run(folder, config, rows, read_pictures(folder))
 
 
 @dataclass(frozen=True)
