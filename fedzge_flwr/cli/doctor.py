@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,7 +18,8 @@ import psutil
 from rich.console import Console
 
 from fedzge_flwr.cli.given import Given
-from fedzge_flwr.common.errors import FedZGEError
+from fedzge_flwr.common.errors import FedZGEError, MissingDataError
+from fedzge_flwr.common.reading import place
 from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.images.spec import OWN
@@ -196,11 +198,12 @@ def settings_and_data(given: Given) -> Iterator[Finding]:
     try:
         settings = from_run_config(given.run_config())
         _check_parts(settings)
+        output = place(settings.run.output_dir)
     except FedZGEError as error:
         yield Finding("settings", "wrong", str(error))
         return
     yield from _data(settings)
-    yield from _output(Path(settings.run.output_dir).expanduser().absolute())
+    yield from _output(output)
 
 
 def _check_parts(settings: Settings) -> None:
@@ -225,7 +228,7 @@ def _data(settings: Settings) -> Iterator[Finding]:
         counts = [len(load_split(looked, split)) for split in ("train", "test")]
         partition_indices(looked, settings.run.num_clients, settings.run.seed)
     except FedZGEError as error:
-        if data.download:
+        if data.download and isinstance(error, MissingDataError):
             yield Finding("data", "note", f"{data.dataset} is not there; the run will fetch it")
         else:
             yield Finding("data", "wrong", str(error))
@@ -240,12 +243,13 @@ def _data(settings: Settings) -> Iterator[Finding]:
 
 def _output(folder: Path) -> Iterator[Finding]:
     """Write where the run will; what is made for it is removed again."""
-    above = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    made = next((p for p in reversed((folder, *folder.parents)) if not p.exists()), None)
+    made: list[Path] = []
     try:
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"x")
+        gigabytes = shutil.disk_usage(folder).free / 1e9
     except OSError as error:
         yield Finding(
             "output",
@@ -255,9 +259,10 @@ def _output(folder: Path) -> Iterator[Finding]:
         )
         return
     finally:
-        if made is not None:
-            shutil.rmtree(made, ignore_errors=True)
-    gigabytes = shutil.disk_usage(above).free / 1e9
+        # What someone else has put there in the meantime is theirs.
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
     if gigabytes < _LEAST_FREE_GB:
         yield Finding(
             "output", "wrong", f"{folder}: {gigabytes:.1f} GB free", "make room, or name another"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedzge_flwr.common.errors import ConfigError
+from fedzge_flwr.common.reading import place
 from fedzge_flwr.config.presets.catalogue import preset_file, read_settings
 
 
@@ -45,13 +46,13 @@ class Given:
         if self.preset is not None:
             config |= read_settings(preset_file(self.preset))
         if self.resume is not None:
-            folder = self.resume.expanduser().absolute()
+            folder = place(self.resume)
             if not (folder / "resume.toml").is_file():
                 raise ConfigError(f"{folder}: not the folder of a run, it has no resume.toml")
-            config |= {**read_settings(folder / "resume.toml"), "resume": str(folder)}
+            config |= {**read_settings(folder / "resume.toml", links=False), "resume": str(folder)}
         config |= _parsed(self.pairs)
         if self.output_dir is not None:
-            config.setdefault("output-dir", str(self.output_dir.expanduser().absolute()))
+            config.setdefault("output-dir", str(place(self.output_dir)))
         return config
 
 

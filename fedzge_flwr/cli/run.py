@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import tomllib
@@ -13,11 +12,14 @@ from typing import Any
 
 from fedzge_flwr.cli.given import Given
 from fedzge_flwr.common.errors import ConfigError, RunFolderError
+from fedzge_flwr.common.reading import parse_json, place, read_within
 from fedzge_flwr.common.text import percent, percent_spread
 from fedzge_flwr.config.parsing import NUMBERS_DO_NOT_DEPEND_ON, from_run_config
 from fedzge_flwr.launch.deployment import deploy
 from fedzge_flwr.launch.simulate import Resources, simulate
 from fedzge_flwr.report.runs import ACCURACIES, Run, load_run
+
+_MOST_CONFIG_BYTES = 16_000_000
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def run_seeds(seeds: str, given: Given, launch: Launcher) -> None:
     common = given.run_config()
     settings = from_run_config(common)
     name = settings.run.run_name or f"{settings.data.dataset}-{settings.run.recipe}"
-    parent = Path(settings.run.output_dir).expanduser().absolute()
+    parent = place(settings.run.output_dir)
     folders = {}
     for seed in dict.fromkeys(numbers):
         folder = parent / f"{name}-s{seed}"
@@ -102,9 +104,9 @@ def _is_finished(folder: Path, config: Mapping[str, Any]) -> bool:
     if not folder.exists():
         return False
     try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        found = parse_json(read_within(folder, "config.json", _MOST_CONFIG_BYTES))
         status, kept = str(found["status"]), dict(found["settings"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, LookupError, TypeError):
         raise RunFolderError(f"{folder} exists and is not the folder of a run; remove it") from None
     wanted = from_run_config(config).to_run_config()
     for key in sorted(wanted.keys() - NUMBERS_DO_NOT_DEPEND_ON):

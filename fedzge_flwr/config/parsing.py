@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pydantic import ValidationError
 
 from fedzge_flwr.common.errors import ConfigError
+from fedzge_flwr.common.text import printable
 from fedzge_flwr.config.presets.catalogue import paper_settings
 from fedzge_flwr.config.sections import (
     DataSettings,
@@ -27,6 +28,8 @@ from fedzge_flwr.config.sections import (
     kebab,
 )
 from fedzge_flwr.images.spec import OWN
+
+_MOST_CHARACTERS = 100
 
 _SUCCESSORS = {
     "wire": '\'transport\' = "compact" or "dense" (dense: an exchange for each phase)',
@@ -113,7 +116,7 @@ def _unknown(key: str, known: Sequence[str]) -> str:
         return f"'{key}' is no longer a setting: give {_SUCCESSORS[key]}"
     close = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean '{close[0]}'? " if close else ""
-    return f"unknown key '{key}': {hint}known: {', '.join(known)}"
+    return f"unknown key '{printable(key, _MOST_CHARACTERS)}': {hint}known: {', '.join(known)}"
 
 
 def make_settings(
@@ -168,7 +171,7 @@ def one_line(error: ValidationError) -> str:
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if not problem["loc"]:
         return message
-    shown = repr(problem["input"])
+    shown = printable(repr(problem["input"]), _MOST_CHARACTERS)
     return f"'{problem['loc'][0]}' = {shown}: {message[0].lower()}{message[1:]}"
 
 

@@ -9,6 +9,7 @@ registries are, and not here; the two recipes alone are known. The paper's value
 from __future__ import annotations
 
 import math
+import unicodedata
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -28,6 +29,12 @@ def _not_one(number: int) -> int:
     return number
 
 
+def _place(path: str) -> str:
+    if any(unicodedata.category(character) == "Cc" for character in path):
+        raise ValueError("give a path without control characters")
+    return path
+
+
 MIN_TRAINING_IMAGES = 2
 """Batch norm has no variance to normalise by in a batch of one."""
 
@@ -37,6 +44,8 @@ Count = Annotated[int, Field(ge=1)]
 CountOrNone = Annotated[int, Field(ge=0)]
 # Batch norm has no variance in a batch of one.
 NoneOrTwo = Annotated[int, Field(ge=0), AfterValidator(_not_one)]
+PlaceOrNone = Annotated[str, Field(max_length=4096), AfterValidator(_place)]
+Place = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_place)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 
 
@@ -62,7 +71,7 @@ class RunSettings(Section):
         "fail", description="what to do with a round in which fewer than min-clients answer"
     )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of everything random")
-    output_dir: Annotated[str, Field(min_length=1)] = Field(
+    output_dir: Place = Field(
         "~/fedzge-runs", description="folder in which each run makes a folder of its own"
     )
     run_name: Annotated[str, Field(pattern=r"^[\w.-]*$")] = Field(
@@ -71,7 +80,7 @@ class RunSettings(Section):
     checkpoint_every: CountOrNone = Field(
         1, description="rounds between two checkpoints of the server's state; 0: none are made"
     )
-    resume: str = Field(
+    resume: PlaceOrNone = Field(
         "", description="folder of a run that was stopped: go on from its newest checkpoint"
     )
     tensorboard: bool = Field(
@@ -190,7 +199,7 @@ class DataSettings(Section):
         Field("", description=f"channels, height and width of the images of '{OWN}', e.g. 3,48,64")
     )
     num_classes: CountOrNone = Field(0, description=f"classes of '{OWN}'")
-    data_dir: Annotated[str, Field(min_length=1)] = Field(
+    data_dir: Place = Field(
         "~/fedzge-data", description="folder of the data set's files (digits needs none)"
     )
     download: bool = Field(False, description="fetch missing files (through torchvision)")

@@ -6,7 +6,6 @@ It needs the extra: ``pip install 'fedzge-flwr[onnx]'``.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import warnings
 from importlib.util import find_spec
@@ -14,13 +13,17 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import nn
 
 from fedzge_flwr.common.errors import ConfigError, FedZGEError, RunFolderError
 from fedzge_flwr.common.files import atomic_path
+from fedzge_flwr.common.reading import parse_json, read_within
 from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.learning.models.catalogue import rebuild_model
+
+_MOST_CONFIG_BYTES = 16_000_000
+_MOST_MODEL_BYTES = 8_000_000_000
 
 
 def export_onnx(model: nn.Module, path: str | Path, image_shape: tuple[int, int, int]) -> None:
@@ -79,9 +82,10 @@ def load_central(run: Path) -> tuple[nn.Module, tuple[int, int, int]]:
         settings name: a strategy may be given any.
     """
     try:
-        settings = from_run_config(json.loads((run / "config.json").read_text())["settings"])
-        state = load_file(run / "central.safetensors")
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        content = parse_json(read_within(run, "config.json", _MOST_CONFIG_BYTES))
+        settings = from_run_config(content["settings"])
+        state = load(read_within(run, "central.safetensors", _MOST_MODEL_BYTES))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
         raise RunFolderError(f"{run} is not the folder of a finished run ({error})") from error
     spec = settings.data.spec
     name = settings.distillation.central_model

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from fedzge_flwr.common.errors import RunFolderError
+from fedzge_flwr.common.reading import place
 from fedzge_flwr.config.sections import Settings
 
 WARNINGS_FILE = "warnings.log"
@@ -32,7 +33,7 @@ def free_run_folder(settings: Settings) -> Path:
         If ``run-name`` is taken.
     """
     # A relative path is relative to whoever serves the run, so the user is told it in full.
-    parent = Path(settings.run.output_dir).expanduser().absolute()
+    parent = place(settings.run.output_dir)
     name = settings.run.run_name
     if name:
         if os.path.lexists(parent / name):
@@ -56,7 +57,7 @@ def run_to_resume(settings: Settings) -> Path:
     RunFolderError
         If there is no such run.
     """
-    path = Path(settings.run.resume).expanduser().absolute()
+    path = place(settings.run.resume)
     if not (path / "config.json").is_file():
         raise RunFolderError(f"'resume' = '{path}' is not the folder of a run; name one")
     return path

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from fedzge_flwr.common.errors import ConfigError
+from fedzge_flwr.common.reading import read_file, read_within
 
 PAPER = "paper"
 """The preset of the published round, which the other presets repeat and add to."""
 
+_MOST_BYTES = 1_000_000
 _FOLDER = Path(__file__).parent
 
 
@@ -38,19 +40,32 @@ def preset_file(preset: str) -> Path:
     raise ConfigError(f"preset '{preset}': no preset and no file has that name; {hint}")
 
 
-def read_settings(path: Path) -> dict[str, Any]:
+def read_settings(path: Path, *, links: bool = True) -> dict[str, Any]:
     """Return the settings that a TOML file holds, unchecked.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    links : bool
+        Whether it may be a link; one within a folder of others may lead anywhere.
 
     Raises
     ------
     ConfigError
-        If it cannot be read, or is not TOML.
+        If it cannot be read, has more than 1 MB, or is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        if links:
+            data = read_file(path, _MOST_BYTES)
+        else:
+            data = read_within(path.parent, path.name, _MOST_BYTES)
+        return tomllib.loads(data.decode("utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; name a file of settings") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply; settings are a line each") from None
+    except ValueError as error:
         raise ConfigError(f"{path}: not TOML ({error}); mend it") from error
 
 
