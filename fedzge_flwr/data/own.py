@@ -169,6 +169,8 @@ def _load_npz(file: Path, spec: DatasetSpec) -> ImageSet:
         raise DataError(f"{file}: not a readable .npz ({first_line(error)}); save it anew") from (
             error
         )
+    if not isinstance(images, np.ndarray) or not isinstance(labels_N, np.ndarray):
+        raise DataError(f"{file}: 'images' and 'labels' are no arrays; save it anew")
     if images.dtype != np.uint8:
         raise DataError(f"{file}: 'images' is {images.dtype}; save uint8, 0 black to 255")
     if labels_N.dtype.kind not in "iu" or labels_N.ndim != 1:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -160,10 +160,15 @@ def _rows() -> TypeAdapter[RoundRow]:
 
 def _row(line: bytes, after: int) -> RoundRow:
     parsed = parse_json(line, _MOST_NUMBER)
-    if not isinstance(parsed, Mapping):
+    if not isinstance(parsed, dict):
         raise ValueError("it is no row of a run")
-    # What it makes of the JSON has the types that the file gave.
-    row = _rows().validate_python(asdict(RoundRow.from_json(parsed)))
+    # Infinite losses are null: see `RoundRow.to_json`.
+    losses = parsed.get("loss")
+    if isinstance(losses, dict):
+        parsed["loss"] = {
+            name: math.nan if value is None else value for name, value in losses.items()
+        }
+    row = _rows().validate_python(parsed)
     if row.round <= after:
         raise ValueError(f"round {row.round} comes after round {after}")
     return row

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -174,3 +175,23 @@ def test_the_number_of_classes_per_client_counts() -> None:
     first = partition_indices(from_run_config(config).data, 5, 11)
     other = partition_indices(from_run_config({**config, "classes-per-client": 4}).data, 5, 11)
     assert any(one.tolist() != two.tolist() for one, two in zip(first, other, strict=True))
+
+
+def test_what_others_have_put_into_the_cache_is_not_read(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute = Counted()
+    recall("x", compute, library="numpy", seed=1)
+    (kept,) = cache.iterdir()
+    uid = os.geteuid()
+    # Its owner is then somebody else, who is not root either.
+    monkeypatch.setattr(os, "geteuid", lambda: uid + 1)
+    kept.chmod(0o644)
+    if uid == 0:
+        os.chown(kept, 12345, -1)
+    assert_same(recall("x", compute, library="numpy", seed=1))
+    assert compute.times == 2
+    kept.unlink(missing_ok=True)
+    os.mkfifo(kept)
+    assert_same(recall("x", compute, library="numpy", seed=1))
+    assert compute.times == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -176,6 +177,63 @@ def test_texts_of_others_are_only_text(runs: list[Path], tmp_path: Path) -> None
     assert "<img src=x" not in text
     assert "<script>alert" not in text
     assert text.count("</script>") == 2
+
+
+def test_pictures_are_drawn_anew_from_their_pixels(runs: list[Path], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(runs[0], folder)
+    path = folder / "generated" / "round-000002.png"
+    before = path.read_bytes()
+    path.write_bytes(before + b"hidden behind it")
+    found = load_run(folder).pictures[2]
+    assert b"hidden" not in found
+    with Image.open(io.BytesIO(found)) as drawn, Image.open(io.BytesIO(before)) as original:
+        assert drawn.format == "PNG"
+        assert (np.asarray(drawn) == np.asarray(original)).all()
+
+
+def test_marks_of_the_page_in_texts_are_texts(runs: list[Path], tmp_path: Path) -> None:
+    """One of them stood for all of Plotly, as often as it was written."""
+    folder = tmp_path / "run"
+    shutil.copytree(runs[0], folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["clients"]["0"] = "/*plotly*/ /*figures*/ <!--content-->" * 3
+    (folder / "config.json").write_text(json.dumps(config))
+    write_report([folder], tmp_path / "report.html")
+    write_report(runs[:1], tmp_path / "other.html")
+    sizes = [(tmp_path / name).stat().st_size for name in ("report.html", "other.html")]
+    assert abs(sizes[0] - sizes[1]) < 1000
+
+
+def test_names_of_others_are_no_links_in_figures(runs: list[Path]) -> None:
+    run = load_run(runs[0])
+    named = [
+        replace(row, phase_seconds={"<a href='http://x'>y</a>\n" + "z" * 500: 1.0})
+        for row in run.rows
+    ]
+    (bar, _) = figures.phases(replace(run, rows=named)).data
+    assert bar.name.startswith("&lt;a href='http://x'&gt;y&lt;/a&gt;\\nzzz")
+    assert len(bar.name) < 120
+
+
+def test_of_many_rounds_a_thousand_are_drawn(runs: list[Path]) -> None:
+    run = load_run(runs[0])
+    many = [replace(run.rows[0], round=number) for number in range(1, 5001)]
+    drawn = figures.accuracy(replace(run, rows=many), "round").data[-1]
+    assert len(drawn.x) == 1000
+    assert (drawn.x[0], drawn.x[-1]) == (1, 5000)
+    assert len(set(drawn.x)) == 1000
+
+
+def test_of_many_pictures_twelve_are_shown(runs: list[Path], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(runs[0], folder)
+    picture = (folder / "generated" / "round-000001.png").read_bytes()
+    for number in range(1, 101):
+        (folder / "generated" / f"round-{number:06d}.png").write_bytes(picture)
+    shown = sorted(load_run(folder).pictures)
+    assert len(shown) == 12
+    assert (shown[0], shown[-1]) == (1, 100)
 
 
 @pytest.mark.parametrize(
