@@ -17,7 +17,7 @@ from tests.helpers.hostile.process import MOST_SECONDS, all_cases
 from tests.helpers.paths import ROOT
 
 _MOST_PAGE_MB = 15
-_MOST_MORE_MB = 700
+_MOST_MORE_MB = 800
 
 
 def open_all(folder: Path, step: int) -> list[dict[str, Any]]:
