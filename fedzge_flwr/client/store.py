@@ -29,7 +29,7 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from fedzge_flwr.black_boxes.contract import State
 from fedzge_flwr.common.arrays import ByteArray
 from fedzge_flwr.common.errors import RefusedError, StateError
-from fedzge_flwr.common.files import atomic_path, atomic_write_text, remove_remains
+from fedzge_flwr.common.files import atomic_path, atomic_write_text, make_folder, remove_remains
 from fedzge_flwr.wire.codec import from_array, to_array
 
 LOGGER = logging.getLogger("flwr.fedzge")
@@ -187,7 +187,7 @@ class FolderStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         with self._explained():
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(folder, mode=0o700)
 
     def load(self, name: str) -> Kept:
         """Return the state of a name; without it the newest one that is whole."""
@@ -214,8 +214,9 @@ class FolderStore:
         with self._explained():
             with atomic_path(path) as temporary:
                 save_file(arrays, temporary, metadata=progress)
-            # The same content, which is on disk by now.
-            with atomic_path(self._folder / "client.safetensors", durable=False) as temporary:
+            # The same content. Its new name is on disk, too, before the server hears of the state:
+            # else a loss of power might leave the owner the model before it, for good.
+            with atomic_path(self._folder / "client.safetensors") as temporary:
                 temporary.unlink()
                 try:
                     os.link(path, temporary)
