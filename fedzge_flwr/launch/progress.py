@@ -106,7 +106,10 @@ class Progress:
         rows = self._read("rounds.jsonl", self._offset)
         self._offset += len(rows)
         for line in rows.splitlines():
-            self._show_row(json.loads(line))
+            try:
+                self._show_row(json.loads(line))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                self.say("  a row of rounds.jsonl is damaged and is not shown")
         phase = self._current_phase()
         if phase is None:
             self.now(otherwise)
@@ -142,13 +145,14 @@ class Progress:
         """Return what is going on, and the details that change while it does."""
         try:
             progress = json.loads((self._folder / "progress.json").read_text(encoding="utf-8"))
-        except OSError:
+            phase, round_ = str(progress["phase"]).replace("_", " "), int(progress["round"])
+            details = [self._costs, self._time_left(round_)]
+            if "asked" in progress:
+                details.insert(0, f"{progress['answered']} of {progress['asked']} clients")
+        except (OSError, ValueError, KeyError, TypeError):
+            # It is of this moment and not synced: after a loss of power it may be anything.
             return None
-        phase = str(progress["phase"]).replace("_", " ")
-        details = [self._costs, self._time_left(int(progress["round"]))]
-        if "asked" in progress:
-            details.insert(0, f"{progress['answered']} of {progress['asked']} clients")
-        text = f"round {progress['round']}/{self._num_rounds}: {phase}"
+        text = f"round {round_}/{self._num_rounds}: {phase}"
         return text, "".join(f", {detail}" for detail in details if detail)
 
     def _time_left(self, round_: int) -> str:

@@ -144,6 +144,20 @@ def test_rows_are_shown_once_and_whole(tmp_path: Path, capsys: pytest.CaptureFix
     assert "skipped: too few" in text
 
 
+@pytest.mark.parametrize("damage", ["not JSON", "[1]", '{"round": 1}', "\0\0"])
+def test_what_is_damaged_is_not_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    row = json.dumps(make_row(2).to_json())
+    (tmp_path / "rounds.jsonl").write_text(f"{damage}\n{row}\n")
+    (tmp_path / "progress.json").write_text(damage)
+    with Progress(tmp_path, 3) as progress:
+        progress.poll("starting")
+    text = capsys.readouterr().out
+    assert text.count("a row of rounds.jsonl is damaged and is not shown") == 1
+    assert "2/3" in text
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
