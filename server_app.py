@@ -9,11 +9,9 @@ from fedzge_flwr.common.errors import FedZGEError
 from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.data.evaluation import TestSetEvaluation, check_partition
 from fedzge_flwr.observers.base import Observer
-from fedzge_flwr.observers.naming import run_to_resume
 from fedzge_flwr.observers.run_folder import RunFolder
 from fedzge_flwr.observers.tensorboard import TensorBoard
 from fedzge_flwr.server.build import build_central, check_models, check_names
-from fedzge_flwr.server.checkpoints import CheckpointFolder
 from fedzge_flwr.strategy import FedZGE
 
 LOGGER = logging.getLogger("flwr.fedzge")
@@ -33,22 +31,18 @@ def main(grid: Grid, context: Context) -> None:
             evaluation = TestSetEvaluation(settings)
         class_counts = check_partition(settings)
         central = build_central(settings)
-        checkpoint = None
-        if settings.run.resume:
-            checkpoint = CheckpointFolder(run_to_resume(settings) / "checkpoints").newest()
-            checkpoint.check_settings(settings)
-        folder = RunFolder(settings, checkpoint.round if checkpoint else None, class_counts)
+        folder = RunFolder(settings, class_counts=class_counts)
         LOGGER.info("run folder: %s", folder.path)
         observers: list[Observer] = [folder]
         if settings.run.tensorboard:
-            observers.append(TensorBoard(folder.path / "tensorboard"))
+            observers.append(TensorBoard(folder.path / "tensorboard", folder.resumed_from))
         strategy = FedZGE(
             settings,
             central,
             test_set=evaluation,
             observers=observers,
-            checkpoints=CheckpointFolder(folder.path / "checkpoints"),
-            resume_from=checkpoint,
+            checkpoints=folder.checkpoints,
+            resume_from=folder.resumed_from,
         )
         strategy.start(
             grid,

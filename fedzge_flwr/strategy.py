@@ -6,8 +6,9 @@ import copy
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol, TypeAlias
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -234,6 +235,7 @@ class _Run:
         )
         self._result = Result()
         self._warned: set[int] = set()
+        self._rows: deque[RoundRow] = deque(maxlen=_rows_kept(settings))
         self._skipped = 0
         self._kept_states: dict[int, dict[int, str]] = {}
 
@@ -290,9 +292,8 @@ class _Run:
         self._clients.restore(checkpoint.clients)
         self._skipped = checkpoint.strategy["skipped"]
         self._warned = set(checkpoint.strategy["warned"])
-        for name, by_round in checkpoint.strategy["metrics"].items():
-            records = {round_: MetricRecord(values) for round_, values in by_round.items()}
-            getattr(self._result, name).update(records)
+        _restore_metrics(self._result, checkpoint.strategy["metrics"])
+        self._rows.extend(RoundRow.from_json(row) for row in checkpoint.rows)
         LOGGER.info("resumed after round %d of %d", checkpoint.round, num_rounds)
         return checkpoint.round
 
@@ -305,10 +306,6 @@ class _Run:
             return
         if round_ % every and round_ != self._server.num_rounds:
             return
-        metrics = {
-            name: {at: dict(record) for at, record in getattr(self._result, name).items()}
-            for name in _METRICS
-        }
         checkpoint = Checkpoint(
             round_,
             self._settings.to_run_config(),
@@ -318,8 +315,9 @@ class _Run:
                 "num_rounds": self._server.num_rounds,
                 "skipped": self._skipped,
                 "warned": sorted(self._warned),
-                "metrics": metrics,
+                "metrics": _metrics(self._result),
             },
+            [row.to_json() for row in self._rows],
         )
         self._on_phase(round_, "save_checkpoint")
         kept = self._checkpoints.save(checkpoint)
@@ -377,6 +375,7 @@ class _Run:
             seconds=time.perf_counter() - started,
         )
         _add_to_result(self._result, row, central)
+        self._rows.append(row)
         LOGGER.info(row.to_line(server.num_rounds))
         for observer in self._observers:
             observer.on_round(server, current, row)
@@ -404,11 +403,35 @@ class _Run:
             observer.on_replies(answered, asked)
 
 
+def _rows_kept(settings: Settings) -> int:
+    """Return how many of the newest rows a checkpoint has: a number that no round raises.
+
+    Those since the checkpoint before the last: a run folder syncs each row, so only a disk that
+    says that it has written what it has not may lose more.
+    """
+    return max(2 * settings.run.checkpoint_every, 16)
+
+
 _METRICS = (
     "train_metrics_clientapp",
     "evaluate_metrics_clientapp",
     "evaluate_metrics_serverapp",
 )
+
+
+def _metrics(result: Result) -> dict[str, dict[int, dict[str, object]]]:
+    return {
+        name: {round_: dict(record) for round_, record in getattr(result, name).items()}
+        for name in _METRICS
+    }
+
+
+def _restore_metrics(
+    result: Result, metrics: Mapping[str, Mapping[int, Mapping[str, Any]]]
+) -> None:
+    for name, by_round in metrics.items():
+        records = {round_: MetricRecord({**values}) for round_, values in by_round.items()}
+        getattr(result, name).update(records)
 
 
 def evaluate_central(

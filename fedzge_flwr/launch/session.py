@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedzge_flwr.common.errors import FedZGEError
+from fedzge_flwr.common.errors import FedZGEError, RunFolderError
 from fedzge_flwr.common.files import atomic_write_text
 from fedzge_flwr.common.reading import place
 from fedzge_flwr.config.owner import STATE_DIR_VARIABLE
@@ -27,6 +27,7 @@ from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.launch.processes import ProcessFamily
 from fedzge_flwr.launch.progress import Progress
+from fedzge_flwr.observers.lock import FolderLock
 from fedzge_flwr.observers.naming import free_run_folder, run_to_resume
 
 STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -190,11 +191,13 @@ def session(
     ConfigError
         If a setting is of a wrong type or out of range; nothing has been started then. What names
         of parts there are, the app knows.
+    RunFolderError
+        If there is no run to resume, another process writes it, or the name is taken.
     LaunchError
         If a process cannot be ended.
     """
     settings = from_run_config(run_config)
-    folder = run_to_resume(settings) if settings.run.resume else free_run_folder(settings)
+    folder = _run_folder(settings)
     overrides = {**run_config, **_whole_paths(settings, folder)}
     home = _make_home()
     own = {**_states(folder), **_common(home), **environment(home)}
@@ -216,9 +219,7 @@ def session(
             if completed:
                 _tidy(own, folder)
             else:
-                _mark_interrupted(folder)
-                _keep_log(home, folder)
-                _tell_how_to_resume(folder)
+                _leave_unfinished(home, folder)
             shutil.rmtree(home, ignore_errors=True)
     if left:
         raise LaunchError(f"these processes could not be ended: {[item.pid for item in left]}")
@@ -231,6 +232,24 @@ def _make_home() -> Path:
         Path(chosen).mkdir(parents=True, exist_ok=True)
     short = len(tempfile.gettempdir()) <= _LONGEST_PLACE
     return Path(tempfile.mkdtemp(prefix="fedzge-", dir=chosen or (None if short else "/tmp")))
+
+
+def _run_folder(settings: Settings) -> Path:
+    if not settings.run.resume:
+        return free_run_folder(settings)
+    folder = run_to_resume(settings)
+    # The server will hold it; but nothing needs to be started for one that is held already.
+    FolderLock(folder).release()
+    return folder
+
+
+def _leave_unfinished(home: Path, folder: Path) -> None:
+    """See to the run folder of a run that did not end well."""
+    # What another process writes by now is not this launch's, and stays as it is.
+    with suppress(RunFolderError), FolderLock(folder):
+        _mark_interrupted(folder)
+        _keep_log(home, folder)
+        _tell_how_to_resume(folder)
 
 
 def _in_short(settings: Settings) -> str:

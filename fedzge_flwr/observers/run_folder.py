@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import logging
 import platform
 import time
 from collections.abc import Iterator, Mapping
@@ -15,42 +14,32 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import tomli_w
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from fedzge_flwr.common.errors import RunFolderError
-from fedzge_flwr.common.files import atomic_path, atomic_write_text
+from fedzge_flwr.common.files import (
+    atomic_path,
+    atomic_write_text,
+    make_folder,
+    remove_remains,
+)
 from fedzge_flwr.common.version import __version__
 from fedzge_flwr.config.sections import Settings
-from fedzge_flwr.images.pixels import PIXEL_RANGE
 from fedzge_flwr.learning.tensors import state_arrays
 from fedzge_flwr.observers.base import RoundRow
+from fedzge_flwr.observers.generated import GeneratedPictures
+from fedzge_flwr.observers.lock import FolderLock
 from fedzge_flwr.observers.naming import WARNINGS_FILE, free_run_folder, run_to_resume
-from fedzge_flwr.server.round import RoundState, SyntheticBatch
+from fedzge_flwr.observers.rows import AccuracyTable, RowsFile
+from fedzge_flwr.observers.warnings_file import WarningsFile
+from fedzge_flwr.server.checkpoints import Checkpoint, CheckpointFolder
+from fedzge_flwr.server.round import RoundState
 from fedzge_flwr.server.state import ServerState
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
-
-_LOGGER = logging.getLogger("flwr.fedzge")
-_GRID_IMAGES_PER_CLASS = 10
-_GRID_CLASSES = 20
-_STRIP_CLASSES = 10
-
-
-class _WarningsFile(logging.Handler):
-    """Appends each warning to a file as a line; what cannot be written is in the log anyway."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(logging.WARNING)
-        self._path = path
-        self.addFilter(lambda record: record.levelno == logging.WARNING)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        with suppress(OSError), self._path.open("a", encoding="utf-8") as file:
-            file.write(" ".join(record.getMessage().split()) + "\n")
 
 
 class RunFolder:
@@ -59,54 +48,75 @@ class RunFolder:
     ``config.json`` (settings, versions, seed, clients, status), ``resume.toml`` (the run config
     that goes on from its newest checkpoint), ``rounds.jsonl`` (a row a round),
     ``progress.json`` (round, phase and replies right now), ``warnings.log``, ``accuracy.csv``,
-    and at the end ``central.safetensors``, ``generator.safetensors``, ``accuracy.png``,
-    ``bytes.png`` and ``synthetic.png``. ``generated/`` has a picture a round: one generated image
-    of each class.
+    ``checkpoints/``, and at the end ``central.safetensors``, ``generator.safetensors``,
+    ``accuracy.png``, ``bytes.png`` and ``synthetic.png``. ``generated/`` has a picture a round: one
+    generated image of each class.
+
+    One process at a time holds the folder, until the run's end. A run that goes on in a folder
+    (``resume``) does so from its newest checkpoint; what the folder has of later rounds is dropped.
 
     Parameters
     ----------
     settings : Settings
         The run's settings; ``output-dir`` and ``run-name`` say where, or ``resume`` does.
-    resumed_after : int, optional
-        With ``resume``: the round that the run goes on after. What the folder has of later rounds
-        is dropped.
     class_counts : ndarray of int, optional
         Images by client and class (clients, K), where that is known, as in a simulation.
 
     Raises
     ------
     RunFolderError
-        If the folder cannot be made, the name is taken, or there is nothing to resume.
+        If the folder cannot be made, the name is taken, there is no such run to resume, another
+        process holds it, or a row is damaged that no checkpoint has.
+    CheckpointError
+        If there is no checkpoint to go on from, or it is of other settings.
+
+    Attributes
+    ----------
+    path : Path
+        The folder.
+    checkpoints : CheckpointFolder
+        Its checkpoints, for the strategy to write.
+    resumed_from : Checkpoint, optional
+        With ``resume``: what the run goes on from.
     """
 
     def __init__(
         self,
         settings: Settings,
-        resumed_after: int | None = None,
+        *,
         class_counts: npt.NDArray[np.int64] | None = None,
     ) -> None:
         self._settings = settings
         self._class_counts = class_counts
-        self._rows: list[RoundRow] = []
-        self._samples: tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]] | None = None
         self._clients: dict[int, str] = {}
         self._started = time.time()
         self._resumed: list[int] = []
         self._progress: dict[str, Any] = {}
         self._num_rounds = settings.run.num_server_rounds
-        if resumed_after is None:
-            self.path = _make_folder(settings)
-        else:
-            self.path = run_to_resume(settings)
-            self._go_on_after(resumed_after)
-        self._write_config(status="starting")
-        self._warnings = _WarningsFile(self.path / WARNINGS_FILE)
-        _LOGGER.addHandler(self._warnings)
+        self._begun = False
+        resumes = bool(settings.run.resume)
+        self.path = run_to_resume(settings) if resumes else _make_folder(settings)
+        self._lock = FolderLock(self.path)
+        self._pictures = GeneratedPictures(self.path / "generated")
+        self._warnings = WarningsFile(self.path / WARNINGS_FILE)
+        self._rows = RowsFile(self.path / "rounds.jsonl")
+        self._accuracy = AccuracyTable(self.path / "accuracy.csv", settings.run.num_clients)
+        self.checkpoints = CheckpointFolder(self.path / "checkpoints")
+        self.resumed_from: Checkpoint | None = None
+        try:
+            if resumes:
+                self.resumed_from = self._take_up()
+            self._write_config(status="starting")
+            self._warnings.open()
+        except BaseException:
+            self._let_go()
+            raise
 
     # -- Observer -----------------------------------------------------------------------------
 
     def on_start(self, server: ServerState, clients: Mapping[int, str]) -> None:
         """Write the clients and the device into ``config.json``."""
+        self._begun = True
         self._clients = dict(clients)
         self._num_rounds = server.num_rounds
         self._write_config(status="running")
@@ -124,66 +134,58 @@ class RunFolder:
             self._write_progress()
 
     def on_round(self, server: ServerState, current: RoundState, row: RoundRow) -> None:
-        """Append to ``rounds.jsonl`` and rewrite ``accuracy.csv``."""
-        self._rows.append(row)
+        """Append to ``rounds.jsonl`` and ``accuracy.csv``; the row is then on disk."""
         with self._explained():
             if current.asked is not None and current.asked.generated is not None:
-                self._samples = _labelled_samples(current.asked.generated.batch)
-                self._draw_strip(row.round)
-            with (self.path / "rounds.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row.to_json(), allow_nan=False) + "\n")
-            with atomic_path(self.path / "accuracy.csv") as temporary:
-                self.accuracies().to_csv(temporary)
+                self._pictures.draw(row.round, current.asked.generated.batch)
+            self._rows.append(row)
+            self._accuracy.append(row)
 
     def on_end(self, server: ServerState, error: BaseException | None) -> None:
         """Write models and pictures, also of a run that an error ended."""
-        _LOGGER.removeHandler(self._warnings)
         status = "finished" if error is None else f"failed: {type(error).__name__}: {error}"
         try:
             with self._explained():
-                self._save_model("central", server.central)
-                self._save_model("generator", server.generator)
-                self._draw()
+                # A run that ends before has models without a round's work: none to keep, least of
+                # all in the place of those of the run that it was to go on with.
+                if self._begun:
+                    self._accuracy.write(self._rows.read())
+                    self._save_model("central", server.central)
+                    self._save_model("generator", server.generator)
+                    self._draw()
                 (self.path / "progress.json").unlink(missing_ok=True)
         except RunFolderError as failure:
             if error is None:
                 status = f"failed: {type(failure).__name__}: {failure}"
             raise
         finally:
-            self._write_config(status=status)
+            try:
+                self._write_config(status=status)
+            finally:
+                self._let_go()
 
-    def _go_on_after(self, round_: int) -> None:
-        """Drop the rows of later rounds, which will be done again."""
+    def _take_up(self) -> Checkpoint:
+        """Bring all files to where the newest checkpoint is, once nothing speaks against it."""
+        checkpoint = self.checkpoints.newest()
+        checkpoint.check_settings(self._settings)
         with self._explained():
-            path = self.path / "rounds.jsonl"
-            lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-            # Of a row that was being written when the run was stopped there may be a half.
-            lines = lines[:round_]
-            self._rows = [RoundRow.from_json(json.loads(line)) for line in lines]
-            atomic_write_text(path, "".join(f"{line}\n" for line in lines))
-            with suppress(FileNotFoundError, ValueError, KeyError):
-                before = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
-                self._resumed = [*before["resumed_after"], round_]
+            self._rows.recover(checkpoint.round, checkpoint.rows)
+            self._accuracy.write(self._rows.read())
+            (self.path / "progress.json").unlink(missing_ok=True)
+            self._pictures.drop_after(checkpoint.round)
+            remove_remains(self.path)
+        self._resumed = [*_resumed_before(self.path / "config.json"), checkpoint.round]
+        return checkpoint
+
+    def _let_go(self) -> None:
+        self._warnings.close()
+        self._lock.release()
 
     # -- files --------------------------------------------------------------------------------
 
     def accuracies(self) -> pd.DataFrame:
         """Return accuracies in [0, 1], a row a round; columns "central", "client-0" and so on."""
-        import pandas as pd
-
-        table = {
-            row.round: {
-                "central": row.central_accuracy,
-                **{
-                    f"client-{partition}": value for partition, value in row.client_accuracy.items()
-                },
-            }
-            for row in self._rows
-        }
-        columns = ["central", *(f"client-{p}" for p in range(self._settings.run.num_clients))]
-        frame = pd.DataFrame.from_dict(table, orient="index", columns=columns, dtype=float)
-        frame.index.name = "round"
-        return frame
+        return self._accuracy.frame(self._rows.read())
 
     def _write_progress(self) -> None:
         with self._explained():
@@ -214,29 +216,17 @@ class RunFolder:
         with atomic_path(self.path / f"{name}.safetensors") as temporary:
             save_file(state_arrays(model), temporary)
 
-    def _draw_strip(self, round_: int) -> None:
-        """Draw the first image of each class, side by side."""
-        if self._samples is None:
-            return
-        images, labels = self._samples
-        _, firsts = np.unique(labels, return_index=True)
-        strip = np.concatenate(images[firsts[:_STRIP_CLASSES]].transpose(0, 2, 3, 1), axis=1)
-        folder = self.path / "generated"
-        folder.mkdir(exist_ok=True)
-        with atomic_path(folder / f"round-{round_:06d}.png", durable=False) as temporary:
-            Image.fromarray(strip.squeeze(-1) if strip.shape[-1] == 1 else strip).save(temporary)
-
     def _draw(self) -> None:
         from fedzge_flwr.observers.pictures import draw_accuracy, draw_bytes, draw_synthetic
 
-        if self._rows:
+        if rows := self._rows.read():
             with atomic_path(self.path / "accuracy.png") as temporary:
-                draw_accuracy(self._rows, temporary)
+                draw_accuracy(rows, temporary)
             with atomic_path(self.path / "bytes.png") as temporary:
-                draw_bytes(self._rows, temporary)
-        if self._samples is not None:
+                draw_bytes(rows, temporary)
+        if (samples := self._pictures.samples) is not None:
             with atomic_path(self.path / "synthetic.png") as temporary:
-                draw_synthetic(*self._samples, temporary)
+                draw_synthetic(*samples, temporary)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -255,7 +245,7 @@ class RunFolder:
 def _make_folder(settings: Settings) -> Path:
     folder = free_run_folder(settings)
     try:
-        folder.mkdir(parents=True)
+        make_folder(folder, exist_ok=False)
     except FileExistsError:
         if not folder.parent.is_dir():
             raise RunFolderError(
@@ -271,19 +261,12 @@ def _make_folder(settings: Settings) -> Path:
     return folder
 
 
-def _labelled_samples(
-    batch: SyntheticBatch,
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """Return the first few images of each of the first classes, and their labels."""
-    labels = batch.y_N.cpu().numpy()
-    chosen = np.concatenate(
-        [
-            np.flatnonzero(labels == label)[:_GRID_IMAGES_PER_CLASS]
-            for label in np.unique(labels)[:_GRID_CLASSES]
-        ]
-    )
-    images = PIXEL_RANGE.to_uint8(batch.x_NCHW.detach()).cpu().numpy()
-    return images[chosen], labels[chosen]
+def _resumed_before(config: Path) -> list[int]:
+    """Return after which rounds a run has been resumed, as its ``config.json`` says."""
+    try:
+        return [int(item) for item in json.loads(config.read_bytes())["resumed_after"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def _versions() -> dict[str, str]:

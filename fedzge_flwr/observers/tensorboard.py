@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fedzge_flwr.common.errors import ConfigError
 from fedzge_flwr.observers.base import Observer, RoundRow
+from fedzge_flwr.server.checkpoints import Checkpoint
 from fedzge_flwr.server.round import RoundState
 from fedzge_flwr.server.state import ServerState
 
@@ -18,6 +19,10 @@ class TensorBoard(Observer):
     ----------
     folder : str or Path
         Where to; ``tensorboard --logdir`` of it or of a folder above shows them.
+    resumed_from : Checkpoint, optional
+        What a resumed run goes on from. What the folder has of later rounds is not shown any more,
+        and the rows that the checkpoint keeps are written again: their figures may not have
+        reached the disk.
 
     Raises
     ------
@@ -25,14 +30,20 @@ class TensorBoard(Observer):
         If TensorBoard is not installed.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, resumed_from: Checkpoint | None = None) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ConfigError(
                 "'tensorboard' = true needs TensorBoard: pip install 'fedzge-flwr[tensorboard]'"
             ) from error
-        self._writer = SummaryWriter(str(folder))
+        rows = [] if resumed_from is None else list(map(RoundRow.from_json, resumed_from.rows))
+        again = None
+        if resumed_from is not None:
+            again = rows[0].round if rows else resumed_from.round + 1
+        self._writer = SummaryWriter(str(folder), purge_step=again)
+        for row in rows:
+            self._write(row)
 
     def on_start(self, server: ServerState, clients: Mapping[int, str]) -> None:
         """Nothing is known yet."""
@@ -45,10 +56,13 @@ class TensorBoard(Observer):
 
     def on_round(self, server: ServerState, current: RoundState, row: RoundRow) -> None:
         """Write the round's figures, so that they can be seen at once."""
-        for name, value in row.figures().items():
-            self._writer.add_scalar(name, value, row.round)
+        self._write(row)
         self._writer.flush()
 
     def on_end(self, server: ServerState, error: BaseException | None) -> None:
         """Close the files."""
         self._writer.close()
+
+    def _write(self, row: RoundRow) -> None:
+        for name, value in row.figures().items():
+            self._writer.add_scalar(name, value, row.round)

@@ -1,7 +1,9 @@
 """The server's whole state on disk, so that a run that was stopped goes on as if it had not been.
 
-A checkpoint is one line (what it is, and the SHA-256 of the rest) and a ``torch.save`` of plain
-values, arrays and tensors, read without running any code of it.
+A checkpoint is one line and a ``torch.save`` of plain values, arrays and tensors, read without
+running any code of it. The line says what it is: the number of its format, the version that wrote
+it, and the SHA-256 of the rest. Another format is refused, since it holds other things; another
+version of the same format is gone on from with a warning, since its numbers may differ.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import logging
 import pickle
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,19 @@ import numpy as np
 import torch
 
 from fedzge_flwr.common.errors import CheckpointError
-from fedzge_flwr.common.files import atomic_path, remove_remains
+from fedzge_flwr.common.files import atomic_path, make_folder, remove_remains
+from fedzge_flwr.common.text import printable
+from fedzge_flwr.common.version import __version__
 from fedzge_flwr.config.parsing import NUMBERS_DO_NOT_DEPEND_ON
 from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.learning.tensors import to_tensor
 
 LOGGER = logging.getLogger("flwr.fedzge")
 
-_MAGIC = b"fedzge-checkpoint 1 "
+FORMAT = 2
+"""To be raised when a checkpoint comes to hold other things."""
+
+_HEAD = re.compile(rb"fedzge-checkpoint (\d+) (?:(\S+) )?([0-9a-f]{64})")
 _FILE = re.compile(r"round-(\d{6,})\.checkpoint")
 _KEPT = 2
 _ARRAY = "ndarray"
@@ -45,6 +52,9 @@ class Checkpoint:
         The run config, as `fedzge_flwr.config.sections.Settings.to_run_config` gives it.
     server, clients, strategy : dict[str, Any]
         Plain values, NumPy arrays and tensors, each owner's own.
+    rows : list[dict[str, Any]]
+        The newest rounds' rows as JSON types (`fedzge_flwr.observers.base.RoundRow.to_json`), for
+        a run folder that has lost them.
     """
 
     round: int
@@ -52,6 +62,7 @@ class Checkpoint:
     server: dict[str, Any]
     clients: dict[str, Any]
     strategy: dict[str, Any]
+    rows: list[dict[str, Any]] = field(default_factory=list)
 
     def check_settings(self, settings: Settings) -> None:
         """Refuse to go on under other settings.
@@ -74,6 +85,8 @@ class Checkpoint:
 class CheckpointFolder:
     """The checkpoints of a run, of which the two newest are kept.
 
+    One process at a time may write it; a `RunFolder` sees to that for its own.
+
     Parameters
     ----------
     path : str or Path
@@ -93,7 +106,7 @@ class CheckpointFolder:
         """
         try:
             # Not its parents: a run folder that is gone is not begun anew without its rows.
-            self.path.mkdir(exist_ok=True)
+            make_folder(self.path, parents=False)
         except OSError as error:
             raise CheckpointError(
                 f"checkpoints cannot be kept in {self.path} ({error.strerror or error}): make the "
@@ -118,9 +131,10 @@ class CheckpointFolder:
         data = payload.getvalue()
         name = f"round-{checkpoint.round:06d}.checkpoint"
         try:
-            self.path.mkdir(exist_ok=True)
+            make_folder(self.path, parents=False)
             with atomic_path(self.path / name) as temporary, temporary.open("wb") as file:
-                file.write(_MAGIC + hashlib.sha256(data).hexdigest().encode() + b"\n")
+                digest = hashlib.sha256(data).hexdigest()
+                file.write(f"fedzge-checkpoint {FORMAT} {__version__} {digest}\n".encode())
                 file.write(data)
             remove_remains(self.path)
             files = self._files()
@@ -142,12 +156,15 @@ class CheckpointFolder:
         Raises
         ------
         CheckpointError
-            If there is none.
+            If there is none, or if the newest is of another format.
         """
         files = self._files()
         for round_ in sorted(files, reverse=True):
             try:
                 return _read(files[round_])
+            except _OtherFormatError:
+                # An older one that can be read would undo what another version has done since.
+                raise
             except CheckpointError as error:
                 LOGGER.warning("%s", error)
         raise CheckpointError(
@@ -163,20 +180,42 @@ class CheckpointFolder:
         return {int(match.group(1)): path for match, path in found if match}
 
 
+class _OtherFormatError(CheckpointError):
+    """A whole checkpoint that another version has written and this one does not understand."""
+
+
 def _read(path: Path) -> Checkpoint:
     try:
         head, _, data = path.read_bytes().partition(b"\n")
     except OSError as error:
         raise CheckpointError(f"checkpoint {path} cannot be read ({error.strerror})") from error
-    if not head.startswith(_MAGIC):
-        raise CheckpointError(f"{path} is not a checkpoint of this version of fedzge-flwr")
-    if hashlib.sha256(data).hexdigest().encode() != head.removeprefix(_MAGIC):
+    match = _HEAD.fullmatch(head)
+    if match is None:
+        raise CheckpointError(f"{path} is not a checkpoint and is passed over")
+    if hashlib.sha256(data).hexdigest().encode() != match[3]:
         raise CheckpointError(f"checkpoint {path} is truncated or damaged and is passed over")
+    version = printable(match[2].decode(errors="replace")) if match[2] else None
+    if int(match[1]) != FORMAT:
+        who = f"version {version}" if version else "an earlier version"
+        raise _OtherFormatError(
+            f"checkpoint {path} is of format {int(match[1])}, written by {who} of fedzge-flwr; "
+            f"this is version {__version__}, which reads format {FORMAT}: resume with the version "
+            "that wrote it"
+        )
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        return Checkpoint(**_unpack(content))
+        checkpoint = Checkpoint(**_unpack(content))
     except (pickle.UnpicklingError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} holds something else than a checkpoint") from error
+    if version != __version__:
+        LOGGER.warning(
+            "checkpoint %s was written by fedzge-flwr %s, and fedzge-flwr %s goes on from it: what "
+            "follows may differ from a run by one version",
+            path,
+            version,
+            __version__,
+        )
+    return checkpoint
 
 
 def _pack(value: Any) -> Any:

@@ -48,6 +48,7 @@ def test_contents(folder: Path, tiny_config: dict[str, Any]) -> None:
         "config.json",
         "resume.toml",
         "rounds.jsonl",
+        "run.lock",
         "central.safetensors",
         "generator.safetensors",
         "accuracy.png",

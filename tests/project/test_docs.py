@@ -43,6 +43,7 @@ def test_every_snippet_is_short_and_tested() -> None:
             "ensemble",
             "settings",
             "resume",
+            "folder",
             "defence",
             "blackbox",
             "observer",

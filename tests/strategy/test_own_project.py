@@ -49,7 +49,7 @@ from fedzge_flwr.config.sections import (
 from tests.helpers.boxes import QUERY, SHAPE, TINY
 from tests.helpers.inprocess import InProcessGrid
 from tests.helpers.paths import ROOT
-from tests.helpers.running import run_server
+from tests.helpers.running import rows_of, run_server
 from tests.helpers.small_models import mlp
 from tests.helpers.snippets import EXTENDING, README, SNIPPETS, run_snippet
 
@@ -270,6 +270,39 @@ def test_going_on_in_a_project_of_ones_own(tmp_path: Path, monkeypatch: pytest.M
     assert whole is not None
     assert resumed is not None
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+
+def test_going_on_with_a_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDZGE_STATE_DIR", str(tmp_path / "clients"))
+    strategy = run_snippet("folder")["strategy"]
+
+    def start(folder: Path, stop_after: int, resume: str = "") -> list[int]:
+        placed = {"output_dir": str(folder.parent), "run_name": folder.name, "resume": resume}
+        torch.manual_seed(1)
+        central, rounds = mlp(SHAPE, 10), list[int]()
+
+        def evaluate(round_: int, _: ArrayRecord) -> MetricRecord:
+            rounds.append(round_)
+            if round_ == stop_after:
+                raise KeyboardInterrupt
+            return MetricRecord({"accuracy": 0.5})
+
+        made = strategy(make_settings(**{**TINY, "num_server_rounds": 4, **placed}), central)
+        with suppress(KeyboardInterrupt):
+            made.start(
+                InProcessGrid(app_of(boxed), {}, 2),
+                ArrayRecord(central.state_dict()),
+                evaluate_fn=evaluate,
+            )
+        return rounds
+
+    whole, stopped = tmp_path / "runs" / "whole", tmp_path / "runs" / "stopped"
+    assert start(whole, stop_after=9) == [0, 1, 2, 3, 4]
+    assert start(stopped, stop_after=3) == [0, 1, 2, 3]
+    assert start(stopped, stop_after=9, resume=str(stopped)) == [3, 4]
+    assert [row["round"] for row in rows_of(stopped)] == [1, 2, 3, 4]
+    model = "central.safetensors"
+    assert (stopped / model).read_bytes() == (whole / model).read_bytes()
 
 
 def test_the_readmes_two_sides() -> None:

@@ -12,7 +12,9 @@ from flwr.app import Message
 from safetensors.numpy import load_file
 
 import fedzge_flwr.server.checkpoints as checkpoints_module
-from fedzge_flwr.common.errors import CheckpointError, RunFolderError
+from fedzge_flwr.common.errors import CheckpointError, RosterError, RunFolderError
+from fedzge_flwr.common.version import __version__
+from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.observers.run_folder import RunFolder
 from fedzge_flwr.server.checkpoints import Checkpoint, CheckpointFolder
 from fedzge_flwr.strategy import _Run
@@ -55,9 +57,9 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, round_: int, phase: str) -> None:
         if (at, name) == (round_, phase):
             raise Stop
 
-    # Whoever is killed does not close.
+    # Whoever is killed does not close; the kernel lets go of what is locked.
     monkeypatch.setattr(RunFolder, "on_phase", on_phase)
-    monkeypatch.setattr(RunFolder, "on_end", lambda *_: None)
+    monkeypatch.setattr(RunFolder, "on_end", lambda folder, *_: folder._let_go())
 
 
 @pytest.mark.parametrize("transport", ["compact", "dense"])
@@ -280,6 +282,56 @@ def test_a_bad_checkpoint_is_named_and_the_one_before_is_used(
         folder.newest()
 
 
+def head_of(path: Path) -> list[bytes]:
+    return path.read_bytes().partition(b"\n")[0].split(b" ")
+
+
+def with_head(path: Path, *head: bytes) -> None:
+    _, _, data = path.read_bytes().partition(b"\n")
+    path.write_bytes(b" ".join(head) + b"\n" + data)
+
+
+def test_a_checkpoint_names_the_version_that_wrote_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = CheckpointFolder(tmp_path)
+    folder.save(tiny(1))
+    path = tmp_path / "round-000001.checkpoint"
+    what, number, version, digest = head_of(path)
+    assert version.decode() == __version__
+    folder.newest()
+    assert not caplog.records
+    with_head(path, what, number, b"0.0.7", digest)
+    assert folder.newest().round == 1
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == (
+        f"checkpoint {path} was written by fedzge-flwr 0.0.7, and fedzge-flwr {__version__} goes "
+        "on from it: what follows may differ from a run by one version"
+    )
+
+
+@pytest.mark.parametrize(
+    ("middle", "who"),
+    [([b"1"], "an earlier version"), ([b"3", b"9.9.9"], "version 9.9.9")],
+)
+def test_another_format_is_refused_and_not_passed_over(
+    tmp_path: Path, middle: list[bytes], who: str
+) -> None:
+    folder = CheckpointFolder(tmp_path)
+    for number in (1, 2):
+        folder.save(tiny(number))
+    path = tmp_path / "round-000002.checkpoint"
+    what, *_, digest = head_of(path)
+    with_head(path, what, *middle, digest)
+    with pytest.raises(CheckpointError) as caught:
+        folder.newest()
+    assert str(caught.value) == (
+        f"checkpoint {path} is of format {int(middle[0])}, written by {who} of fedzge-flwr; this "
+        f"is version {__version__}, which reads format {checkpoints_module.FORMAT}: resume with "
+        "the version that wrote it"
+    )
+
+
 def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
     import hashlib
     import io
@@ -294,7 +346,8 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
     torch.save({"round": 1, "settings": Evil()}, payload)
     digest = hashlib.sha256(payload.getvalue()).hexdigest().encode()
     path = tmp_path / "round-000001.checkpoint"
-    path.write_bytes(checkpoints_module._MAGIC + digest + b"\n" + payload.getvalue())
+    head = b"fedzge-checkpoint %d 0 %s\n" % (checkpoints_module.FORMAT, digest)
+    path.write_bytes(head + payload.getvalue())
     with pytest.raises(CheckpointError, match="no whole checkpoint"):
         CheckpointFolder(tmp_path).newest()
     assert not (tmp_path / "ran").exists()
@@ -309,6 +362,60 @@ def test_other_settings_are_refused_by_name(
         resume(make_grid, {**config, "alpha": 0.5})
     assert (folder_of(config) / "rounds.jsonl").read_bytes() == before
     resume(make_grid, {**config, "query-timeout": 9.0})
+
+
+def test_all_files_are_of_the_rounds_that_are_gone_on_from(
+    make_grid: Any, config: dict[str, Any], state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a stop has left: what is derived from rows follows them."""
+    with monkeypatch.context() as patched:
+        stop_at(patched, 3, "save_checkpoint")
+        with pytest.raises(Stop):
+            run_server(make_grid(config), config)
+    folder = folder_of(config)
+    table = (folder / "accuracy.csv").read_bytes()
+    assert len(table.splitlines()) == 1 + 3
+    (folder / "accuracy.csv").write_bytes(table[:-7])
+    (folder / "warnings.log").write_bytes(b"round 1: a whole one\nround 2: half a o")
+    (folder / "progress.json").write_bytes(b"")
+    newest = sorted((folder / "checkpoints").iterdir())[-1]
+    newest.write_bytes(newest.read_bytes()[:-1])
+    rows = (folder / "rounds.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "rounds.jsonl").write_bytes(rows[0])
+    pictures = folder / "generated"
+    assert len(list(pictures.iterdir())) == 3
+    taken_up = RunFolder(from_run_config({**config, "resume": str(folder)}))
+    assert taken_up.resumed_from is not None
+    assert taken_up.resumed_from.round == 1
+    assert (folder / "accuracy.csv").read_bytes() == b"".join(table.splitlines(keepends=True)[:2])
+    assert [path.name for path in pictures.iterdir()] == ["round-000001.png"]
+    assert not (folder / "progress.json").exists()
+    # `fedzge run` shows what is in this file.
+    assert (folder / "warnings.log").read_text().splitlines() == [
+        "round 1: a whole one",
+        f"checkpoint {newest} is truncated or damaged and is passed over",
+    ]
+    taken_up._let_go()
+    resume(make_grid, config)
+    assert (folder / "accuracy.csv").read_bytes() == table
+    assert json.loads((folder / "config.json").read_text())["resumed_after"] == [1, 1]
+
+
+def test_a_resumed_run_that_does_not_begin_replaces_no_model(
+    make_grid: Any, config: dict[str, Any], state_dir: Path
+) -> None:
+    run_server(make_grid(config), config)
+    models = {path.name: path.read_bytes() for path in folder_of(config).glob("*.safetensors")}
+    assert len(models) == 2
+    with pytest.raises(RosterError):
+        resume(make_grid, config, num_nodes=4)
+    for name, data in models.items():
+        path = folder_of(config) / name
+        assert path.read_bytes() == data
+        path.unlink()
+    with pytest.raises(RosterError):
+        resume(make_grid, config, num_nodes=4)
+    assert not list(folder_of(config).glob("*.safetensors"))
 
 
 def test_resume_names_a_run(make_grid: Any, config: dict[str, Any], tmp_path: Path) -> None:
