@@ -182,7 +182,28 @@ class ClassifierBlackBox(ABC):
             accuracy=float(np.mean(logits_NK.argmax(axis=1) == given.labels_N)),
             # Those on images of one's own are nobody's business.
             logits_NK=logits_NK if split == "test" else logits_NK[:0],
+            images_NCHW=given.images_NCHW if split == "test" else None,
         )
+
+    def own_images(self) -> ImageSet | None:
+        """Return the client's own images, by which a distillation is judged; None without any.
+
+        Those given for the split "held-out"; a subclass that has training images gives them where
+        there are none.
+        """
+        return self._evaluation.get("held-out")
+
+    def own_correct(self, most: int) -> npt.NDArray[np.bool_]:
+        """Say whether the answers on own images, evenly chosen, are right."""
+        own = self.own_images()
+        if own is None or len(own) == 0:
+            return np.zeros(0, dtype=np.bool_)
+        rows = np.linspace(0, len(own) - 1, min(most, len(own))).astype(np.int64)
+        chosen = own.take(rows)
+        found: npt.NDArray[np.bool_] = (
+            self.logits(chosen.inputs_NCHW).argmax(axis=1) == chosen.labels_N
+        )
+        return found
 
     def state(self) -> State:
         """Return what is to be kept between messages: arrays of numbers. This one keeps nothing."""

@@ -8,12 +8,12 @@ float32 (N, C, H, W) in the shared pixel range (`fedzge_flwr.images.pixels.PIXEL
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from fedzge_flwr.common.arrays import FloatArray
+from fedzge_flwr.common.arrays import ByteArray, FloatArray
 
 State: TypeAlias = "dict[str, npt.NDArray[np.generic]]"
 EvaluationSplit: TypeAlias = Literal["test", "held-out"]
@@ -74,12 +74,16 @@ class ClientEvaluation:
         In [0, 1].
     logits_NK : ndarray of float32
         Logits on the common test set, in its order; (0, K) for a held-out set, which is private.
+    images_NCHW : ndarray of uint8 or of float32, optional
+        The images that these logits are of, as levels or as values, so that an owner's noise on
+        them is what it is in answers to queries. They stay here.
     """
 
     num_examples: int
     loss: float
     accuracy: float
     logits_NK: FloatArray
+    images_NCHW: ByteArray | FloatArray | None = None
 
 
 class BlackBox(Protocol):
@@ -153,4 +157,20 @@ class BlackBox(Protocol):
 
     def close(self) -> None:
         """Give back what is held, memory of a GPU above all; called once after each message."""
+        ...
+
+
+@runtime_checkable
+class KnowsItsOwn(Protocol):
+    """What a `BlackBox` may offer besides, so that a distillation that harms it can be undone.
+
+    One that does not is judged by `BlackBox.evaluate` on its held-out images, if it has any.
+    """
+
+    def own_correct(self, most: int) -> npt.NDArray[np.bool_]:
+        """Say of each of at most so many of the client's own images whether the model is right.
+
+        Of held-out images if there are any, else of those trained on; the same ones, in the same
+        order, each time. The model is unchanged, and nothing random is drawn. Empty without images.
+        """
         ...

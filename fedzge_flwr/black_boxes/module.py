@@ -17,6 +17,7 @@ from fedzge_flwr.black_boxes.contract import ClientEvaluation, EvaluationSplit, 
 from fedzge_flwr.common.arrays import ByteArray, FloatArray
 from fedzge_flwr.common.errors import ConfigError
 from fedzge_flwr.common.randomness import Purpose, seeded_default, torch_stream
+from fedzge_flwr.config.node import rehearsal_of
 from fedzge_flwr.config.sections import MIN_TRAINING_IMAGES, Settings
 from fedzge_flwr.images.image_set import ImageSet
 from fedzge_flwr.learning.distillation import distill
@@ -50,7 +51,8 @@ class ModuleBlackBox(ClassifierBlackBox):
     own : ImageSet or Callable[[], ImageSet], optional
         Its own training images (`ImageSet.from_inputs` makes them of tensors), or a function that
         returns them. While the model distills, it goes on telling those apart, in as many more
-        images a step (``client-rehearsal``); without them it forgets what it was trained on.
+        images a step (``client-rehearsal``, or ``rehearsal`` of the node config); without them it
+        forgets what it was trained on.
     test, num_test_examples : Callable[[nn.Module], tuple[float, float]], optional, and int
         Returns loss and accuracy on so many images of the client's own
         (``client-evaluation = "held-out"``).
@@ -100,6 +102,9 @@ class ModuleBlackBox(ClassifierBlackBox):
         self._test = test
         self._num_test_examples = num_test_examples
         self._settings = settings
+        asked_for = settings.distillation.client_rehearsal
+        owners = rehearsal_of(context.node_config)
+        self._rehearses = asked_for if owners is None else owners
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(settings.run.client_threads)
 
@@ -180,7 +185,7 @@ class ModuleBlackBox(ClassifierBlackBox):
                 settings=self._settings.optimizer,
                 stream=self._stream(purpose, round_),
                 class_balance=distillation.class_balance,
-                rehearsed=self._rehearsed() if distillation.client_rehearsal else None,
+                rehearsed=self._rehearsed() if self._rehearses else None,
             )
 
     def _stream(self, purpose: Purpose, round_: int) -> torch.Generator:
@@ -208,6 +213,10 @@ class ModuleBlackBox(ClassifierBlackBox):
         loss, accuracy = self._test(self._model.eval())
         nothing = np.zeros((0, self.num_classes), dtype=np.float32)
         return ClientEvaluation(self._num_test_examples, float(loss), float(accuracy), nothing)
+
+    def own_images(self) -> ImageSet | None:
+        """Return held-out images, or its own training images."""
+        return super().own_images() or self._own
 
     def state(self) -> State:
         """Return the model's parameters and buffers."""

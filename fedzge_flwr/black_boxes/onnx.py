@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -18,8 +17,6 @@ from fedzge_flwr.common.registry import one_of
 
 if TYPE_CHECKING:
     from flwr.app import Context
-
-LOGGER = logging.getLogger("flwr.fedzge")
 
 Output: TypeAlias = Literal["logits", "probabilities"]
 
@@ -62,7 +59,6 @@ class OnnxBlackBox(ClassifierBlackBox):
         If ONNX Runtime is not installed, ``output`` is another word, or there is no such output.
     DataError
         If the file is no such model; by `logits` if images, classes or ``output`` do not suit it.
-        Where the file lies is told to the node's own log alone.
     """
 
     def __init__(
@@ -158,6 +154,4 @@ def _session(path: str) -> Any:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # noqa: BLE001 - its exceptions have no common base
         line = next(iter(str(error).splitlines()), type(error).__name__)
-        # What an exception says goes to the server; names of files are the owner's affair.
-        LOGGER.error("%s: not an ONNX model that can be read (%s)", path, line)
-        raise DataError("this node's ONNX model cannot be read; its own log says why") from None
+        raise DataError(f"{path}: not an ONNX model that can be read ({line})") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple, cast
@@ -18,7 +17,7 @@ from fedzge_flwr.black_boxes.contract import (
     State,
 )
 from fedzge_flwr.black_boxes.module import ModuleBlackBox
-from fedzge_flwr.common.errors import ConfigError, DataError
+from fedzge_flwr.common.errors import ConfigError
 from fedzge_flwr.common.randomness import Purpose, seeded_default
 from fedzge_flwr.common.registry import lookup
 from fedzge_flwr.config.node import from_node_config
@@ -36,8 +35,6 @@ from fedzge_flwr.query.copies import copies_asked
 
 if TYPE_CHECKING:
     from flwr.app import Context
-
-LOGGER = logging.getLogger("flwr.fedzge")
 
 
 class _Node(NamedTuple):
@@ -61,6 +58,8 @@ class TorchBlackBox(ModuleBlackBox):
         Overrides the run's ``local-models`` for this client.
     data_path : str, optional
         Where its own images lie (`fedzge_flwr.data.own.load_own`), in place of the partition's.
+    rehearsal : bool, optional
+        Overrides the run's ``client-rehearsal`` for this client.
 
     Raises
     ------
@@ -75,6 +74,7 @@ class TorchBlackBox(ModuleBlackBox):
         num_partitions: int,
         model_name: str | None = None,
         data_path: str | None = None,
+        rehearsal: bool | None = None,
     ) -> None:
         self._data_path = data_path
         self._device = select_device(settings.run.client_device)
@@ -82,12 +82,12 @@ class TorchBlackBox(ModuleBlackBox):
         lookup(MODELS, self._model_name, "model")
         spec, queries = settings.data.spec, settings.queries
         copies = copies_asked(queries.estimator, queries.q, queries.differences)
+        node: dict[str, object] = {"partition-id": partition, "num-partitions": num_partitions}
+        if rehearsal is not None:
+            node["rehearsal"] = rehearsal
         # Last: one that is not wholly made is never closed, and would keep the process's threads.
         super().__init__(
-            cast(
-                "Context",
-                _Node({"partition-id": partition, "num-partitions": num_partitions}),
-            ),
+            cast("Context", _Node(node)),
             self._built_anew,
             None,
             spec.image_shape,
@@ -119,14 +119,7 @@ class TorchBlackBox(ModuleBlackBox):
         hold_out = run.client_evaluation == "held-out"
         if self._data_path is None:
             return client_data(data, run.num_clients, run.seed, partition, hold_out=hold_out)
-        try:
-            return own_data(self._data_path, data, run.seed, partition, hold_out=hold_out)
-        except DataError as error:
-            # What an exception says goes to the server; names of files are the owner's affair.
-            LOGGER.error("client %d: %s", partition, error)
-            raise DataError(
-                "the images at this node's 'data-path' cannot be used; its own log says why"
-            ) from None
+        return own_data(self._data_path, data, run.seed, partition, hold_out=hold_out)
 
     def profile(self) -> ClientProfile:
         """Say partition, training examples, device and share of the GPU."""
@@ -155,7 +148,13 @@ class TorchBlackBox(ModuleBlackBox):
             loss=outcome.loss,
             accuracy=outcome.accuracy,
             logits_NK=to_numpy(logits_NK) if split == "test" else no_logits,
+            images_NCHW=images.images_NCHW if split == "test" else None,
         )
+
+    def own_images(self) -> ImageSet:
+        """Return held-out images, or the training images of the partition."""
+        data = self._data()
+        return data.held_out if len(data.held_out) else data.train
 
     def load_state(self, state: State) -> None:
         """Load parameters and buffers; arrays that may be written become the model's own memory.
@@ -209,7 +208,12 @@ def torch_black_box(context: Context, settings: Settings | None = None) -> Torch
         model_name = settings.training.model_of(0)
     cap_memory(select_device(settings.run.client_device), gpu_share())
     return TorchBlackBox(
-        settings, node.partition_id, node.num_partitions, model_name, node.data_path
+        settings,
+        node.partition_id,
+        node.num_partitions,
+        model_name,
+        node.data_path,
+        node.rehearsal,
     )
 
 

@@ -2,24 +2,27 @@
 
 `register_endpoints` puts them on any ``ClientApp``, given a factory of black boxes. The model stays
 here between messages (`fedzge_flwr.client.store`) and leaves in no reply; a handler that finds none
-starts from the black box's initial one.
+starts from the black box's initial one. Whatever goes wrong, the server is told its kind alone
+(`fedzge_flwr.client.failures`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedzge_flwr.black_boxes.contract import BlackBox
 from fedzge_flwr.client import acts
+from fedzge_flwr.client.account import open_account
+from fedzge_flwr.client.failures import failure
 from fedzge_flwr.client.guard import Guard
-from fedzge_flwr.client.store import StateStore, open_store
-from fedzge_flwr.common.errors import BlackBoxError, FedZGEError, RefusedError
+from fedzge_flwr.client.store import open_store
+from fedzge_flwr.client.visit import Visit
+from fedzge_flwr.common.errors import RefusedError
 from fedzge_flwr.common.text import printable
 from fedzge_flwr.config.owner import owner_settings
 from fedzge_flwr.wire.codec import MAX_STRING, decode, encode
@@ -65,7 +68,7 @@ class _Endpoint:
     """A type of request, and what answers it."""
 
     request_type: type[Request]
-    act: Callable[[acts.Visit, Any], Reply]
+    act: Callable[[Visit, Any], Reply]
 
 
 _ENDPOINTS = (
@@ -86,38 +89,34 @@ def _handler(
     """Return the handler of an action that takes requests of some types."""
 
     def handle(message: Message, context: Context) -> Message:
-        with _named("the factory of black boxes"):
-            box = make_black_box(context)
+        made: list[BlackBox] = []
         try:
-            with _named(type(box).__name__):
-                request = _decoded(box, choices, message)
-                endpoint = next(one for one in choices if one.request_type is type(request))
-                reply: Reply
-                try:
-                    reply = _visit(box, endpoint, request, context)
-                except RefusedError as error:
-                    reply = Refused(round=request.round, reason=str(error)[:MAX_STRING])
-        finally:
-            box.close()
-        return Message(encode(reply), reply_to=message)
+            try:
+                made.append(make_black_box(context))
+                return Message(_replied(made[0], choices, message, context), reply_to=message)
+            finally:
+                for box in made:
+                    box.close()
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, it is not sent
+            who = type(made[0]).__name__ if made else "the factory of black boxes"
+            failed = failure(error, who, message.metadata.message_type)
+        raise failed
 
     return handle
 
 
-@contextmanager
-def _named(who: str) -> Iterator[None]:
-    """Have errors of the owner's own code say where they come from: the server sees the text alone.
-
-    What a ``KeyError`` says of itself is the key.
-    """
+def _replied(
+    box: BlackBox, choices: Sequence[_Endpoint], message: Message, context: Context
+) -> RecordDict:
+    """Decode a request and return the reply's content."""
+    request = _decoded(box, choices, message)
+    endpoint = next(one for one in choices if one.request_type is type(request))
+    reply: Reply
     try:
-        yield
-    except FedZGEError:
-        raise
-    except Exception as error:
-        lines = str(error).splitlines() or [""]
-        told = printable(f"{type(error).__name__}: {lines[0]}".removesuffix(": "), MAX_STRING - 50)
-        raise BlackBoxError(f"{who} failed: {told}") from error
+        reply = _visit(box, endpoint, request, context)
+    except RefusedError as error:
+        reply = Refused(round=request.round, reason=printable(str(error), MAX_STRING - 1))
+    return encode(reply)
 
 
 def _decoded(box: BlackBox, choices: Sequence[_Endpoint], message: Message) -> Request:
@@ -136,27 +135,21 @@ def _visit(box: BlackBox, endpoint: _Endpoint, request: Request, context: Contex
     """Go on from the state that the server knows, answer, and keep what has become of it."""
     owner = owner_settings(context.node_config)
     client = context.node_config.get("partition-id", "")
-    store = open_store(context.state, owner.state_dir, client, request.experiment)
-    before = store.load(request.state)
-    if before.model is not None:
-        box.load_state(before.model)
-    asked = store.load_asked()
-    in_step = before.name == request.state
-    visit = acts.Visit(
-        box, Guard(owner, store), asked, before.distilled, before.trained, in_step=in_step
+    store = open_store(
+        context.state, owner.state_dir, client, request.experiment, owner.max_experiments
     )
+    began = store.load(request.state)
+    if began.model is not None:
+        box.load_state(began.model)
+    asked = store.load_asked()
+    in_step = began.name == request.state
+    guard = Guard(owner, open_account(context.state, owner.state_dir))
+    visit = Visit(box, guard, store, began, asked, began.progress, in_step=in_step)
     reply = endpoint.act(visit, request)
-    state = before.name
-    if visit.changed:
-        state = _keep(store, visit)
+    state = visit.keep() if visit.changed else began.name
     if visit.asked is not asked:
         store.keep_asked(visit.asked)
     store.forget_before(request.durable)
-    return replace(reply, began=before.name, state=state)
-
-
-def _keep(store: StateStore, visit: acts.Visit) -> str:
-    """Keep the model; one that has diverged is thrown away for the one before."""
-    state = visit.box.state()
-    acts.check_finite(state)
-    return store.keep(state, distilled=visit.distilled, trained=visit.trained)
+    if owner.max_states:
+        store.keep_at_most(owner.max_states, spare=began.name)
+    return replace(reply, began=began.name, state=state)

@@ -1,22 +1,22 @@
-"""Where a client keeps what is its own between messages: its model, and how much it has answered.
+"""Where a client keeps what is its own between messages: its model, and how much it has trained.
 
 Flower's ``context.state`` starts empty in every run and dies with a SuperNode. If the node's owner
 names a folder, states are kept there instead, by experiment and under names of the client's own,
 until the server holds a checkpoint that is newer: a server that goes on from an older one finds the
-model that it knew. Nothing that a message says becomes part of a path.
+model that it knew. Nothing that a message says becomes part of a path, and how many states and
+experiments are kept is bounded by the owner. What a node has answered is kept apart
+(`fedzge_flwr.client.account`).
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import json
 import logging
-import math
 import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
@@ -27,9 +27,17 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from fedzge_flwr.black_boxes.contract import State
+from fedzge_flwr.client.account import (
+    NODE_FOLDER,
+    Work,
+    explained,
+    filed_counts,
+    locked,
+    recorded_counts,
+)
 from fedzge_flwr.common.arrays import ByteArray
-from fedzge_flwr.common.errors import RefusedError, StateError
-from fedzge_flwr.common.files import atomic_path, atomic_write_text, make_folder, remove_remains
+from fedzge_flwr.common.errors import RefusedError
+from fedzge_flwr.common.files import atomic_path, make_folder, remove_remains
 from fedzge_flwr.wire.codec import from_array, to_array
 
 LOGGER = logging.getLogger("flwr.fedzge")
@@ -37,10 +45,32 @@ LOGGER = logging.getLogger("flwr.fedzge")
 _MODEL = "fedzge-private-model"
 _ASKED = "fedzge-asked"
 _PROGRESS = "fedzge-progress"
-_TALLY = "fedzge-tally"
+_WORK = "fedzge-work"
 _EXPERIMENT = "fedzge-experiment"
 
 _STATE_FILE = re.compile(r"(?P<number>\d{8})-(?P<name>[0-9a-f]{16})\.safetensors")
+_EXPERIMENT_FOLDER = re.compile(r"[0-9a-f]{16}")
+_RESTED_S = 86400.0
+"""An experiment that has rested for so long may give way to a new one."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a model has been through.
+
+    Parameters
+    ----------
+    distilled : int
+        The newest round whose targets it has distilled; 0: none.
+    trained : int
+        In how many rounds it has been trained on the client's own data.
+    best : float
+        Its best accuracy on own images so far, in [0, 1], as far as that was measured.
+    """
+
+    distilled: int = 0
+    trained: int = 0
+    best: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -53,24 +83,13 @@ class Kept:
         16 hexadecimal digits of the client's choice; empty for the initial state.
     model : State, optional
         What `fedzge_flwr.black_boxes.contract.BlackBox.load_state` takes; None: the initial model.
-    distilled : int
-        The newest round whose targets this model has distilled; 0: none.
-    trained : int
-        In how many rounds it has been trained on the client's own data.
+    progress : Progress
+        What it has been through.
     """
 
     name: str = ""
     model: State | None = None
-    distilled: int = 0
-    trained: int = 0
-
-
-@dataclass
-class Tally:
-    """How much a client has answered: images, and when it was last asked (seconds since 1970)."""
-
-    images: int = 0
-    last: float = 0.0
+    progress: Progress = Progress()
 
 
 class StateStore(Protocol):
@@ -80,7 +99,7 @@ class StateStore(Protocol):
         """Return the state of a name; without it the newest one, without any the initial one."""
         ...
 
-    def keep(self, model: State, *, distilled: int, trained: int) -> str:
+    def keep(self, model: State, progress: Progress) -> str:
         """Keep a new state and return its name.
 
         Raises
@@ -94,6 +113,10 @@ class StateStore(Protocol):
         """Drop the states that were kept before the one of this name, if that is here."""
         ...
 
+    def keep_at_most(self, number: int, *, spare: str) -> None:
+        """Drop the oldest states above a number of at least 1, but for the one of a name."""
+        ...
+
     def load_asked(self) -> dict[str, ByteArray]:
         """Return the images last asked about, as levels, by digest, if they are to be distilled."""
         ...
@@ -102,8 +125,8 @@ class StateStore(Protocol):
         """Keep these instead."""
         ...
 
-    def tally(self) -> AbstractContextManager[Tally]:
-        """Give the tally to be read and raised; it is kept when the block ends, before an answer.
+    def work(self) -> AbstractContextManager[Work]:
+        """Give what has been done in this experiment; raised, it is kept when the block ends.
 
         It is apart from the model: going back to an older state does not lower it.
         """
@@ -127,21 +150,22 @@ class ContextStore:
         model = self._records.array_records.get(_MODEL)
         if model is None:
             return Kept()
-        progress = self._records.config_records[_PROGRESS]
         arrays = {key: from_array(array) for key, array in model.items()}
-        distilled, trained = (int(cast(int, progress[key])) for key in ("distilled", "trained"))
-        return Kept(str(progress["name"]), arrays, distilled, trained)
+        of_model = dict(self._records.config_records[_PROGRESS])
+        name = str(of_model.pop("name"))
+        return Kept(name, arrays, Progress(**cast("dict[str, int]", of_model)))
 
-    def keep(self, model: State, *, distilled: int, trained: int) -> str:
+    def keep(self, model: State, progress: Progress) -> str:
         """Keep a state in the place of the one before."""
         name = secrets.token_hex(8)
         self._records[_MODEL] = ArrayRecord({key: to_array(item) for key, item in model.items()})
-        self._records[_PROGRESS] = ConfigRecord(
-            {"name": name, "distilled": distilled, "trained": trained}
-        )
+        self._records[_PROGRESS] = ConfigRecord({"name": name, **asdict(progress)})
         return name
 
     def forget_before(self, name: str) -> None:
+        """Do nothing: there is one state only."""
+
+    def keep_at_most(self, number: int, *, spare: str) -> None:
         """Do nothing: there is one state only."""
 
     def load_asked(self) -> dict[str, ByteArray]:
@@ -157,14 +181,10 @@ class ContextStore:
             self._records[_ASKED] = ArrayRecord(arrays)
 
     @contextmanager
-    def tally(self) -> Iterator[Tally]:
-        """Give the tally."""
-        record = self._records.config_records.get(_TALLY, ConfigRecord())
-        tally = Tally(
-            int(cast(int, record.get("images", 0))), float(cast(float, record.get("last", 0.0)))
-        )
-        yield tally
-        self._records[_TALLY] = ConfigRecord({"images": tally.images, "last": tally.last})
+    def work(self) -> Iterator[Work]:
+        """Give what has been done in this run."""
+        with recorded_counts(self._records, _WORK, Work) as work:
+            yield work
 
 
 class FolderStore:
@@ -186,7 +206,7 @@ class FolderStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        with self._explained():
+        with explained(folder):
             make_folder(folder, mode=0o700)
 
     def load(self, name: str) -> Kept:
@@ -200,7 +220,7 @@ class FolderStore:
                 return kept
         return Kept()
 
-    def keep(self, model: State, *, distilled: int, trained: int) -> str:
+    def keep(self, model: State, progress: Progress) -> str:
         """Write a new state."""
         from safetensors.numpy import save_file
 
@@ -210,10 +230,10 @@ class FolderStore:
         path = self._folder / f"{number:08d}-{name}.safetensors"
         # Not ascontiguousarray, which makes a vector of a scalar.
         arrays = {key: np.asarray(item, order="C") for key, item in model.items()}
-        progress = {"distilled": str(distilled), "trained": str(trained)}
-        with self._explained():
+        through = {key: repr(value) for key, value in asdict(progress).items()}
+        with explained(self._folder):
             with atomic_path(path) as temporary:
-                save_file(arrays, temporary, metadata=progress)
+                save_file(arrays, temporary, metadata=through)
             # The same content. Its new name is on disk, too, before the server hears of the state:
             # else a loss of power might leave the owner the model before it, for good.
             with atomic_path(self._folder / "client.safetensors") as temporary:
@@ -232,6 +252,13 @@ class FolderStore:
             path.unlink(missing_ok=True)
         remove_remains(self._folder)
 
+    def keep_at_most(self, number: int, *, spare: str) -> None:
+        """Remove the files of the oldest states."""
+        files = self._files()
+        for path in files[: max(len(files) - number, 0)]:
+            if _name(path) != spare:
+                path.unlink(missing_ok=True)
+
     def load_asked(self) -> dict[str, ByteArray]:
         """Return the images last asked about."""
         from safetensors import SafetensorError
@@ -247,7 +274,7 @@ class FolderStore:
         from safetensors.numpy import save_file
 
         path = self._folder / "asked.safetensors"
-        with self._explained():
+        with explained(self._folder):
             if not asked:
                 path.unlink(missing_ok=True)
                 return
@@ -255,27 +282,14 @@ class FolderStore:
                 save_file(asked, temporary)
 
     @contextmanager
-    def tally(self) -> Iterator[Tally]:
-        """Give the tally, to one message at a time."""
-        path = self._folder / "tally.json"
-        with self._explained(), (self._folder / "tally.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            tally = Tally()
-            if path.exists():
-                # A tally that cannot be read is not taken for none: a budget must not begin anew.
-                try:
-                    tally = _parsed_tally(path.read_text(encoding="utf-8"))
-                except (ValueError, TypeError) as error:
-                    raise StateError(
-                        f"{path} is not a tally ({error}): it tells how much this client has "
-                        "answered; restore it, or remove it to begin anew"
-                    ) from error
-            yield tally
-            atomic_write_text(path, json.dumps(asdict(tally)))
+    def work(self) -> Iterator[Work]:
+        """Give what has been done, to one message at a time."""
+        with filed_counts(self._folder / "work.json", Work) as work:
+            yield work
 
     def _files(self) -> list[Path]:
         """Return the files of states, oldest first."""
-        with self._explained():
+        with explained(self._folder):
             return sorted(p for p in self._folder.iterdir() if _STATE_FILE.fullmatch(p.name))
 
     def _read(self, path: Path) -> Kept | None:
@@ -283,47 +297,27 @@ class FolderStore:
 
         try:
             with safe_open(path, framework="numpy") as file:
-                progress = file.metadata() or {}
-                distilled, trained = (int(progress[key]) for key in ("distilled", "trained"))
+                through = file.metadata() or {}
+                distilled, trained = (int(through[key]) for key in ("distilled", "trained"))
+                # Earlier versions did not write it.
+                progress = Progress(distilled, trained, float(through.get("best", 0.0)))
                 names = file.keys()
                 arrays = {name: file.get_tensor(name) for name in names}
-                return Kept(_name(path), arrays, distilled, trained)
+                return Kept(_name(path), arrays, progress)
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             LOGGER.warning("%s cannot be read and is passed over: %s", path, error)
             return None
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        from safetensors import SafetensorError
-
-        try:
-            yield
-        except StateError:
-            raise
-        except (OSError, SafetensorError) as error:  # safetensors has an error of its own for both
-            reason = getattr(error, "strerror", None) or error
-            raise StateError(
-                f"'state-dir': {self._folder} cannot be written ({reason}); free space, or name a "
-                "folder that the node may write to"
-            ) from error
-
-
-def _parsed_tally(text: str) -> Tally:
-    tally = Tally(**json.loads(text))
-    if type(tally.images) is not int or tally.images < 0:
-        raise ValueError(f"{tally.images!r} images")
-    if not isinstance(tally.last, (int, float)) or not math.isfinite(tally.last):
-        raise ValueError(f"last at {tally.last!r}")
-    return tally
-
 
 def _name(path: Path) -> str:
     return path.stem.partition("-")[2]
 
 
-def open_store(records: RecordDict, state_dir: str, client: object, experiment: str) -> StateStore:
+def open_store(
+    records: RecordDict, state_dir: str, client: object, experiment: str, max_experiments: int = 0
+) -> StateStore:
     """Open what a client keeps in an experiment.
 
     Parameters
@@ -336,12 +330,14 @@ def open_store(records: RecordDict, state_dir: str, client: object, experiment: 
         Tells the clients of one folder apart: the ``partition-id`` of the node config.
     experiment : str
         As the request says, checked by the protocol.
+    max_experiments : int
+        Most experiments in the folder; 0: any number.
 
     Raises
     ------
     RefusedError
-        If this Flower run belongs to another experiment: a budget is for a run, and no server shall
-        get another by naming another experiment.
+        If this Flower run belongs to another experiment: what an owner limits by experiment is for
+        a run, and no server shall get it again by naming another; or if there is no room for it.
     StateError
         If the folder cannot be made.
     """
@@ -354,4 +350,29 @@ def open_store(records: RecordDict, state_dir: str, client: object, experiment: 
         return ContextStore(records)
     parts = [hashlib.sha256(str(part).encode()).hexdigest() for part in (experiment, client)]
     name = f"client-{client}" if isinstance(client, int) else f"client-{parts[1][:16]}"
-    return FolderStore(Path(state_dir).expanduser().absolute() / parts[0][:16] / name)
+    folder = Path(state_dir).expanduser().absolute() / parts[0][:16]
+    _enter(folder, max_experiments)
+    return FolderStore(folder / name)
+
+
+def _enter(folder: Path, most: int) -> None:
+    """Note that an experiment is going on; make its folder, if there is room for it."""
+    root, account = folder.parent, folder.parent / NODE_FOLDER
+    with explained(folder):
+        if folder.is_dir():
+            os.utime(folder)
+            return
+        account.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with locked(account / "experiments.lock"):
+            found = [p for p in root.iterdir() if _EXPERIMENT_FOLDER.fullmatch(p.name)]
+            longest_first = sorted(found, key=lambda path: path.stat().st_mtime)
+            too_many = max(len(found) - most + 1, 0) if most else 0
+            for path in longest_first[:too_many]:
+                if time.time() - path.stat().st_mtime < _RESTED_S:
+                    raise RefusedError(
+                        "this node keeps the models of as many experiments as its owner allows "
+                        "('max-experiments')"
+                    )
+                LOGGER.warning("%s: removed for a new experiment ('max-experiments')", path)
+                shutil.rmtree(path)
+            folder.mkdir(mode=0o700, exist_ok=True)

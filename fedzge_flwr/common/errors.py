@@ -56,6 +56,13 @@ class BlackBoxError(FedZGEError):
     """A client's own code, or that of its model's library, failed."""
 
 
+class AnswerError(FedZGEError):
+    """A client cannot give what was asked for, and may say why: the line names nothing of its own.
+
+    Of other errors a server is told the kind alone.
+    """
+
+
 class RosterError(FedZGEError):
     """The connected nodes do not make up the federation that the settings describe."""
 

@@ -34,6 +34,11 @@ class NodeSettings(Section):
     data_path: Annotated[str, Field(min_length=1)] | None = Field(
         None, description="a folder of images by class, or an .npz file, of the owner's"
     )
+    rehearsal: bool | None = Field(
+        None,
+        description="true or false: whether own images are rehearsed in distillation, for the "
+        "run's client-rehearsal",
+    )
 
 
 def from_node_config(node_config: Mapping[str, object], settings: Settings) -> NodeSettings:
@@ -65,6 +70,20 @@ def from_node_config(node_config: Mapping[str, object], settings: Settings) -> N
         if problem["type"] == "value_error":
             fix = problem["msg"].removeprefix("Value error, ")
         raise ConfigError(f"node config: '{key}' = {node_config.get(key)!r}: {fix}") from None
+
+
+def rehearsal_of(node_config: Mapping[str, object]) -> bool | None:
+    """Return whether own images are rehearsed in distillation, if the node's owner says so.
+
+    Raises
+    ------
+    ConfigError
+        If it is neither true nor false.
+    """
+    value = node_config.get("rehearsal")
+    if value is not None and type(value) is not bool:
+        raise ConfigError(f"node config: 'rehearsal' = {value!r}: give true or false")
+    return value
 
 
 def refuse_misspelt(node_config: Mapping[str, object], known: Collection[str]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -37,17 +37,50 @@ class OwnerSettings(Section):
     )
     query_budget: CountOrNone = Field(
         0,
-        description="most images answered in an experiment, restarts and resumed rounds included; "
-        "0: any number",
+        description="most images answered, evaluations included, in all experiments together that "
+        "use this state-dir; 0: any number",
     )
     min_query_interval: NonNegative = Field(
-        0.0, description="fewest seconds between two queries; 0: none"
+        0.0, description="fewest seconds between two queries, of whatever experiment; 0: none"
+    )
+    allow_evaluation: Literal["any", "held-out", "none"] = Field(
+        "any",
+        description="what the server may have the model evaluated on: the common test set too, "
+        "whose logits it may ask for, own held-out images alone, or nothing",
     )
     logit_decimals: Annotated[int, Field(ge=-1, le=8)] = Field(
         -1, description="decimals that logits are rounded to; -1: not rounded"
     )
     logit_noise: NonNegative = Field(
-        0.0, description="standard deviation of noise added to logits, other noise each time"
+        0.0,
+        description="standard deviation of noise added to logits: the same for the same image, as "
+        "long as the model is the same",
+    )
+    max_trainings: CountOrNone = Field(
+        0,
+        description="rounds of local training in an experiment, those included that the server "
+        "went back behind, after which the model trains no more; 0: any number",
+    )
+    max_catch_up_rounds: CountOrNone = Field(
+        10, description="most missed rounds of local training made up for in one message"
+    )
+    allow_distillation: bool = Field(
+        True, description="whether the model distills what the server says the others know"
+    )
+    max_accuracy_loss: Annotated[float, Field(ge=0, le=100)] = Field(
+        5.0,
+        description="points of accuracy on own images, below the best so far, that distillation "
+        "may cost before it is undone; 100: any",
+    )
+    max_states: CountOrNone = Field(
+        32,
+        description="most states of the model kept in an experiment until no checkpoint of the "
+        "server's needs them; the oldest go first; 0: any number",
+    )
+    max_experiments: CountOrNone = Field(
+        50,
+        description="most experiments whose states are kept in state-dir; that which has rested "
+        "longest goes first, if for a day at least; else a new one is refused; 0: any number",
     )
 
     @model_validator(mode="after")

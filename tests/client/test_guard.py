@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ import numpy as np
 import pytest
 from flwr.app import RecordDict
 
+from fedzge_flwr.client.account import ContextAccount, FolderAccount
 from fedzge_flwr.client.guard import Guard
-from fedzge_flwr.client.store import ContextStore, FolderStore
-from fedzge_flwr.common.errors import ConfigError, RefusedError
+from fedzge_flwr.common.errors import ConfigError, RefusedError, StateError
 from fedzge_flwr.config.owner import OwnerSettings, owner_settings
+from fedzge_flwr.config.parsing import from_run_config
+from fedzge_flwr.data.loading import load_split
 from fedzge_flwr.grid.exchange import GridExchange
 from fedzge_flwr.grid.standing import Standing
 from fedzge_flwr.images.pixels import to_levels
@@ -68,9 +72,8 @@ def state_dir(tmp_path: Path) -> str:
 
 
 def tally_of(state_dir: str) -> int:
-    """Return how many images client 0 is known to have answered."""
-    (path,) = Path(state_dir).glob("*/client-0/tally.json")
-    return int(json.loads(path.read_text())["images"])
+    """Return how many images a node is known to have answered."""
+    return int(json.loads((Path(state_dir) / "node" / "tally.json").read_text())["images"])
 
 
 def refusal(node: Node, request: Any) -> str:
@@ -109,8 +112,7 @@ def test_max_query_images(owned: Any, request_: Any) -> None:
     node = owned(max_query_images=num_images - 1)
     node.answer(dataclasses.replace(TRAIN, experiment=request_.experiment), TrainReply)
     assert refusal(node, request_) == (
-        f"{num_images} images in a query; this node answers at most {num_images - 1} "
-        "('max-query-images')"
+        f"{num_images} images in a query are more than this node answers ('max-query-images')"
     )
 
 
@@ -120,7 +122,7 @@ def test_query_range(owned: Any) -> None:
     beyond = at_range.copy()
     beyond[-1, 0, 0, 0] = -1.51
     reason = refusal(owned(query_range=1.5), dataclasses.replace(QUERY, images=beyond))
-    assert reason == "a pixel of magnitude 1.51; this node answers up to 1.5 ('query-range')"
+    assert reason == "a pixel of magnitude 1.51 is beyond what this node answers ('query-range')"
     # Images are in range and their copies are not.
     owned(query_range=1.5).answer(compact(eps=1e-3), LogitsReply)
     assert "('query-range')" in refusal(owned(query_range=1.5), compact(eps=10.0))
@@ -134,7 +136,7 @@ def test_copies_that_are_not_finite_pass_no_guard(owned: Any, eps: float) -> Non
         compact(eps=eps, directions=Directions.written_out(zeros).payload_QGP)
     )
     assert "field 'eps'" in str(reply.error.reason)
-    guard = Guard(OwnerSettings(query_range=1.5), ContextStore(RecordDict()))
+    guard = Guard(OwnerSettings(query_range=1.5), ContextAccount(RecordDict()))
     with pytest.raises(RefusedError, match="query-range"):
         guard.admit(np.array([np.nan, 0.5], np.float32))
 
@@ -150,15 +152,14 @@ def test_budget_is_exact_and_outlives_restarts(owned: Any, state_dir: str) -> No
     node = owned(**keys)
     too_many = dataclasses.replace(QUERY, images=np.concatenate((IMAGES, IMAGES[:1])))
     assert refusal(node, too_many) == (
-        "12 images answered and 13 asked about; this node answers 24 in an experiment "
-        "('query-budget')"
+        "13 images are more than what is left of all that this node will answer ('query-budget')"
     )
     assert tally_of(state_dir) == 12
     node.answer(QUERY, LogitsReply)
     assert tally_of(state_dir) == 24
     one = dataclasses.replace(QUERY, images=IMAGES[:1])
     for before_or_after in (node, owned(**keys)):
-        assert refusal(before_or_after, one).startswith("24 images answered and 1 asked about")
+        assert refusal(before_or_after, one).startswith("1 images are more than what is left")
     assert tally_of(state_dir) == 24
     # What is no query needs no budget.
     node.answer(TRAIN, TrainReply)
@@ -193,7 +194,7 @@ def test_a_round_whose_images_are_asked_for_again_is_counted_once(
 ) -> None:
     node = owned(query_budget=20, state_dir=state_dir)
     node.answer(round_request(), ImagesNeeded)
-    assert not list(Path(state_dir).glob("*/*/tally.json"))
+    assert not (Path(state_dir) / "node" / "tally.json").exists()
     done = node.answer(round_request(images=to_levels(LEVELS)), RoundReply)
     assert done.distill_loss > 0
     assert tally_of(state_dir) == 20
@@ -207,24 +208,41 @@ def test_a_round_that_breaks_the_wires_rules_is_not_counted(owned: Any, state_di
     node = owned(query_budget=20, state_dir=state_dir)
     reply = node.ask(round_request(images=to_levels(LEVELS[:11])))
     assert "field 'targets': 12 rows, 11 images" in str(reply.error.reason)
-    assert not list(Path(state_dir).glob("*/*/*.json"))
+    assert not list(Path(state_dir).rglob("*.json"))
 
 
 def test_a_run_has_one_experiment(owned: Any, state_dir: str) -> None:
-    """Another experiment's budget is for another run, that the owner's node is asked to join."""
-    node = owned(query_budget=12, state_dir=state_dir)
+    node = owned(state_dir=state_dir)
     node.answer(QUERY, LogitsReply)
     other = dataclasses.replace(QUERY, experiment="1e" * 16)
     assert refusal(node, other) == "this run began with another experiment: submit it anew"
-    assert "'query-budget'" in refusal(node, QUERY)
-    owned(query_budget=12, state_dir=state_dir).answer(other, LogitsReply)
-    assert len(list(Path(state_dir).glob("*/client-0/tally.json"))) == 2
+    owned(state_dir=state_dir).answer(other, LogitsReply)
+
+
+def test_a_budget_is_for_all_experiments_and_evaluations(owned: Any, state_dir: str) -> None:
+    """100 images over 20 experiments, by queries, rounds and evaluations, of two partitions."""
+    answered = 0
+    for number in range(20):
+        partition = number % 2
+        node = owned(
+            query_budget=100, state_dir=state_dir, partition_id=partition, num_partitions=3
+        )
+        requests = (QUERY, EVALUATE, dataclasses.replace(EVALUATE, num_logits=0))
+        for request in (requests[number % 3], compact(), round_request(targets_round=0)):
+            reply = node.ask(dataclasses.replace(request, experiment=f"{number:032x}"))
+            (_, kind) = reply.content["message"]["wire-version"], reply.content["message"]["type"]
+            if kind == "Refused":
+                continue
+            arrays = reply.content["arrays"]
+            answered += arrays["logits"].shape[0] or reply.content["message"]["num_examples"]
+    assert 80 < answered <= 100
+    assert tally_of(state_dir) == answered
 
 
 _COUNT = """
 import pathlib, sys
-from fedzge_flwr.client.store import FolderStore
-store = FolderStore(pathlib.Path(sys.argv[1]))
+from fedzge_flwr.client.account import FolderAccount
+store = FolderAccount(pathlib.Path(sys.argv[1]))
 for _ in range(150):
     with store.tally() as tally:
         tally.images += 1
@@ -235,7 +253,7 @@ def test_no_count_is_lost_between_processes(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _COUNT, str(tmp_path)]
     processes = [subprocess.Popen(command) for _ in range(2)]
     assert [process.wait(120) for process in processes] == [0, 0]
-    with FolderStore(tmp_path).tally() as tally:
+    with FolderAccount(tmp_path).tally() as tally:
         assert tally.images == 300
 
 
@@ -244,12 +262,12 @@ def test_no_count_is_lost_between_processes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["context", "folder"])
 def test_min_query_interval(kind: str, tmp_path: Path) -> None:
-    store = ContextStore(RecordDict()) if kind == "context" else FolderStore(tmp_path)
+    store = ContextAccount(RecordDict()) if kind == "context" else FolderAccount(tmp_path)
     now = [1_000_000.0]
     guard = Guard(OwnerSettings(min_query_interval=10.0), store, clock=lambda: now[0])
     guard.admit(IMAGES)
     now[0] += 9.5
-    with pytest.raises(RefusedError, match=r"after 9\.5 s; this node answers every 10 s \('min-"):
+    with pytest.raises(RefusedError, match=r"^asked again too soon \('min-query-interval'\)$"):
         guard.admit(IMAGES)
     # The interval counts from what was answered, not from what was refused.
     now[0] += 0.5
@@ -258,7 +276,7 @@ def test_min_query_interval(kind: str, tmp_path: Path) -> None:
     now[0] -= 86400
     guard.admit(IMAGES)
     now[0] += 9.0
-    with pytest.raises(RefusedError, match="after 9 s"):
+    with pytest.raises(RefusedError, match="too soon"):
         guard.admit(IMAGES)
     now[0] += 1.0
     guard.admit(IMAGES)
@@ -270,7 +288,7 @@ def test_min_query_interval_at_the_endpoint(owned: Any) -> None:
     node = owned(min_query_interval=3600.0)
     node.answer(QUERY, LogitsReply)
     node.answer(TRAIN, TrainReply)
-    assert "this node answers every 3600 s ('min-query-interval')" in refusal(node, QUERY)
+    assert refusal(node, QUERY) == "asked again too soon ('min-query-interval')"
     node.answer(
         EvaluateRequest(round=1, split="test", num_logits=60, experiment=EXPERIMENT), EvaluateReply
     )
@@ -316,10 +334,10 @@ def test_logit_decimals(owned: Any, decimals: int) -> None:
 
 def test_rounding_is_exact() -> None:
     """In float32 the first would be taken for 2.675 and the last for infinite."""
-    guard = Guard(OwnerSettings(logit_decimals=2), ContextStore(RecordDict()))
+    guard = Guard(OwnerSettings(logit_decimals=2), ContextAccount(RecordDict()))
     logits = np.array([[2.675, -2.675, 0.004, 1e37]], np.float32)
     wanted = np.array([[2.67, -2.67, 0.0, 1e37]], np.float32)
-    assert np.array_equal(guard.perturbed(logits), wanted)
+    assert np.array_equal(guard.perturbed(logits, lambda: [b""], lambda: b""), wanted)
 
 
 def test_logit_noise(owned: Any) -> None:
@@ -327,11 +345,139 @@ def test_logit_noise(owned: Any) -> None:
     for exact, seen in zip(answers_of(clean), answers_of(noisy), strict=True):
         assert 0.35 < float(np.std(seen - exact)) < 0.65
         assert abs(float(np.mean(seen - exact))) < 0.25
-    # Other noise each time, in queries and in evaluations; the model knows nothing of it.
-    for request, reply_type in ((QUERY, LogitsReply), (EVALUATE, EvaluateReply)):
-        first, second = (noisy.answer(request, reply_type).logits for _ in range(2))
-        assert (first != second).mean() > 0.99
+    # The model knows nothing of it.
     assert same_model(clean, noisy)
+
+
+def test_asking_again_does_not_average_noise_away(owned: Any, state_dir: str) -> None:
+    """By whatever endpoint, in whatever batch, after a restart, in another encoding of zero."""
+    keys = {"logit_noise": 1.0, "state_dir": state_dir}
+    exact_node = owned()
+    exact_node.answer(TRAIN, TrainReply)
+    test_images = load_split(from_run_config(exact_node.context.run_config).data, "test")
+    images = test_images.inputs_NCHW
+    ask = dataclasses.replace(QUERY, images=images[:12])
+    exact = exact_node.answer(ask, LogitsReply).logits
+    node = owned(**keys)
+    state = node.answer(TRAIN, TrainReply).state
+    ask = dataclasses.replace(ask, state=state)
+    evaluate = dataclasses.replace(EVALUATE, state=state)
+    twelve = images[:12] + np.float32(0)
+    twelve[twelve == 0] = -0.0
+    answers = [node.answer(ask, LogitsReply).logits for _ in range(5)]
+    answers += [node.answer(evaluate, EvaluateReply).logits[:12] for _ in range(5)]
+    again = owned(**keys)
+    answers.append(again.answer(ask, LogitsReply).logits)
+    answers.append(again.answer(evaluate, EvaluateReply).logits[:12])
+    answers.append(again.answer(dataclasses.replace(ask, images=twelve), LogitsReply).logits)
+    backwards = dataclasses.replace(ask, images=images[:12][::-1].copy())
+    answers.append(again.answer(backwards, LogitsReply).logits[::-1])
+    levels = test_images.images_NCHW[:12]
+    in_copies = dataclasses.replace(compact(base=levels), experiment=EXPERIMENT, state=state)
+    asked = again.answer(in_copies, LogitsReply).logits
+    answers.append(np.concatenate((asked[:4], asked[12:])))
+    rms = float(np.sqrt(np.mean((np.mean(answers, axis=0) - exact) ** 2)))
+    assert rms > 0.8
+    # The same but for the last bits of what is under the noise.
+    assert max(float(np.abs(answer - answers[0]).max()) for answer in answers) < 1e-4
+    # Another image has other noise, and another state of the model, and another node.
+    assert len(np.unique((answers[0] - exact).round(3))) > 100
+    node.answer(dataclasses.replace(TRAIN, round=2, state=state), TrainReply)
+    later = node.answer(dataclasses.replace(ask, state=""), LogitsReply).logits
+    assert float(np.abs(later - answers[0]).max()) > 0.5
+
+
+def test_two_nodes_have_two_secrets(tmp_path: Path) -> None:
+    one, other = (FolderAccount(tmp_path / name).secret() for name in ("one", "other"))
+    assert one != other
+    assert FolderAccount(tmp_path / "one").secret() == one
+    assert (tmp_path / "one" / "noise.key").stat().st_mode & 0o077 == 0
+    (tmp_path / "one" / "noise.key").write_bytes(b"")
+    with pytest.raises(StateError, match="is not a key"):
+        FolderAccount(tmp_path / "one").secret()
+
+
+@pytest.mark.parametrize(("allowed", "splits"), [("held-out", ["held-out"]), ("none", [])])
+def test_allow_evaluation(owned: Any, allowed: str, splits: list[str]) -> None:
+    node = owned(allow_evaluation=allowed)
+    for split in ("test", "held-out"):
+        request = dataclasses.replace(EVALUATE, split=split)
+        if split in splits:
+            node.answer(request, EvaluateReply)
+        else:
+            assert refusal(node, request) == (
+                f"no evaluation on '{split}' images here ('allow-evaluation')"
+            )
+
+
+# -- training, states, experiments ------------------------------------------------------------
+
+
+def trainings_of(node: Node) -> int:
+    return int(node.context.state.config_records["fedzge-progress"]["trained"])
+
+
+def test_a_message_trains_no_longer_than_the_owner_wants(owned: Any) -> None:
+    request = dataclasses.replace(TRAIN, round=101, owed=100)
+    for most in (0, 3):
+        node = owned(max_catch_up_rounds=most)
+        node.answer(request, TrainReply)
+        assert trainings_of(node) == 1 + most
+    # Without a word of the owner's, too.
+    node = owned()
+    node.answer(request, TrainReply)
+    assert trainings_of(node) == 11
+
+
+def test_max_trainings_counts_what_was_gone_back_behind(owned: Any, state_dir: str) -> None:
+    keys = {"max_trainings": 4, "state_dir": state_dir}
+    for number in range(6):
+        # The server goes back to the initial state each time, and the node has restarted.
+        done = owned(**keys).answer(dataclasses.replace(TRAIN, state=""), TrainReply)
+        assert (done.num_examples > 0) == (number < 4)
+    node = owned(**keys)
+    assert node.answer(dataclasses.replace(TRAIN, round=2, state=done.state), TrainReply)
+    assert node.answer(dataclasses.replace(QUERY, state=done.state), LogitsReply)
+
+
+def test_states_are_kept_up_to_a_number(owned: Any, state_dir: str) -> None:
+    """Of a server that never says `durable`."""
+    node, state, states = owned(max_states=3, state_dir=state_dir), "", []
+    for round_ in range(1, 7):
+        state = node.answer(dataclasses.replace(TRAIN, round=round_, state=state), TrainReply).state
+        states.append(state)
+    kept = sorted(Path(state_dir).glob("*/client-0/0*.safetensors"))
+    assert [path.stem.split("-")[1] for path in kept] == states[-3:]
+    # The one that the server goes on from is spared.
+    back = node.answer(dataclasses.replace(TRAIN, round=7, state=states[3]), TrainReply)
+    assert back.began == states[3]
+    again = node.answer(dataclasses.replace(TRAIN, round=7, state=states[3]), TrainReply)
+    assert again.began == states[3]
+    # What is gone is not mistaken for another: the reply says from where it went on.
+    gone = node.answer(dataclasses.replace(TRAIN, round=8, state=states[0]), TrainReply)
+    assert gone.began == again.state
+
+
+def test_experiments_are_kept_up_to_a_number(owned: Any, state_dir: str) -> None:
+    keys = {"max_experiments": 2, "state_dir": state_dir}
+
+    def train(number: int) -> Any:
+        return dataclasses.replace(TRAIN, experiment=f"{number:032x}")
+
+    for number in (1, 2):
+        owned(**keys).answer(train(number), TrainReply)
+    assert refusal(owned(**keys), train(3)) == (
+        "this node keeps the models of as many experiments as its owner allows ('max-experiments')"
+    )
+    owned(**keys).answer(train(1), TrainReply)
+    # Days later that which has rested longest makes room, and it alone.
+    folders = sorted(p for p in Path(state_dir).iterdir() if p.name != "node")
+    for days, folder in enumerate(folders, start=2):
+        os.utime(folder, (time.time() - 86400 * days,) * 2)
+    owned(**keys).answer(train(3), TrainReply)
+    left = [p for p in Path(state_dir).iterdir() if p.name != "node"]
+    assert len(left) == 2
+    assert folders[0] in left
 
 
 def test_noise_is_rounded_too(owned: Any) -> None:
@@ -359,7 +505,7 @@ def test_the_exchange_turns_a_refusal_into_a_missing_client(
     first, second, third = grid.contexts
     assert set(replies) == {first, third}
     assert failures == {
-        second: "refused: 12 images in a query; this node answers at most 3 ('max-query-images')"
+        second: "refused: 12 images in a query are more than this node answers ('max-query-images')"
     }
 
 
@@ -415,6 +561,10 @@ BAD = [
     ({"min-query-interval": float("inf")}, "'min-query-interval' = inf: "),
     ({"logit-decimals": 9}, "'logit-decimals' = 9: "),
     ({"logit-decimals": -2}, "'logit-decimals' = -2: "),
+    ({"allow-evaluation": "some"}, "'allow-evaluation' = 'some': "),
+    ({"allow-distillation": 1}, "'allow-distillation' = 1: "),
+    ({"max-accuracy-loss": 101.0}, "'max-accuracy-loss' = 101.0: "),
+    ({"max-states": -1}, "'max-states' = -1: "),
     ({"logit-noise": -1.0}, "'logit-noise' = -1.0: "),
     ({"state-dir": 5}, "'state-dir' = 5: "),
     ({"state-dir": "a\0b"}, "'state-dir' = 'a\\x00b' has a null character"),
@@ -423,15 +573,18 @@ BAD = [
 
 
 @pytest.mark.parametrize(("keys", "line"), BAD, ids=[next(iter(keys)) for keys, _ in BAD])
-def test_bad_values_are_named_in_one_line(owned: Any, keys: dict[str, Any], line: str) -> None:
+def test_bad_values_are_named_in_one_line(
+    owned: Any, caplog: pytest.LogCaptureFixture, keys: dict[str, Any], line: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
         owner_settings(keys, {})
     assert str(caught.value).startswith(f"node config: {line}")
     assert str(caught.value).isprintable()
-    # And at the endpoint, which answers nothing.
+    # And at the endpoint, which answers nothing; the server is told no value.
     node = owned(**keys)
     reply = node.ask(HelloRequest(round=0, version="x"))
-    assert f"Message: node config: {line}" in str(reply.error.reason)
+    assert "Message: its config, or the run's settings, cannot be used" in str(reply.error.reason)
+    assert f"node config: {line}" in caplog.text
     assert not node.state()
 
 

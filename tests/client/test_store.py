@@ -16,7 +16,15 @@ import pytest
 from flwr.app import RecordDict
 from safetensors.numpy import load_file
 
-from fedzge_flwr.client.store import ContextStore, FolderStore, Kept, StateStore, open_store
+from fedzge_flwr.client.account import Account, ContextAccount, FolderAccount
+from fedzge_flwr.client.store import (
+    ContextStore,
+    FolderStore,
+    Kept,
+    Progress,
+    StateStore,
+    open_store,
+)
 from fedzge_flwr.common.errors import RefusedError, StateError
 from fedzge_flwr.wire.messages import TrainReply, TrainRequest
 from tests.helpers.node import Node
@@ -65,19 +73,19 @@ def files(folder: Path) -> list[str]:
 def test_a_state_comes_back_as_it_was(store: StateStore) -> None:
     assert store.load("") == Kept()
     assert store.load("0f" * 8) == Kept()
-    name = store.keep(model(1), distilled=7, trained=3)
+    name = store.keep(model(1), Progress(7, 3))
     assert len(name) == 16
     kept = store.load(name)
     assert same(kept, model(1))
-    assert (kept.name, kept.distilled, kept.trained) == (name, 7, 3)
+    assert (kept.name, kept.progress.distilled, kept.progress.trained) == (name, 7, 3)
 
 
 def test_an_unknown_name_is_taken_for_the_newest(store: StateStore) -> None:
     """The server never got the reply that named it: the client goes on, and says from where."""
-    store.keep(model(1), distilled=1, trained=0)
-    newest = store.keep(model(2), distilled=2, trained=0)
+    store.keep(model(1), Progress(1, 0))
+    newest = store.keep(model(2), Progress(2, 0))
     kept = store.load("ab" * 8)
-    assert (kept.name, kept.distilled) == (newest, 2)
+    assert (kept.name, kept.progress.distilled) == (newest, 2)
     assert same(kept, model(2))
 
 
@@ -93,18 +101,22 @@ def test_images_asked_about_are_kept_until_others_are(store: StateStore) -> None
     assert store.load_asked() == {}
 
 
-def test_a_tally_is_kept_if_all_goes_well(store: StateStore) -> None:
-    with store.tally() as tally:
+@pytest.mark.parametrize("kind", ["context", "folder"])
+def test_a_tally_is_kept_if_all_goes_well(kind: str, tmp_path: Path) -> None:
+    account: Account = (
+        ContextAccount(RecordDict()) if kind == "context" else FolderAccount(tmp_path)
+    )
+    with account.tally() as tally:
         tally.images, tally.last = 5, 1.5
 
     def refuse() -> None:
-        with store.tally() as tally:
+        with account.tally() as tally:
             tally.images = 99
             raise RefusedError
 
     with pytest.raises(RefusedError):
         refuse()
-    with store.tally() as tally:
+    with account.tally() as tally:
         assert (tally.images, tally.last) == (5, 1.5)
 
 
@@ -113,13 +125,13 @@ def test_a_tally_is_kept_if_all_goes_well(store: StateStore) -> None:
 
 def test_every_state_of_a_folder_can_be_gone_back_to(tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
-    names = [store.keep(model(number), distilled=number, trained=0) for number in range(4)]
+    names = [store.keep(model(number), Progress(number, 0)) for number in range(4)]
     for number, name in enumerate(names):
         assert same(store.load(name), model(number))
     # No name is the initial state, though there are others.
     assert store.load("") == Kept()
     # Going on from an older one does not hide what came after it until that is forgotten.
-    other = store.keep(model(9), distilled=1, trained=0)
+    other = store.keep(model(9), Progress(1, 0))
     assert same(FolderStore(tmp_path).load("ab" * 8), model(9))
     store.forget_before(names[2])
     assert same(store.load(names[2]), model(2))
@@ -131,9 +143,9 @@ def test_every_state_of_a_folder_can_be_gone_back_to(tmp_path: Path) -> None:
 
 def test_the_owners_file_is_the_newest_state(tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
-    first = store.keep(model(1), distilled=1, trained=0)
+    first = store.keep(model(1), Progress(1, 0))
     for seed in (2, 3):
-        name = store.keep(model(seed), distilled=seed, trained=0)
+        name = store.keep(model(seed), Progress(seed, 0))
         assert same(Kept("", dict(load_file(tmp_path / "client.safetensors"))), model(seed))
         # Without another copy's room on the disk.
         (path,) = tmp_path.glob(f"*-{name}.safetensors")
@@ -149,7 +161,7 @@ def test_the_owners_file_on_a_file_system_without_links(
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr("os.link", no_links)
-    FolderStore(tmp_path).keep(model(1), distilled=1, trained=0)
+    FolderStore(tmp_path).keep(model(1), Progress(1, 0))
     assert same(Kept("", dict(load_file(tmp_path / "client.safetensors"))), model(1))
 
 
@@ -170,7 +182,7 @@ def test_a_bad_state_file_is_passed_over_and_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: Any
 ) -> None:
     store = FolderStore(tmp_path)
-    first, second = (store.keep(model(number), distilled=number, trained=0) for number in (1, 2))
+    first, second = (store.keep(model(number), Progress(number, 0)) for number in (1, 2))
     (path,) = tmp_path.glob(f"*-{second}.safetensors")
     data = path.read_bytes()
     assert spoil(data) != data
@@ -207,7 +219,7 @@ def test_a_tally_that_cannot_be_read_is_refused(tmp_path: Path, text: str) -> No
     path = tmp_path / "tally.json"
     path.write_text(text, encoding="utf-16" if text == "\ufffd" else "utf-8")
     before = path.read_bytes()
-    with pytest.raises(StateError) as caught, FolderStore(tmp_path).tally():
+    with pytest.raises(StateError) as caught, FolderAccount(tmp_path).tally():
         pytest.fail("given all the same")
     assert str(caught.value).startswith(f"{path} is not a tally (")
     assert "remove it to begin anew" in str(caught.value)
@@ -219,30 +231,35 @@ def test_a_tally_that_cannot_be_read_is_refused(tmp_path: Path, text: str) -> No
 
 
 def test_a_folder_that_cannot_be_made(
-    make_grid: Any, tiny_config: dict[str, Any], tmp_path: Path
+    make_grid: Any,
+    tiny_config: dict[str, Any],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     for state_dir in (tmp_path / "file", tmp_path / "file" / "below"):
         owner = {"partition-id": 0, "num-partitions": 3, "state-dir": str(state_dir)}
         node = Node(lambda config, o=owner: make_grid(config, node_configs={0: o}), tiny_config)
         reason = str(node.ask(TrainRequest(round=1)).error.reason)
-        assert f"Message: 'state-dir': {state_dir}/" in reason
-        assert "cannot be written (Not a directory); free space, or name a folder" in reason
+        assert "its state cannot be kept where its owner wants it" in reason
+        assert str(tmp_path) not in reason
+        assert f"'state-dir': {state_dir}/" in caplog.text
+        assert "cannot be written (Not a directory); free space, or name a folder" in caplog.text
         assert not node.state()
 
 
 def test_a_folder_that_is_gone_is_told_of(tmp_path: Path) -> None:
     """A regular file has taken its place in mid-run."""
     store = FolderStore(tmp_path / "states")
-    store.keep(model(1), distilled=1, trained=0)
+    store.keep(model(1), Progress(1, 0))
     (tmp_path / "states").rename(tmp_path / "moved")
     (tmp_path / "states").write_text("in the way")
     line = rf"^'state-dir': {tmp_path}/states cannot be written \(Not a directory\); free space"
     for attempt in (
-        lambda: store.keep(model(2), distilled=2, trained=0),
+        lambda: store.keep(model(2), Progress(2, 0)),
         lambda: store.load("ab" * 8),
         lambda: store.keep_asked({"one": np.zeros((1, 1, 1, 1), np.uint8)}),
-        lambda: store.tally().__enter__(),
+        lambda: store.work().__enter__(),
     ):
         with pytest.raises(StateError, match=line):
             attempt()
@@ -254,14 +271,16 @@ def test_a_folder_that_is_gone_is_told_of(tmp_path: Path) -> None:
 _WRITE = """
 import json, os, pathlib, resource, signal, sys
 import numpy as np
-from fedzge_flwr.client.store import FolderStore
+from fedzge_flwr.client.account import FolderAccount
+from fedzge_flwr.client.store import FolderStore, Progress
 from fedzge_flwr.common.errors import StateError
 folder, how = pathlib.Path(sys.argv[1]), sys.argv[2]
 store = FolderStore(folder)
 small = {"w": np.arange(10.0)}
-names = [store.keep(small, distilled=1, trained=0)]
+names = [store.keep(small, Progress(1, 0))]
 store.keep_asked({"one": np.ones((2, 1, 4, 4), np.uint8)})
-with store.tally() as tally:
+account = FolderAccount(folder)
+with account.tally() as tally:
     tally.images = 5
 print(json.dumps(names), flush=True)
 big = {"w": np.zeros(1_000_000)}
@@ -270,10 +289,10 @@ big = {"w": np.zeros(1_000_000)}
 _FULL = """
 resource.setrlimit(resource.RLIMIT_FSIZE, (0 if how == "all" else 4096, resource.RLIM_INFINITY))
 def count():
-    with store.tally() as tally:
+    with account.tally() as tally:
         tally.images += 7
 asked = {"two": np.zeros((9000, 1, 1, 1), np.uint8)}
-attempts = [lambda: store.keep(big, distilled=2, trained=0), lambda: store.keep_asked(asked)]
+attempts = [lambda: store.keep(big, Progress(2, 0)), lambda: store.keep_asked(asked)]
 for attempt in attempts + [count] * (how == "all"):
     try:
         attempt()
@@ -305,7 +324,7 @@ elif how == "rlimit":
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
 else:
     safetensors.numpy.save_file = {"half": half, "whole": whole}[how]
-store.keep(big, distilled=2, trained=0)
+store.keep(big, Progress(2, 0))
 """
 
 
@@ -341,10 +360,10 @@ def test_a_full_disk_leaves_the_states_before(tmp_path: Path, how: str) -> None:
     for name in (names[0], "ab" * 8):
         assert same(store.load(name), {"w": np.arange(10.0)})
     assert list(store.load_asked()) == ["one"]
-    with store.tally() as tally:
+    with FolderAccount(tmp_path).tally() as tally:
         assert tally.images == 5
     # With room again it goes on.
-    assert same(store.load(store.keep(model(3), distilled=3, trained=0)), model(3))
+    assert same(store.load(store.keep(model(3), Progress(3, 0))), model(3))
 
 
 @pytest.mark.parametrize("how", ["half", "whole", "linked", "rlimit"])
@@ -363,7 +382,7 @@ def test_a_client_that_is_killed_while_it_writes(
     else:
         assert newest.name == names[0]
     assert same(Kept("", dict(load_file(tmp_path / "client.safetensors"))), small)
-    name = store.keep(model(2), distilled=2, trained=0)
+    name = store.keep(model(2), Progress(2, 0))
     assert same(store.load(name), model(2))
     assert same(Kept("", dict(load_file(tmp_path / "client.safetensors"))), model(2))
     assert not caplog.records
@@ -380,9 +399,9 @@ def test_limits_are_this_processs_own() -> None:
 @pytest.mark.parametrize("experiment", ["0f" * 16, "../../x", "/etc/x", "\0", "~"])
 def test_no_name_becomes_a_path(tmp_path: Path, client: object, experiment: str) -> None:
     store = open_store(RecordDict(), str(tmp_path / "states"), client, experiment)
-    store.keep({"w": np.arange(3)}, distilled=0, trained=0)
+    store.keep({"w": np.arange(3)}, Progress(0, 0))
     assert files(tmp_path) == ["states"]
-    (of_experiment,) = (tmp_path / "states").iterdir()
+    (of_experiment,) = (p for p in (tmp_path / "states").iterdir() if p.name != "node")
     (of_client,) = of_experiment.iterdir()
     for path in (of_experiment, of_client):
         assert path.name.removeprefix("client-").isalnum()
@@ -396,7 +415,7 @@ def test_clients_and_experiments_are_kept_apart(tmp_path: Path) -> None:
         for experiment in ("0f" * 16, "1f" * 16):
             store = open_store(RecordDict(), str(tmp_path), client, experiment)
             assert store.load("ab" * 8) == Kept()
-            kept[store.keep({"w": np.arange(3)}, distilled=0, trained=0)] = (client, experiment)
+            kept[store.keep({"w": np.arange(3)}, Progress(0, 0))] = (client, experiment)
     for name, (client, experiment) in kept.items():
         assert open_store(RecordDict(), str(tmp_path), client, experiment).load(name).name == name
 
@@ -405,9 +424,9 @@ def test_a_name_in_a_request_is_only_compared(
     make_grid: Any, tiny_config: dict[str, Any], tmp_path: Path
 ) -> None:
     outside = FolderStore(tmp_path / "outside")
-    outside.keep({"w": np.arange(3)}, distilled=0, trained=0)
+    outside.keep({"w": np.arange(3)}, Progress(0, 0))
     store = FolderStore(tmp_path / "inside")
-    mine = store.keep(model(1), distilled=1, trained=0)
+    mine = store.keep(model(1), Progress(1, 0))
     for name in ("../outside/client", str(tmp_path / "outside" / "client"), "*", "client"):
         assert store.load(name).name == mine
         store.forget_before(name)
@@ -415,7 +434,10 @@ def test_a_name_in_a_request_is_only_compared(
 
 
 def test_a_node_whose_partition_is_a_path_answers_nothing(
-    make_grid: Any, tiny_config: dict[str, Any], tmp_path: Path
+    make_grid: Any,
+    tiny_config: dict[str, Any],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     for partition in ("../x", "../../../tmp/x", 0):
         owner = {
@@ -428,9 +450,10 @@ def test_a_node_whose_partition_is_a_path_answers_nothing(
             node.answer(TrainRequest(round=1), TrainReply)
         else:
             reason = str(node.ask(TrainRequest(round=1)).error.reason)
-            assert f"'partition-id' = {partition!r}: give this node a number" in reason
+            assert "its config, or the run's settings, cannot be used" in reason
+            assert f"'partition-id' = {partition!r}: give this node a number" in caplog.text
             assert files(tmp_path) == []
-    (folder,) = (tmp_path / "states").glob("*/*")
+    (folder,) = (tmp_path / "states").glob("*/client-*")
     assert folder.name == "client-0"
 
 
