@@ -469,7 +469,8 @@ def try_replies(
         replies, failures = exchange.send(
             [(request, [node_id])], types, lambda _: Standing(), dims=rows, expect=expect
         )
-        return replies.get(node_id), failures.get(node_id, "")
+        failure = failures.get(node_id)
+        return replies.get(node_id), failure.reason if failure else ""
 
     sources: list[Source] = []
     for pair in pairs:
