@@ -16,6 +16,7 @@ from fedzge_flwr.black_boxes.contract import (
     FitReport,
     State,
 )
+from fedzge_flwr.black_boxes.judging import judging_images
 from fedzge_flwr.common.arrays import FloatArray
 from fedzge_flwr.common.errors import ConfigError
 from fedzge_flwr.common.registry import one_of
@@ -185,24 +186,20 @@ class ClassifierBlackBox(ABC):
             images_NCHW=given.images_NCHW if split == "test" else None,
         )
 
-    def own_images(self) -> ImageSet | None:
-        """Return the client's own images, by which a distillation is judged; None without any.
-
-        Those given for the split "held-out"; a subclass that has training images gives them where
-        there are none.
-        """
+    def held_out(self) -> ImageSet | None:
+        """Return own images that it is not trained on, if there are any: the split "held-out"."""
         return self._evaluation.get("held-out")
 
+    def trained_on(self) -> ImageSet | None:
+        """Return the own images that it is trained on, if they are known. Here they are not."""
+        return None
+
     def own_correct(self, most: int) -> npt.NDArray[np.bool_]:
-        """Say whether the answers on own images, evenly chosen, are right."""
-        own = self.own_images()
-        if own is None or len(own) == 0:
+        """Say whether the answers on what `judging_images` takes from own images are right."""
+        inputs_NCHW, labels_N = judging_images(self.held_out(), self.trained_on(), most)
+        if len(labels_N) == 0:
             return np.zeros(0, dtype=np.bool_)
-        rows = np.linspace(0, len(own) - 1, min(most, len(own))).astype(np.int64)
-        chosen = own.take(rows)
-        found: npt.NDArray[np.bool_] = (
-            self.logits(chosen.inputs_NCHW).argmax(axis=1) == chosen.labels_N
-        )
+        found: npt.NDArray[np.bool_] = self.logits(inputs_NCHW).argmax(axis=1) == labels_N
         return found
 
     def state(self) -> State:

@@ -214,9 +214,9 @@ class ModuleBlackBox(ClassifierBlackBox):
         nothing = np.zeros((0, self.num_classes), dtype=np.float32)
         return ClientEvaluation(self._num_test_examples, float(loss), float(accuracy), nothing)
 
-    def own_images(self) -> ImageSet | None:
-        """Return held-out images, or its own training images."""
-        return super().own_images() or self._own
+    def trained_on(self) -> ImageSet | None:
+        """Return its own training images, if it was given them."""
+        return self._own
 
     def state(self) -> State:
         """Return the model's parameters and buffers."""

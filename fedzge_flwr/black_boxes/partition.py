@@ -151,10 +151,9 @@ class TorchBlackBox(ModuleBlackBox):
             images_NCHW=images.images_NCHW if split == "test" else None,
         )
 
-    def own_images(self) -> ImageSet:
-        """Return held-out images, or the training images of the partition."""
-        data = self._data()
-        return data.held_out if len(data.held_out) else data.train
+    def held_out(self) -> ImageSet:
+        """Return the images of the partition that are held out, if any."""
+        return self._data().held_out
 
     def load_state(self, state: State) -> None:
         """Load parameters and buffers; arrays that may be written become the model's own memory.

@@ -147,9 +147,9 @@ class SklearnBlackBox(ClassifierBlackBox):
         logits_NK = self.logits(self._train.inputs_NCHW)
         return float(-logits_NK[np.arange(len(self._train)), self._train.labels_N].mean())
 
-    def own_images(self) -> ImageSet | None:
-        """Return held-out images, or those that it is fitted to."""
-        return super().own_images() or self._train
+    def trained_on(self) -> ImageSet:
+        """Return the images that it is fitted to."""
+        return self._train
 
     def state(self) -> State:
         """Return the fitted classifier, pickled: it stays with its owner."""

@@ -106,6 +106,9 @@ class Question:
         ValueError
             If the directions cannot be decoded.
         """
+        if self.num_perturbed == 0:
+            # However many directions there are of no image: each would cost an empty array.
+            return self.base_NCHW
         base, others = np.split(self.base_NCHW, [self.num_perturbed])
         steps = np.float32(self.eps) * self.directions_QNCHW
         parts = [base, *(base + step for step in steps)]

@@ -63,16 +63,14 @@ def test_images_that_an_onnx_model_does_not_take(onnx_file: Path) -> None:
     assert "prepare" in str(caught.value)
 
 
-def test_bad_onnx_files(onnx_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Where a file lies is told to the node's own log; what is raised goes to the server."""
+def test_bad_onnx_files(onnx_file: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.onnx"
     for _ in range(2):
-        with pytest.raises(DataError, match="ONNX model cannot be read; its own log") as caught:
+        with pytest.raises(DataError, match="not an ONNX model that can be read") as caught:
             OnnxBlackBox(context_of(), bad, SHAPE, 10, 50)
         assert "\n" not in str(caught.value)
-        assert str(tmp_path) not in str(caught.value)
+        assert str(caught.value).startswith(f"{bad}: ")
         bad.write_bytes(b"no model")
-    assert caplog.text.count(f"{bad}: not an ONNX model that can be read") == 2
     box = OnnxBlackBox(context_of(), onnx_file, SHAPE, 7, 50)
     with pytest.raises(DataError, match=r"shape \(7, 10\) for 7 images and 7 classes"):
         box.logits(QUERY)

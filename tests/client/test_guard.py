@@ -8,14 +8,18 @@ import os
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from flwr.app import RecordDict
+from flwr.clientapp import ClientApp
 
+from fedzge_flwr.black_boxes.function import FunctionBlackBox
 from fedzge_flwr.client.account import ContextAccount, FolderAccount
+from fedzge_flwr.client.endpoints import register_endpoints
 from fedzge_flwr.client.guard import Guard
 from fedzge_flwr.common.errors import ConfigError, RefusedError, StateError
 from fedzge_flwr.config.owner import OwnerSettings, owner_settings
@@ -114,6 +118,48 @@ def test_max_query_images(owned: Any, request_: Any) -> None:
     assert refusal(node, request_) == (
         f"{num_images} images in a query are more than this node answers ('max-query-images')"
     )
+
+
+@pytest.mark.parametrize(
+    ("keys", "name"),
+    [
+        ({"max_query_images": 100}, "max-query-images"),
+        ({"query_budget": 100}, "query-budget"),
+        ({"min_query_interval": 1e6}, "min-query-interval"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["query", "round", "of no image"])
+def test_a_refusal_costs_little(
+    make_grid: Any, tmp_path: Path, keys: dict[str, Any], name: str, kind: str
+) -> None:
+    """Some kilobytes ask for 60,000 copies of an image: 740 MB, of which none is made."""
+    app, shape = ClientApp(), (3, 32, 32)
+    register_endpoints(
+        app,
+        lambda context: FunctionBlackBox(context, lambda x: np.zeros((len(x), 10)), shape, 10, 5),
+    )
+    node_config = {"partition-id": 0, "num-partitions": 1, "state-dir": str(tmp_path)}
+    node_config |= {key.replace("_", "-"): value for key, value in keys.items()}
+    config = {"num-clients": 1}
+    node = Node(lambda c: make_grid(c, node_configs={0: node_config}, app=app), config)
+    base = np.zeros((1, *shape), np.uint8)
+    few = compact(base=base, directions=np.zeros((0, 0, 0), np.uint8))
+    node.answer(few, LogitsReply)
+    perturbed = 0 if kind == "of no image" else 1
+    many = dataclasses.replace(few, directions=np.zeros((60_000, perturbed, 0), np.uint8))
+    if kind == "round":
+        fields = {field.name: getattr(many, field.name) for field in dataclasses.fields(many)}
+        nothing = {"images": base[:0], "targets": LOGITS[:0], "digest": "", "temperature": 1.0}
+        many = RoundRequest(**fields, **nothing, targets_round=0)
+    tracemalloc.start()
+    try:
+        reply = node.ask(many)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 5e6
+    if kind != "of no image" or name == "min-query-interval":
+        assert name in str(reply.content["message"]["reason"])
 
 
 def test_query_range(owned: Any) -> None:

@@ -345,6 +345,6 @@ def test_the_server_learns_no_file_names(
     node_id = sorted(grid.contexts)[OWNER]
     with caplog.at_level(logging.ERROR):
         (reply,) = grid.send_and_receive([Message(encode(request), node_id, request.ACTION)])
-    assert "'data-path' cannot be used; its own log says why" in str(reply.error.reason)
+    assert "cannot be used; the node's own log says why" in str(reply.error.reason)
     assert "alice" not in str(reply.error.reason)
-    assert "client 1: /home/alice/secret: no such folder or file" in caplog.text
+    assert "DataError: /home/alice/secret: no such folder or file" in caplog.text
