@@ -16,7 +16,7 @@ from fedzge_flwr.black_boxes.contract import (
     FitReport,
     State,
 )
-from fedzge_flwr.black_boxes.judging import judging_images
+from fedzge_flwr.black_boxes.judging import right_on_own
 from fedzge_flwr.common.arrays import FloatArray
 from fedzge_flwr.common.errors import ConfigError
 from fedzge_flwr.common.registry import one_of
@@ -195,12 +195,8 @@ class ClassifierBlackBox(ABC):
         return None
 
     def own_correct(self, most: int) -> npt.NDArray[np.bool_]:
-        """Say whether the answers on what `judging_images` takes from own images are right."""
-        inputs_NCHW, labels_N = judging_images(self.held_out(), self.trained_on(), most)
-        if len(labels_N) == 0:
-            return np.zeros(0, dtype=np.bool_)
-        found: npt.NDArray[np.bool_] = self.logits(inputs_NCHW).argmax(axis=1) == labels_N
-        return found
+        """Say whether the model knows its own images (`right_on_own`)."""
+        return right_on_own(self.logits, self.held_out(), self.trained_on(), most)
 
     def state(self) -> State:
         """Return what is to be kept between messages: arrays of numbers. This one keeps nothing."""

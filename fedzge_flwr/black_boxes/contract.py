@@ -168,10 +168,10 @@ class KnowsItsOwn(Protocol):
     """
 
     def own_correct(self, most: int) -> npt.NDArray[np.bool_]:
-        """Say of each of at most so many images like the client's own whether the model is right.
+        """Say of each of at most so many of the client's own images whether the model is right.
 
         The same ones, in the same order, each time. The model is unchanged, and nothing random is
-        drawn. Empty without images. A `ClassifierBlackBox` takes those held out and, of those
-        trained on, what lies between two of a class (`fedzge_flwr.black_boxes.judging`).
+        drawn. Empty without images. `fedzge_flwr.black_boxes.judging` has how a
+        `ClassifierBlackBox` does it.
         """
         ...

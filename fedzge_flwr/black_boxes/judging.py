@@ -1,6 +1,8 @@
-"""The images by which a client judges whether a distillation has harmed its model."""
+"""Whether a model knows its client's own images: by this a harmful distillation is recognised."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -9,17 +11,23 @@ from fedzge_flwr.common.arrays import FloatArray
 from fedzge_flwr.images.image_set import ImageSet
 
 
-def judging_images(
-    held_out: ImageSet | None, trained_on: ImageSet | None, most: int
-) -> tuple[FloatArray, npt.NDArray[np.int64]]:
-    """Return images with their labels that a model is to know, evenly chosen.
+def right_on_own(
+    logits: Callable[[FloatArray], FloatArray],
+    held_out: ImageSet | None,
+    trained_on: ImageSet | None,
+    most: int,
+) -> npt.NDArray[np.bool_]:
+    """Say of each of a client's own images, evenly chosen, whether its model is right.
 
-    Of images that it is trained on, halves are taken: each is the mean of one and of the next of
-    its class. A model that rehearses its own images can be right on each of them and wrong on all
-    that is like them; it is then wrong on what lies between them, too. No random number is drawn.
+    On an image that it is trained on it must be right twice: on the image, and on the mean of it
+    and of the next of its class. A model that rehearses its own images can be right on each of them
+    and wrong on all that is like them; then it is wrong on what lies between them, too. No random
+    number is drawn.
 
     Parameters
     ----------
+    logits : Callable[[ndarray], ndarray]
+        From float32 images (N, C, H, W) to logits (N, K).
     held_out, trained_on : ImageSet, optional
         The client's own images.
     most : int
@@ -27,27 +35,32 @@ def judging_images(
 
     Returns
     -------
-    tuple of ndarray
-        float32 (N, C, H, W) in the shared pixel range, and int64 (N,); first those held out.
+    ndarray of bool
+        (N,), first those held out; empty without images.
     """
-    sets = [own for own in (held_out, trained_on) if own is not None and len(own)]
+    nothing = np.zeros(0, dtype=np.int64)
     num_held_out = len(held_out) if held_out is not None else 0
-    total = sum(len(own) for own in sets)
+    total = num_held_out + (len(trained_on) if trained_on is not None else 0)
     if total == 0:
-        return np.zeros((0, 0, 0, 0), dtype=np.float32), np.zeros(0, dtype=np.int64)
+        return nothing.astype(np.bool_)
     rows = np.linspace(0, total - 1, min(most, total)).astype(np.int64)
-    inputs, labels = [], []
-    if held_out is not None and num_held_out:
+    inputs: list[FloatArray] = []
+    labels = [nothing]
+    if held_out is not None:
         chosen = held_out.take(rows[rows < num_held_out])
         inputs.append(chosen.inputs_NCHW)
         labels.append(chosen.labels_N)
-    if trained_on is not None and len(trained_on):
+    if trained_on is not None:
         own = rows[rows >= num_held_out] - num_held_out
-        partners = _next_of_class(trained_on.labels_N)[own]
-        one, other = trained_on.take(own), trained_on.take(partners)
-        inputs.append((one.inputs_NCHW + other.inputs_NCHW) / np.float32(2))
-        labels.append(one.labels_N)
-    return np.concatenate(inputs), np.concatenate(labels)
+        one = trained_on.take(own)
+        other = trained_on.take(_next_of_class(trained_on.labels_N)[own])
+        inputs += [one.inputs_NCHW, (one.inputs_NCHW + other.inputs_NCHW) / np.float32(2)]
+        labels += [one.labels_N, one.labels_N]
+    found = logits(np.concatenate(inputs)).argmax(axis=1) == np.concatenate(labels)
+    held = int(np.count_nonzero(rows < num_held_out))
+    itself, mean = np.split(found[held:], 2)
+    right: npt.NDArray[np.bool_] = np.concatenate((found[:held], itself & mean))
+    return right
 
 
 def _next_of_class(labels_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

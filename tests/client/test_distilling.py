@@ -10,7 +10,7 @@ import pytest
 from flwr.app import Context
 from flwr.clientapp import ClientApp
 
-from fedzge_flwr.black_boxes.judging import judging_images
+from fedzge_flwr.black_boxes.judging import right_on_own
 from fedzge_flwr.black_boxes.partition import torch_black_box
 from fedzge_flwr.client.endpoints import register_endpoints
 from fedzge_flwr.client.own_accuracy import OwnAccuracy, own_accuracy, too_costly
@@ -74,6 +74,14 @@ def accuracy(node: Node) -> float:
     return float(node.answer(EVALUATE, EvaluateReply).accuracy)
 
 
+def own_share(node: Node) -> float:
+    """Return the accuracy on own images of the model as it is kept."""
+    box = torch_black_box(node.context)
+    model = node.context.state.array_records["fedzge-private-model"]
+    box.load_state({name: array.numpy() for name, array in model.items()})
+    return own_accuracy(box).share
+
+
 @pytest.mark.parametrize("kind", ["rotated", "one class"])
 @pytest.mark.parametrize("rehearsal", [False, True])
 @pytest.mark.parametrize("temperature", [1.5, 1e-6])
@@ -85,26 +93,27 @@ def test_hostile_targets_cost_five_points_or_are_undone(
     reply = node.answer(hostile(kind, temperature=temperature), DistillReply)
     if reply.problem:
         assert COSTLY in reply.problem
-        assert "distillation was undone: of 3" in caplog.text
+        assert "distillation was undone: of 288 own images it had" in caplog.text
         after = node.state()
         assert all(np.array_equal(after[name], value) for name, value in before.items())
     assert accuracy(node) >= start - 0.05
     # Without the owner's limit the model is lost: the test would see it.
-    if kind == "rotated":
+    if not rehearsal or (kind == "rotated" and temperature > 1):
         assert reply.problem
-        open_node = learnt({"max-accuracy-loss": 100.0}, client_rehearsal=rehearsal)
-        assert open_node.answer(hostile(kind, temperature=temperature), DistillReply).problem == ""
-        assert accuracy(open_node) < start - 0.3
+        unguarded = learnt({"max-accuracy-loss": 100.0}, client_rehearsal=rehearsal)
+        done = unguarded.answer(hostile(kind, temperature=temperature), DistillReply)
+        assert done.problem == ""
+        assert accuracy(unguarded) < start - 0.2
 
 
 def test_many_small_losses_are_one_large_one(learnt: Any) -> None:
     node = learnt(client_rehearsal=False, client_distill_steps=1, client_distill_lr=0.0005)
-    start, problems = accuracy(node), []
-    for round_ in range(1, 26):
+    best, problems = own_share(node), []
+    for round_ in range(1, 31):
         problems.append(node.answer(hostile("rotated", round_), DistillReply).problem)
+        assert own_share(node) >= best - 0.05
     assert problems[0] == ""
-    assert COSTLY in problems[-1]
-    assert accuracy(node) >= start - 0.08
+    assert sum(COSTLY in problem for problem in problems) > 3
 
 
 def test_what_was_undone_is_reported_and_the_round_goes_on(learnt: Any) -> None:
@@ -202,18 +211,31 @@ def test_the_rule() -> None:
     assert not too_costly(0.0, OwnAccuracy(0, 0), OwnAccuracy(0, 0), 0.05)
 
 
-def test_images_to_judge_by_are_held_out_and_between_own_ones() -> None:
-    images = np.arange(6, dtype=np.uint8)[:, None, None, None] * 50
-    own = ImageSet(images, np.array([0, 1, 0, 1, 0, 2]))
-    inputs, labels = judging_images(None, own, 100)
-    assert labels.tolist() == [0, 1, 0, 1, 0, 2]
-    levels = ((inputs[:, 0, 0, 0] + 1) * 127.5).round().tolist()
-    assert levels == [50, 100, 150, 100, 100, 250]
-    both, labels = judging_images(own, own, 100)
-    assert np.array_equal(both[:6], own.inputs_NCHW)
-    assert np.array_equal(both[6:], inputs)
-    assert len(judging_images(own, own, 5)[1]) == 5
-    assert len(judging_images(own.take(np.arange(0)), None, 5)[1]) == 0
+def test_a_model_must_be_right_on_own_images_and_between_them() -> None:
+    levels = np.arange(6, dtype=np.uint8)[:, None, None, None] * 50
+    own = ImageSet(levels, np.array([0, 1, 0, 1, 0, 2]))
+    asked: list[list[int]] = []
+
+    def logits(wrong: int) -> Any:
+        """Return a model that takes all for class 0, but for an image of one level."""
+
+        def answer(images: Any) -> Any:
+            seen = ((images[:, 0, 0, 0] + 1) * 127.5).round().astype(int)
+            asked.append(seen.tolist())
+            return np.stack([seen != wrong, seen == wrong], axis=1).astype(np.float32)
+
+        return answer
+
+    assert right_on_own(logits(-1), None, own, 9).tolist() == [True, False] * 2 + [True, False]
+    # Each image, and the mean of it and of the next of its class.
+    assert asked == [[0, 50, 100, 150, 200, 250, 50, 100, 150, 100, 100, 250]]
+    zeros = own.take(np.array([0, 2, 4]))
+    assert right_on_own(logits(0), None, zeros, 9).tolist() == [False, True, True]
+    assert right_on_own(logits(50), None, zeros, 9).tolist() == [False, True, True]
+    assert right_on_own(logits(50), zeros, None, 9).tolist() == [True, True, True]
+    assert right_on_own(logits(200), zeros, zeros, 9).tolist() == [True, True, False] * 2
+    assert len(right_on_own(logits(0), own, own, 5)) == 5
+    assert len(right_on_own(logits(0), own.take(np.arange(0)), None, 5)) == 0
 
 
 def test_any_black_box_can_be_judged(make_grid: Any, tiny_config: dict[str, Any]) -> None:

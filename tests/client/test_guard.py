@@ -25,7 +25,7 @@ from fedzge_flwr.common.errors import ConfigError, RefusedError, StateError
 from fedzge_flwr.config.owner import OwnerSettings, owner_settings
 from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.data.loading import load_split
-from fedzge_flwr.grid.exchange import GridExchange
+from fedzge_flwr.grid.exchange import Failure, GridExchange
 from fedzge_flwr.grid.standing import Standing
 from fedzge_flwr.images.pixels import to_levels
 from fedzge_flwr.query.directions import Directions
@@ -551,7 +551,9 @@ def test_the_exchange_turns_a_refusal_into_a_missing_client(
     first, second, third = grid.contexts
     assert set(replies) == {first, third}
     assert failures == {
-        second: "refused: 12 images in a query are more than this node answers ('max-query-images')"
+        second: Failure(
+            "refused: 12 images in a query are more than this node answers ('max-query-images')"
+        )
     }
 
 

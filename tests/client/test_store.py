@@ -459,7 +459,7 @@ def test_a_node_whose_partition_is_a_path_answers_nothing(
 
 def test_what_killed_writers_left_is_removed_in_time(tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
-    old, new = tmp_path / ".00000001-a.safetensors", tmp_path / ".00000002-b.safetensors"
+    old, new = (tmp_path / f".{name}-12345678.safetensors" for name in ("00000001-a", "00000002-b"))
     for path in (old, new):
         path.write_bytes(b"half")
     os.utime(old, (0, 0))
