@@ -55,12 +55,13 @@ browser:
 		  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium >/dev/null; } || \
 		echo "no chromium: the tests that need one are skipped"
 
-# What passes nodes to a SuperLink is tested with the proxy itself, likewise.
+# What passes nodes to a SuperLink is tested with the proxy itself, likewise. The policy keeps Debian
+# from starting a web server.
 proxy:
 	@command -v nginx >/dev/null || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null || \
-		{ echo "installing nginx for the test of deploy/proxy.sh"; \
-		  apt-get update -qq && printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d && chmod +x /usr/sbin/policy-rc.d && \
-		  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends nginx-light >/dev/null; } || \
+		{ echo "installing nginx for the test of deploy/proxy.sh"; policy=/usr/sbin/policy-rc.d; \
+		  test -e $$policy || { trap "rm -f $$policy" EXIT; printf '#!/bin/sh\nexit 101\n' >$$policy; chmod +x $$policy; }; \
+		  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends nginx-light >/dev/null; } || \
 		echo "no nginx: the test that needs it is skipped"
 
 # One worker a core, up to four: the tests of a file stay together. In the order of the files: by
