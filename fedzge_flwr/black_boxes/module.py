@@ -17,7 +17,7 @@ from fedzge_flwr.black_boxes.contract import ClientEvaluation, EvaluationSplit, 
 from fedzge_flwr.common.arrays import ByteArray, FloatArray
 from fedzge_flwr.common.errors import ConfigError
 from fedzge_flwr.common.randomness import Purpose, seeded_default, torch_stream
-from fedzge_flwr.config.node import rehearsal_of
+from fedzge_flwr.config.node import rehearses
 from fedzge_flwr.config.sections import MIN_TRAINING_IMAGES, Settings
 from fedzge_flwr.images.image_set import ImageSet
 from fedzge_flwr.learning.distillation import distill
@@ -102,9 +102,7 @@ class ModuleBlackBox(ClassifierBlackBox):
         self._test = test
         self._num_test_examples = num_test_examples
         self._settings = settings
-        asked_for = settings.distillation.client_rehearsal
-        owners = rehearsal_of(context.node_config)
-        self._rehearses = asked_for if owners is None else owners
+        self._rehearses = rehearses(context.node_config, settings)
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(settings.run.client_threads)
 
@@ -115,9 +113,8 @@ class ModuleBlackBox(ClassifierBlackBox):
             self._built = self._make()
         return self._built
 
-    @property
-    def _own(self) -> ImageSet | None:
-        """The client's own training images."""
+    def trained_on(self) -> ImageSet | None:
+        """Return the client's own training images, if it was given them."""
         own = self._own_given() if callable(self._own_given) else self._own_given
         if own is not None:
             own.check(self.image_shape, self.num_classes)
@@ -142,7 +139,7 @@ class ModuleBlackBox(ClassifierBlackBox):
         return FitReport(num_examples=self._num_examples, loss=max(float(loss or 0.0), 0.0))
 
     def _fit_own(self, round_: int) -> FitReport:
-        own = self._own
+        own = self.trained_on()
         if own is None or len(own) < MIN_TRAINING_IMAGES:
             return FitReport(num_examples=0, loss=0.0)
         with self._seeded(Purpose.LOCAL_TRAINING, round_):
@@ -198,7 +195,7 @@ class ModuleBlackBox(ClassifierBlackBox):
         return seeded_default(seed, purpose, round_=round_, partition=self._partition)
 
     def _rehearsed(self) -> OwnImages | None:
-        own = self._own
+        own = self.trained_on()
         if own is None or len(own) == 0:
             return None
         labels_N = to_tensor(own.labels_N, self.device)
@@ -213,10 +210,6 @@ class ModuleBlackBox(ClassifierBlackBox):
         loss, accuracy = self._test(self._model.eval())
         nothing = np.zeros((0, self.num_classes), dtype=np.float32)
         return ClientEvaluation(self._num_test_examples, float(loss), float(accuracy), nothing)
-
-    def trained_on(self) -> ImageSet | None:
-        """Return its own training images, if it was given them."""
-        return self._own
 
     def state(self) -> State:
         """Return the model's parameters and buffers."""

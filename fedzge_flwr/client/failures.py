@@ -57,7 +57,7 @@ def told(error: BaseException, who: str) -> str:
     return printable(f"{who} failed: {type(error).__name__}; {_LOG}", MAX_STRING - 1)
 
 
-def failure(error: BaseException, who: str, doing: str) -> BlackBoxError:
+def failure(error: BaseException, who: str, doing: str) -> FedZGEError:
     """Write an error to the node's log, whole, and return the one to raise in its place.
 
     It must be raised after the error has been handled: a process of Ray's sends the text of what it
@@ -71,6 +71,8 @@ def failure(error: BaseException, who: str, doing: str) -> BlackBoxError:
         What was being done.
     """
     note(error, who, doing)
+    if type(error) is ProtocolError:
+        return ProtocolError(error.sender, error.field, error.problem)
     return BlackBoxError(told(error, who))
 
 

@@ -72,16 +72,18 @@ def from_node_config(node_config: Mapping[str, object], settings: Settings) -> N
         raise ConfigError(f"node config: '{key}' = {node_config.get(key)!r}: {fix}") from None
 
 
-def rehearsal_of(node_config: Mapping[str, object]) -> bool | None:
-    """Return whether own images are rehearsed in distillation, if the node's owner says so.
+def rehearses(node_config: Mapping[str, object], settings: Settings) -> bool:
+    """Return whether own images are rehearsed in distillation: as the owner says, else the run.
 
     Raises
     ------
     ConfigError
-        If it is neither true nor false.
+        If what the owner says is neither true nor false.
     """
     value = node_config.get("rehearsal")
-    if value is not None and type(value) is not bool:
+    if value is None:
+        return settings.distillation.client_rehearsal
+    if not isinstance(value, bool):
         raise ConfigError(f"node config: 'rehearsal' = {value!r}: give true or false")
     return value
 

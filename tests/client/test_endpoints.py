@@ -154,10 +154,6 @@ def test_local_training_obeys_its_switches(make_grid: Any, tiny_config: dict[str
     assert len(set(answers)) == 3
 
 
-# Else what a distillation without rehearsal does would be undone.
-OPEN = {"partition-id": 0, "num-partitions": 2, "max-accuracy-loss": 100.0}
-
-
 def test_clients_rehearse_their_own_images_if_told_to(
     make_grid: Any, tiny_config: dict[str, Any]
 ) -> None:
@@ -171,7 +167,8 @@ def test_clients_rehearse_their_own_images_if_told_to(
             "client-distill-lr": 0.01,
             "client-rehearsal": rehearsal,
         }
-        node = Node(lambda c: make_grid(c, node_configs={0: OPEN}), config)
+        owner = {"partition-id": 0, "num-partitions": 3, "max-accuracy-loss": 100.0}
+        node = Node(lambda config, o=owner: make_grid(config, node_configs={0: o}), config)
         node.answer(TrainRequest(round=1), TrainReply)
         request = DistillRequest(round=1, temperature=1.0, images=IMAGES, logits=LOGITS)
         node.answer(request, DistillReply)

@@ -317,7 +317,8 @@ def test_a_black_box_that_cannot_distill_takes_part_all_the_same(
     assert outcomes[0] == outcomes[1] == outcomes[2]
     lines = [r.getMessage() for r in caplog.records if "left out of" in r.getMessage()]
     assert len(lines) == 2 * 3 * ROUNDS
-    assert all(line.endswith("the model is as before: no distillation") for line in lines)
+    told = "the model is as before: Stubborn failed: RuntimeError; the node's own log says why"
+    assert all(line.endswith(told) for line in lines)
 
 
 def test_targets_are_delivered_even_if_the_last_round_is_skipped(
