@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeVar, cast
 from flwr.app import ConfigRecord, RecordDict
 
 from fedzge_flwr.common.errors import StateError
-from fedzge_flwr.common.files import atomic_path, atomic_write_text
+from fedzge_flwr.common.files import atomic_path, atomic_write_text, make_folder
 
 _TALLY = "fedzge-tally"
 _SECRET = "fedzge-secret"
@@ -105,7 +105,7 @@ class FolderAccount:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         with explained(folder):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(folder, mode=0o700)
 
     @contextmanager
     def tally(self) -> Iterator[Tally]:

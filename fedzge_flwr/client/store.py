@@ -362,7 +362,7 @@ def _enter(folder: Path, most: int) -> None:
         if folder.is_dir():
             os.utime(folder)
             return
-        account.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(account, mode=0o700)
         with locked(account / "experiments.lock"):
             found = [p for p in root.iterdir() if _EXPERIMENT_FOLDER.fullmatch(p.name)]
             longest_first = sorted(found, key=lambda path: path.stat().st_mtime)
@@ -375,4 +375,4 @@ def _enter(folder: Path, most: int) -> None:
                     )
                 LOGGER.warning("%s: removed for a new experiment ('max-experiments')", path)
                 shutil.rmtree(path)
-            folder.mkdir(mode=0o700, exist_ok=True)
+            make_folder(folder, mode=0o700)

@@ -356,7 +356,7 @@ def test_a_model_that_one_side_alone_knows(
             run_server(grid, config)
         assert grid.sent == []
     else:
-        with pytest.raises(RosterError, match="no model named 'linear'"):
+        with pytest.raises(RosterError, match="the run's settings, cannot be used"):
             run_server(make_grid(config, app=app_of(elsewhere)), config)
 
 

@@ -408,13 +408,13 @@ def test_a_resumed_run_that_does_not_begin_replaces_no_model(
     models = {path.name: path.read_bytes() for path in folder_of(config).glob("*.safetensors")}
     assert len(models) == 2
     with pytest.raises(RosterError):
-        resume(make_grid, config, num_nodes=4)
+        resume(make_grid, {**config, "node-timeout": 0.6}, num_nodes=4)
     for name, data in models.items():
         path = folder_of(config) / name
         assert path.read_bytes() == data
         path.unlink()
     with pytest.raises(RosterError):
-        resume(make_grid, config, num_nodes=4)
+        resume(make_grid, {**config, "node-timeout": 0.6}, num_nodes=4)
     assert not list(folder_of(config).glob("*.safetensors"))
 
 

@@ -215,8 +215,11 @@ def test_nodes_that_cannot_say_hello(
 ) -> None:
     wrong = {"partition-id": 1, "num-partitions": 3, "model": "vgg"}
     rows = rows_of(run_server(make_grid(tiny_config, node_configs={1: wrong}), tiny_config))
-    assert (
-        "does not take part: node config: 'model' = 'vgg': no such model; known: cnn, " in log.text
+    # The node's own log names the model; the server's line tells no value of the node's config.
+    assert "node config: 'model' = 'vgg': no such model; known: cnn, " in log.text
+    (line,) = [r.getMessage() for r in log.records if "does not take part" in r.getMessage()][:1]
+    assert line.endswith(
+        "its config, or the run's settings, cannot be used; the node's own log says why"
     )
     assert rows[0]["participants"] == [0, 2]
     assert rows[0]["missing"][0]["reason"] == "not connected"
