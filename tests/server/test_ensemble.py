@@ -253,6 +253,13 @@ def test_size_of_an_answer_and_claims_buy_nothing_of_robust_contrasts() -> None:
     np.testing.assert_allclose(robust_contrasts(replace(given, weights=weights)), wanted, atol=1e-6)
 
 
+def test_half_of_an_even_number_of_clients_buy_nothing_by_claims() -> None:
+    given = equals({m: random_logits(m, 3.0) for m in range(4)})
+    claims = ensemble_weights({0: 9, 1: 9, 2: 10**9, 3: 10**9})
+    found = robust_contrasts(replace(given, weights=claims))
+    np.testing.assert_allclose(found, robust_contrasts(given), atol=1e-6)
+
+
 def test_the_table_is_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     given = equals({m: random_logits(m, 3.0) for m in range(5)})
     wanted = robust_contrasts(given)
