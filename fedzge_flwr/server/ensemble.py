@@ -6,11 +6,12 @@ float64 and in order of partition or of size, so that they do not depend on who 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
+from scipy.special import log_softmax
 
 from fedzge_flwr.common.arrays import FloatArray
 from fedzge_flwr.common.errors import ConfigError
@@ -19,12 +20,12 @@ from fedzge_flwr.server.contrasts import Float64Array, Table
 _SMALLEST = 1e-8
 """Probabilities below it count as it: their logarithm is the ensemble's logit."""
 
-_LEAST_LOGARITHM = -3.0
-"""Of a softened probability that a client answers with: what lies below says little, and a bound on
-it is a bound on what one answer can do."""
-
-_REWEIGHTINGS = 8
+_REWEIGHTINGS = 16
 """Rounds of reweighted least squares; more change hardly anything."""
+
+_TUNING = 2.385
+"""Cauchy's weights at this many deviations lose 5 % of the efficiency of least squares if nobody
+lies (Holland & Welsch, 1977)."""
 
 _LEAST_SCALE = 0.5
 """Logits that differ by so little agree: where few clients know the same classes, most fit exactly,
@@ -218,8 +219,9 @@ def known_contrasts(answers: Answers) -> FloatArray:
     logarithmic opinion pool (Genest & Zidek, 1986) if all clients know all classes alike. Its use
     here is this project's own; measured in `docs/evidence.md`.
     """
-    table = _table(answers, lambda logits_NK: logits_NK / answers.temperature, answers.weights)
-    return table.fitted(np.ones(table.logits_MNK.shape[:2])).astype(np.float32)
+    partitions, logits_MNK = _softened(answers)
+    table = _table(answers, partitions, logits_MNK, answers.weights)
+    return table.fitted(np.ones(logits_MNK.shape[:2])).astype(np.float32)
 
 
 def robust_contrasts(answers: Answers) -> FloatArray:
@@ -228,33 +230,31 @@ def robust_contrasts(answers: Answers) -> FloatArray:
     `known_contrasts` is linear in the answers, so one client can make it anything. Here three
     things are bounded:
 
-    - what an answer says: log softmax(fₘ(x)/τ) ends at −3;
+    - what an answer says: log softmax(fₘ(x)/τ) ends where the median client's lowest one does, so
+      that nobody is surer of an image than the others;
     - a client's weight: at most the median of the clients' weights, so that a claimed number of
       examples buys no more than that;
     - whom it can outvote: a client counts the less, the further it is from what the others say, in
-      the classes that it knows, on this image and on average over all images combined together,
+      the classes that it knows, on this image and wherever it gave the same answer,
 
-    uₘ(x) = s² / (s² + dₘ(x)² + mean dₘ²),   dₘ(x)² = min_c Σₖ tₘₖ (fₘₖ(x) − eₖ(x) − c)².
+    uₘ(x) = s² / (s² + dₘ(x)² + Σₖ pₘₖ(x) Dₘₖ),   dₘ(x)² = min_c Σₖ tₘₖ (fₘₖ(x) − eₖ(x) − c)².
 
-    s is the median of all dₘ(x), but at least ½. These are the weights of Cauchy's distribution,
-    Student's t of one degree of freedom (Lange, Little & Taylor, 1989, "Robust statistical modeling
-    using the t distribution"). The fit is by eight rounds of reweighted least squares from equal
-    weights (Holland & Welsch, 1977, "Robust regression using iteratively reweighted
+    p is softmax(f/τ), and Dₘₖ the mean of dₘ² over all images that are combined together, weighted
+    by pₘₖ: what the client's word for class k was worth. s is 2.385 times the median of all dₘ(x),
+    but at least ½. These are the weights of Cauchy's distribution, Student's t of one degree of freedom (Lange,
+    Little & Taylor, 1989, "Robust statistical modeling using the t distribution"), with reliability
+    by class in the spirit of Dawid & Skene, 1979, "Maximum likelihood estimation of observer
+    error-rates using the EM algorithm". The fit is by sixteen rounds of reweighted least squares
+    from equal weights (Holland & Welsch, 1977, "Robust regression using iteratively reweighted
     least-squares"). A client pulls with u·d ≤ s/2, and the less, the more it lies. Nobody can
     contradict a client about what it alone knows. Measured in `docs/evidence.md`.
     """
-
-    def bounded(logits_NK: Float64Array) -> Float64Array:
-        p_NK = _probabilities(logits_NK, answers.temperature)
-        return np.log(np.maximum(p_NK, np.exp(_LEAST_LOGARITHM)))
-
-    table = _table(answers, bounded, _capped(answers.weights))
-    trust_MN = np.ones(table.logits_MNK.shape[:2])
+    partitions, logits_MNK = _softened(answers)
+    logs_MNK = log_softmax(logits_MNK, axis=2)
+    table = _table(answers, partitions, _bounded(logs_MNK), _capped(answers.weights))
+    p_MNK, trust_MN = np.exp(logs_MNK), np.ones(logs_MNK.shape[:2])
     for _ in range(_REWEIGHTINGS):
-        distances_MN = table.distances(table.fitted(trust_MN))
-        scale = max(float(np.median(distances_MN)), _LEAST_SCALE**2)
-        of_client_M1 = distances_MN.mean(axis=1, keepdims=True)
-        trust_MN = scale / (scale + distances_MN + of_client_M1)
+        trust_MN = _trust(table.distances(table.fitted(trust_MN)), p_MNK)
     return table.fitted(trust_MN).astype(np.float32)
 
 
@@ -271,18 +271,45 @@ ENSEMBLES: dict[str, Combination] = {
 """Ways to combine answers by name, as the setting ``ensemble`` has them."""
 
 
+def _softened(answers: Answers) -> tuple[list[int], Float64Array]:
+    """Return who has a weight, in order of partition, and what they answered, (M, N, K), over τ."""
+    partitions = [partition for partition in sorted(answers.logits) if answers.weights[partition]]
+    logits_MNK = np.stack([answers.logits[p].astype(np.float64) for p in partitions])
+    return partitions, logits_MNK / answers.temperature
+
+
 def _table(
     answers: Answers,
-    transform: Callable[[Float64Array], Float64Array],
+    partitions: Sequence[int],
+    logits_MNK: Float64Array,
     weights: Mapping[int, float],
 ) -> Table:
-    """Return the table of who has a weight, in order of partition."""
-    partitions = [partition for partition in sorted(answers.logits) if weights[partition] > 0]
     return Table.of(
-        np.stack([transform(answers.logits[p].astype(np.float64)) for p in partitions]),
+        logits_MNK,
         np.array([weights[p] for p in partitions], dtype=np.float64),
         np.stack([answers.tendencies[p] for p in partitions]),
     )
+
+
+def _bounded(logs_MNK: Float64Array) -> Float64Array:
+    """Return logarithms that end, on each image, at the median of the clients' lowest ones.
+
+    Of an even number of clients it is the higher one, as half of the clients must decide nothing.
+    """
+    lowest_N = np.quantile(logs_MNK.min(axis=2), 0.5, axis=0, method="higher")
+    return np.asarray(np.maximum(logs_MNK, lowest_N[:, None]), dtype=np.float64)
+
+
+def _trust(distances_MN: Float64Array, p_MNK: Float64Array) -> Float64Array:
+    """Return uₘ(x) of squared distances and of the probabilities that clients answered with."""
+    scale = max(_TUNING**2 * float(np.median(distances_MN)), _LEAST_SCALE**2)
+    of_client_M1 = distances_MN.mean(axis=1, keepdims=True)
+    # A class that a client never answers with counts as its answers do on average.
+    of_class_MK = (np.einsum("mn,mnk->mk", distances_MN, p_MNK) + of_client_M1) / (
+        p_MNK.sum(axis=1) + 1
+    )
+    words_MN = np.einsum("mnk,mk->mn", p_MNK, of_class_MK)
+    return np.asarray(scale / (scale + distances_MN + words_MN), dtype=np.float64)
 
 
 def _capped(weights: Mapping[int, float]) -> dict[int, float]:
