@@ -334,7 +334,9 @@ def _output(folder: Path) -> Iterator[Finding]:
     try:
         machine.check_output(folder)
     except FedZGEError as error:
-        yield Finding("output", "wrong", str(error), "or mend its permissions")
+        yield Finding(
+            "output", "wrong", str(error), "name another with 'output-dir', or mend its permissions"
+        )
         return
     there = next(path for path in (folder, *folder.parents) if path.exists())
     gigabytes = shutil.disk_usage(there).free / 1e9
