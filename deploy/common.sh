@@ -10,6 +10,11 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1
 export FLWR_DISABLE_UPDATE_CHECK=1
 export FLWR_TELEMETRY_ENABLED=0
 
+# What is on this machine is asked of no proxy.
+for name in no_proxy NO_PROXY; do
+  export "$name=${!name:+${!name},}127.0.0.1,localhost"
+done
+
 fail() {
   echo "error: $*" >&2
   exit 1

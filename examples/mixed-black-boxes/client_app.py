@@ -1,7 +1,5 @@
 """Four clients with four kinds of models, each behind the same endpoints."""
 
-from pathlib import Path
-
 import torch
 from flwr.app import Context
 from flwr.clientapp import ClientApp
@@ -42,7 +40,7 @@ def black_box(context: Context) -> BlackBox:
         )
     if partition == 3:
         # Made by make_onnx.py, once: it answers and never changes.
-        file = Path(str(context.run_config["onnx-file"])).expanduser()
+        file = str(context.run_config["onnx-file"])
         return OnnxBlackBox(
             context, file, IMAGE_SHAPE, NUM_CLASSES, len(images), evaluation=evaluation
         )

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from fedzge_flwr.black_boxes.classifier import ClassifierBlackBox, log_probabilities
 from fedzge_flwr.common.arrays import FloatArray
 from fedzge_flwr.common.errors import ConfigError, DataError
+from fedzge_flwr.common.reading import place
 from fedzge_flwr.common.registry import one_of
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class OnnxBlackBox(ClassifierBlackBox):
         **options: Any,
     ) -> None:
         super().__init__(context, image_shape, num_classes, num_examples, **options)
-        self._session = _session(str(Path(path).expanduser().absolute()))
+        self._session = _session(str(place(path)))
         one_of(output, Output, "output")
         names = [found.name for found in self._session.get_outputs()]
         if output_name is not None and output_name not in names:

@@ -7,13 +7,17 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedzge_flwr.cli.given import Given
+from fedzge_flwr.cli.streams import enduring_streams
 from fedzge_flwr.common.errors import FedZGEError
 from fedzge_flwr.common.version import __version__
+
+if TYPE_CHECKING:
+    from fedzge_flwr.launch.simulate import Resources
 
 app = typer.Typer(
     name="fedzge",
@@ -31,6 +35,18 @@ PresetOption = Annotated[
 SettingsOption = Annotated[
     list[str] | None,
     typer.Option("--run-config", metavar="'KEY=VALUE …'", help="Settings; may be repeated."),
+]
+OutputOption = Annotated[
+    Path | None, typer.Option(help="The same as output-dir=… among the settings.")
+]
+CpusOption = Annotated[
+    int | None, typer.Option(help="CPUs a client in simulation (1); as many run as fit.")
+]
+GpusOption = Annotated[
+    float | None, typer.Option(help="Share of a GPU a client in simulation (0).")
+]
+RayOption = Annotated[
+    str | None, typer.Option(metavar="'KEY=VALUE …'", help="More for Flower's Ray.")
 ]
 
 
@@ -50,9 +66,7 @@ def run(
         Path | None,
         typer.Option(metavar="RUN", help="Folder of a run that was stopped: go on with it."),
     ] = None,
-    output_dir: Annotated[
-        Path | None, typer.Option(help="The same as output-dir=… among the settings.")
-    ] = None,
+    output_dir: OutputOption = None,
     app_folder: Annotated[
         Path | None, typer.Option("--app", help="The app's folder; here, if here is one.")
     ] = None,
@@ -63,26 +77,19 @@ def run(
             help="No simulation: num-clients SuperNodes on loopback, with TLS and authentication.",
         ),
     ] = False,
-    client_cpus: Annotated[
-        int | None, typer.Option(help="CPUs a client in simulation (1); as many run as fit.")
-    ] = None,
-    client_gpus: Annotated[
-        float | None, typer.Option(help="Share of a GPU a client in simulation (0).")
-    ] = None,
-    federation_config: Annotated[
-        str | None, typer.Option(metavar="'KEY=VALUE …'", help="More for Flower's Ray.")
-    ] = None,
+    client_cpus: CpusOption = None,
+    client_gpus: GpusOption = None,
+    federation_config: RayOption = None,
 ) -> None:
     """Run FedZGE in Flower's simulation, or on a SuperLink, home and ports of its own."""
     with _told():
         from fedzge_flwr.cli.run import Launcher, run_seeds
-        from fedzge_flwr.launch.simulate import Resources
 
         given = Given(preset, resume, tuple(run_config or ()), output_dir)
         simulations = (client_cpus, client_gpus, federation_config)
         if deployment and simulations != (None, None, None):
             raise FedZGEError("--deployment: --client-… and --federation-config are simulation's")
-        resources = Resources(client_cpus or 1, client_gpus or 0.0, federation_config or "")
+        resources = _resources(*simulations)
         launcher = Launcher(app_folder, None if deployment else resources)
         if seeds is None:
             print(f"run folder: {launcher(given.run_config())}")
@@ -130,13 +137,30 @@ def doctor(
     port: Annotated[
         list[int] | None, typer.Option(help="A port to be free; may be repeated.")
     ] = None,
+    output_dir: OutputOption = None,
+    client_cpus: CpusOption = None,
+    client_gpus: GpusOption = None,
+    federation_config: RayOption = None,
 ) -> None:
-    """Check Python, torch, GPU, Flower, Ray, ports, data and permissions, and say what to mend."""
+    """Check software, GPU, Ray, network, folders, ports and data, and say what to mend."""
     with _told():
         from fedzge_flwr.cli.doctor import examine
 
-        healthy = examine(Given(preset, None, tuple(run_config or ())), port)
+        resources = _resources(client_cpus, client_gpus, federation_config)
+        given = Given(preset, None, tuple(run_config or ()), output_dir)
+        healthy = examine(given, port, resources)
     raise typer.Exit(0 if healthy else 1)
+
+
+def _resources(cpus: int | None, gpus: float | None, more: str | None) -> Resources:
+    from fedzge_flwr.launch.simulate import Resources
+
+    default = Resources()
+    return Resources(
+        default.num_cpus if cpus is None else cpus,
+        default.num_gpus if gpus is None else gpus,
+        more or "",
+    )
 
 
 def _show_version(wanted: bool) -> None:
@@ -181,4 +205,5 @@ def _interrupt(_signal: int, _frame: object) -> None:
 
 def main() -> None:
     """Run ``fedzge``."""
-    app()
+    with enduring_streams():
+        app()

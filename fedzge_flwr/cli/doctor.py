@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +23,8 @@ from fedzge_flwr.common.reading import place
 from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.images.spec import OWN
-from fedzge_flwr.launch.simulate import exposure
+from fedzge_flwr.launch import machine
+from fedzge_flwr.launch.simulate import Resources, checked_ray_config, exposure
 
 State = Literal["ok", "note", "wrong"]
 
@@ -31,7 +32,9 @@ DEFAULT_PORTS = (8000, 9094)
 """The SuperLink's and the first node's in the deployment guide; a simulation takes what is free."""
 
 _SIGNS = {"ok": "[green]ok   [/]", "note": "[yellow]note [/]", "wrong": "[red]WRONG[/]"}
-_IMPORT_S = 180.0
+_IMPORT_S = 600.0
+# Of what is printed.
+_CHARACTERS = "…→–±"
 _LEAST_FREE_GB = 1.0
 
 # Imports what breaks first when the two are not of one build: torchvision's compiled operators.
@@ -64,7 +67,9 @@ class Finding:
     fix: str = ""
 
 
-def examine(given: Given, ports: Sequence[int] | None = None) -> bool:
+def examine(
+    given: Given, ports: Sequence[int] | None = None, resources: Resources | None = None
+) -> bool:
     """Check everything, print each finding as it is made, and return whether nothing is wrong.
 
     Parameters
@@ -73,10 +78,12 @@ def examine(given: Given, ports: Sequence[int] | None = None) -> bool:
         The settings of the run that is meant, for data and output.
     ports : Sequence[int], optional
         Ports that are to be free; without, `DEFAULT_PORTS`.
+    resources : Resources, optional
+        What each client of a simulation is to be given; without, the launcher's default.
     """
     console = Console(highlight=False, soft_wrap=True)
     wrong = 0
-    for title, check in checks(given, ports or DEFAULT_PORTS):
+    for title, check in checks(given, ports or DEFAULT_PORTS, resources or Resources()):
         with console.status(f"{title} …"):
             findings = list(check())
         for finding in findings:
@@ -92,12 +99,16 @@ def examine(given: Given, ports: Sequence[int] | None = None) -> bool:
 Check = Callable[[], Iterator[Finding]]
 
 
-def checks(given: Given, ports: Sequence[int]) -> list[tuple[str, Check]]:
+def checks(given: Given, ports: Sequence[int], resources: Resources) -> list[tuple[str, Check]]:
     """Return the checks in order, each with its title."""
     return [
         ("Python", python),
+        ("user and terminal", user_and_terminal),
+        ("network", proxies),
+        ("temporary folder", temporary),
         ("Flower and Ray", frameworks),
-        ("torch and torchvision", torch_pair),
+        ("torch and torchvision (the first import can take minutes)", torch_pair),
+        ("what clients are given", lambda: simulation(resources)),
         ("ports", lambda: free(ports)),
         ("settings, data and output", lambda: settings_and_data(given)),
     ]
@@ -110,6 +121,79 @@ def python() -> Iterator[Finding]:
         yield Finding("Python", "ok", text)
     else:
         yield Finding("Python", "wrong", text, "use Python 3.11, 3.12 or 3.13")
+
+
+def user_and_terminal() -> Iterator[Finding]:
+    """Check that there is a home folder, and that the terminal takes what is printed."""
+    try:
+        yield Finding("home", "ok", str(place("~")))
+    except FedZGEError:
+        yield Finding(
+            "home",
+            "note",
+            "none: HOME is not set, or empty, and the system knows no folder of this user's",
+            "set HOME, or name 'output-dir' (and 'data-dir') with absolute paths",
+        )
+    encoding = sys.stdout.encoding
+    try:
+        _CHARACTERS.encode(encoding)
+    except UnicodeError:
+        yield Finding(
+            "terminal",
+            "note",
+            f"its encoding is {encoding}, which lacks characters that are printed",
+            "set PYTHONIOENCODING=utf-8, or a locale such as LANG=C.UTF-8",
+        )
+
+
+def proxies() -> Iterator[Finding]:
+    """Check that nothing of this machine is asked of a proxy."""
+    names = machine.proxies_of_loopback(os.environ)
+    if names:
+        yield Finding(
+            "proxy",
+            "note",
+            f"{', '.join(names)} without an exception for this machine: make run and fedzge run "
+            "ask no proxy for it, flwr run does",
+            f"export NO_PROXY={machine.past_proxies(os.environ)['NO_PROXY']} "
+            f"no_proxy={machine.past_proxies(os.environ)['no_proxy']}",
+        )
+
+
+def temporary() -> Iterator[Finding]:
+    """Check that a launch finds a folder, with a path that is short enough for sockets."""
+    try:
+        home = machine.make_home(os.environ)
+    except FedZGEError as error:
+        yield Finding("temporary folder", "wrong", str(error))
+        return
+    with suppress(OSError):
+        home.rmdir()
+    used, named = home.parent, machine.temporary_folders(os.environ)[0]
+    if used == named or os.environ.get("RAY_TMPDIR"):
+        yield Finding("temporary folder", "ok", f"{used}")
+    else:
+        yield Finding(
+            "temporary folder",
+            "note",
+            f"{named} is too long for Ray's sockets, or cannot be written: {used} is used",
+            "to choose another, name a short one with RAY_TMPDIR",
+        )
+
+
+def simulation(resources: Resources) -> Iterator[Finding]:
+    """Check that Ray can be had, with what each client is to be given."""
+    try:
+        checked_ray_config(resources)
+    except FedZGEError as error:
+        yield Finding("simulation", "wrong", str(error))
+        return
+    address = machine.cluster(os.environ)
+    yield Finding(
+        "simulation",
+        "ok",
+        f"on the Ray cluster at {address}" if address else "with a Ray of its own",
+    )
 
 
 def frameworks() -> Iterator[Finding]:
@@ -148,7 +232,12 @@ def torch_pair() -> Iterator[Finding]:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        yield Finding("torch", "wrong", f"{text}: importing takes over {_IMPORT_S:.0f} s")
+        yield Finding(
+            "torch",
+            "wrong",
+            f"{text}: importing takes over {_IMPORT_S:.0f} s",
+            "install the environment on a local disk",
+        )
         return
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
@@ -198,7 +287,7 @@ def settings_and_data(given: Given) -> Iterator[Finding]:
     try:
         settings = from_run_config(given.run_config())
         _check_parts(settings)
-        output = place(settings.run.output_dir)
+        output = place(settings.run.output_dir, "output-dir")
     except FedZGEError as error:
         yield Finding("settings", "wrong", str(error))
         return
@@ -242,27 +331,15 @@ def _data(settings: Settings) -> Iterator[Finding]:
 
 
 def _output(folder: Path) -> Iterator[Finding]:
-    """Write where the run will; what is made for it is removed again."""
-    made: list[Path] = []
     try:
-        made = [path for path in (folder, *folder.parents) if not path.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"x")
-        gigabytes = shutil.disk_usage(folder).free / 1e9
-    except OSError as error:
+        machine.check_output(folder)
+    except FedZGEError as error:
         yield Finding(
-            "output",
-            "wrong",
-            f"{folder} cannot be written ({error.strerror})",
-            "name another folder: --run-config 'output-dir=\"…\"', or mend its permissions",
+            "output", "wrong", str(error), "name another with 'output-dir', or mend its permissions"
         )
         return
-    finally:
-        # What someone else has put there in the meantime is theirs.
-        for path in made:
-            with suppress(OSError):
-                path.rmdir()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    gigabytes = shutil.disk_usage(there).free / 1e9
     if gigabytes < _LEAST_FREE_GB:
         yield Finding(
             "output", "wrong", f"{folder}: {gigabytes:.1f} GB free", "make room, or name another"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from fedzge_flwr.common.errors import ConfigError
 from fedzge_flwr.common.reading import place
+from fedzge_flwr.config.pairs import parse_pairs
 from fedzge_flwr.config.presets.catalogue import preset_file, read_settings
 
 
@@ -46,26 +46,11 @@ class Given:
         if self.preset is not None:
             config |= read_settings(preset_file(self.preset))
         if self.resume is not None:
-            folder = place(self.resume)
+            folder = place(self.resume, "--resume")
             if not (folder / "resume.toml").is_file():
                 raise ConfigError(f"{folder}: not the folder of a run, it has no resume.toml")
             config |= {**read_settings(folder / "resume.toml", links=False), "resume": str(folder)}
-        config |= _parsed(self.pairs)
+        config |= parse_pairs(self.pairs, "--run-config")
         if self.output_dir is not None:
-            config.setdefault("output-dir", str(place(self.output_dir)))
+            config.setdefault("output-dir", str(place(self.output_dir, "--output-dir")))
         return config
-
-
-def _parsed(pairs: Sequence[str]) -> dict[str, Any]:
-    # Flower's own parser, so that KEY=VALUE means here what it means to `flwr run`.
-    from click import ClickException
-    from flwr.common.config import parse_config_args
-
-    for text in pairs:
-        # Flower passes over whatever is not KEY=VALUE, such as KEY = VALUE.
-        if rest := re.sub(r"\S+?=('[^']*'|\"[^\"]*\"|\S+)", "", text).split():
-            raise ConfigError(f"--run-config: '{rest[0]}' is not KEY=VALUE (without spaces)")
-    try:
-        return dict(parse_config_args(list(pairs)))
-    except (ClickException, ValueError) as error:
-        raise ConfigError(f"--run-config: {error}") from error

@@ -13,10 +13,12 @@ from typing import Any
 from fedzge_flwr.cli.given import Given
 from fedzge_flwr.common.errors import ConfigError, RunFolderError
 from fedzge_flwr.common.reading import parse_json, place, read_within
-from fedzge_flwr.common.text import percent, percent_spread
+from fedzge_flwr.common.text import percent, percent_spread, printable
 from fedzge_flwr.config.parsing import NUMBERS_DO_NOT_DEPEND_ON, from_run_config
+from fedzge_flwr.config.sections import MOST_NAME_BYTES
 from fedzge_flwr.launch.deployment import deploy
 from fedzge_flwr.launch.simulate import Resources, simulate
+from fedzge_flwr.observers.naming import name_without_seed
 from fedzge_flwr.report.runs import ACCURACIES, Run, load_run
 
 _MOST_CONFIG_BYTES = 16_000_000
@@ -77,19 +79,10 @@ def run_seeds(seeds: str, given: Given, launch: Launcher) -> None:
     FedZGEError
         If the seeds are not numbers, a folder is taken by another run, or a run fails.
     """
-    if given.resume is not None:
-        raise ConfigError("--seeds: without --resume; runs that were stopped are gone on with")
-    if not re.fullmatch(r"\d+(,\d+)*", seeds):
-        raise ConfigError(f"--seeds {seeds}: give whole numbers between commas, such as 0,1,2")
-    numbers = [int(text) for text in seeds.split(",")]
-    common = given.run_config()
-    settings = from_run_config(common)
-    name = settings.run.run_name or f"{settings.data.dataset}-{settings.run.recipe}"
-    parent = place(settings.run.output_dir)
+    configs = _configs(seeds, given)
     folders = {}
-    for seed in dict.fromkeys(numbers):
-        folder = parent / f"{name}-s{seed}"
-        config = {**common, "seed": seed, "output-dir": str(parent), "run-name": folder.name}
+    for seed, config in configs.items():
+        folder = Path(config["output-dir"]) / config["run-name"]
         if _is_finished(folder, config):
             print(f"seed {seed}: finished already, in {folder}", flush=True)
         else:
@@ -97,6 +90,36 @@ def run_seeds(seeds: str, given: Given, launch: Launcher) -> None:
             launch({**config, "resume": str(folder)} if folder.exists() else config)
         folders[seed] = folder
     sys.stdout.write(_table({seed: load_run(folder) for seed, folder in folders.items()}))
+
+
+def _configs(seeds: str, given: Given) -> dict[int, dict[str, Any]]:
+    """Return each run's settings by seed, all of which are right."""
+    if given.resume is not None:
+        raise ConfigError("--seeds: without --resume; runs that were stopped are gone on with")
+    shown = f"--seeds {printable(seeds)}"
+    if not re.fullmatch(r"[0-9]+(,[0-9]+)*", seeds):
+        raise ConfigError(f"{shown}: give whole numbers between commas, such as 0,1,2")
+    try:
+        numbers = dict.fromkeys(int(text) for text in seeds.split(","))
+    except ValueError:  # thousands of digits
+        raise ConfigError(f"{shown}: give smaller numbers") from None
+    common = given.run_config()
+    settings = from_run_config(common)
+    name = settings.run.run_name or name_without_seed(settings)
+    parent = place(settings.run.output_dir, "output-dir")
+    configs = {
+        seed: {**common, "seed": seed, "output-dir": str(parent), "run-name": f"{name}-s{seed}"}
+        for seed in numbers
+    }
+    # Also of the last, before the first is started.
+    for seed, config in configs.items():
+        if len(config["run-name"].encode()) > MOST_NAME_BYTES:
+            raise ConfigError(
+                f"'run-name' = '{name}': with '-s{seed}' it has over {MOST_NAME_BYTES} bytes; "
+                "give a shorter one"
+            )
+        from_run_config(config)
+    return configs
 
 
 def _is_finished(folder: Path, config: Mapping[str, Any]) -> bool:
@@ -110,9 +133,10 @@ def _is_finished(folder: Path, config: Mapping[str, Any]) -> bool:
         raise RunFolderError(f"{folder} exists and is not the folder of a run; remove it") from None
     wanted = from_run_config(config).to_run_config()
     for key in sorted(wanted.keys() - NUMBERS_DO_NOT_DEPEND_ON):
-        if kept.get(key) != wanted[key]:
+        if key not in kept or kept[key] != wanted[key]:
+            other = f"with '{key}' = {kept[key]!r}" if key in kept else f"that had no '{key}'"
             raise RunFolderError(
-                f"{folder} is of a run with '{key}' = {kept.get(key)!r}, not {wanted[key]!r}; "
+                f"{folder} is of a run {other}, not {wanted[key]!r}; "
                 "remove it, or name this one otherwise with 'run-name'"
             )
     if status == "finished":

@@ -21,6 +21,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from fedzge_flwr.common.errors import StateError
 from fedzge_flwr.common.files import atomic_path, atomic_write_text, make_folder
+from fedzge_flwr.common.reading import place
 
 _TALLY = "fedzge-tally"
 _SECRET = "fedzge-secret"
@@ -134,7 +135,7 @@ def open_account(records: RecordDict, state_dir: str) -> Account:
     """Open a node's account, in the owner's folder if there is one, else in Flower's context."""
     if not state_dir:
         return ContextAccount(records)
-    return FolderAccount(Path(state_dir).expanduser().absolute() / NODE_FOLDER)
+    return FolderAccount(place(state_dir, "state-dir") / NODE_FOLDER)
 
 
 @contextmanager

@@ -38,6 +38,7 @@ from fedzge_flwr.client.account import (
 from fedzge_flwr.common.arrays import ByteArray
 from fedzge_flwr.common.errors import RefusedError
 from fedzge_flwr.common.files import atomic_path, make_folder, remove_remains
+from fedzge_flwr.common.reading import place
 from fedzge_flwr.wire.codec import from_array, to_array
 
 LOGGER = logging.getLogger("flwr.fedzge")
@@ -350,7 +351,7 @@ def open_store(
         return ContextStore(records)
     parts = [hashlib.sha256(str(part).encode()).hexdigest() for part in (experiment, client)]
     name = f"client-{client}" if isinstance(client, int) else f"client-{parts[1][:16]}"
-    folder = Path(state_dir).expanduser().absolute() / parts[0][:16]
+    folder = place(state_dir, "state-dir") / parts[0][:16]
     _enter(folder, max_experiments)
     return FolderStore(folder / name)
 

@@ -11,6 +11,8 @@ import errno
 import json
 import os
 import stat
+import unicodedata
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NoReturn
 
@@ -24,18 +26,51 @@ _MOST_DEPTH = 20
 _MOST_NUMBER = 1e300
 
 
-def place(path: str | Path) -> Path:
+def place(path: str | Path, key: str = "") -> Path:
     """Return the absolute path of what a setting or an argument names; ``~`` is the home folder.
+
+    Where there is nothing of that name and one that only Unicode writes otherwise (``é`` as one
+    character or as two), that one is meant: keyboards and other systems differ in it.
+
+    Parameters
+    ----------
+    path : str or Path
+        What is named.
+    key : str
+        The setting or option that names it, for the error.
 
     Raises
     ------
     ConfigError
-        If it begins with the home folder of somebody who is not known here.
+        If it begins with a home folder that there is not here, be it for want of ``HOME``.
     """
+    # Of an empty one Python makes the root.
+    homeless = str(path).partition("/")[0] == "~" and os.environ.get("HOME") == ""
     try:
-        return Path(path).expanduser().absolute()
+        whole = None if homeless else Path(path).expanduser().absolute()
     except RuntimeError:
-        raise ConfigError(f"'{path}': there is no such home folder here; name another") from None
+        whole = None
+    if whole is None:
+        named = f"'{key}' = '{path}'" if key else f"'{path}'"
+        raise ConfigError(
+            f"{named}: there is no such home folder here; give an absolute path, or set HOME"
+        )
+    return whole if str(whole).isascii() or os.path.lexists(whole) else _as_written_there(whole)
+
+
+def _as_written_there(path: Path) -> Path:
+    """Return the path with its parts written as on disk, where they are there in another form."""
+    found = Path(path.anchor)
+    for part in path.parts[1:]:
+        written = part
+        if not os.path.lexists(found / part):
+            form = unicodedata.normalize("NFC", part)
+            with suppress(OSError, ValueError):
+                names = (entry.name for entry in found.iterdir())
+                alike = (name for name in names if unicodedata.normalize("NFC", name) == form)
+                written = next(alike, part)
+        found /= written
+    return found
 
 
 def open_file(path: Path) -> BinaryIO:

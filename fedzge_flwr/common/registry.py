@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from typing import Any, TypeVar, get_args
 
@@ -11,7 +12,7 @@ T = TypeVar("T")
 
 
 def lookup(registry: Mapping[str, T], name: str, kind: str) -> T:
-    """Return ``registry[name]``.
+    """Return ``registry[name]``, in whichever form of Unicode either is written.
 
     Parameters
     ----------
@@ -27,9 +28,14 @@ def lookup(registry: Mapping[str, T], name: str, kind: str) -> T:
     ConfigError
         If there is no such name; the message lists the known ones.
     """
-    if name not in registry:
-        raise ConfigError(f"no {kind} named '{name}'; known: {', '.join(sorted(registry))}")
-    return registry[name]
+    if name in registry:
+        return registry[name]
+    # Two that look the same on the screen: é as one character or as two.
+    form = unicodedata.normalize("NFC", name)
+    for known, entry in registry.items():
+        if unicodedata.normalize("NFC", known) == form:
+            return entry
+    raise ConfigError(f"no {kind} named '{name}'; known: {', '.join(sorted(registry))}")
 
 
 def one_of(value: str, literal: Any, name: str) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from fedzge_flwr.common.errors import ConfigError
+from fedzge_flwr.common.reading import place
 from fedzge_flwr.config.node import refuse_misspelt
 from fedzge_flwr.config.parsing import one_line
 from fedzge_flwr.config.sections import CountOrNone, NonNegative, Section, kebab
@@ -94,10 +94,7 @@ class OwnerSettings(Section):
 
     @model_validator(mode="after")
     def _a_path(self) -> OwnerSettings:
-        try:
-            Path(self.state_dir).expanduser()
-        except RuntimeError:
-            raise ValueError(f"'state-dir' = {self.state_dir!r}: no such user") from None
+        place(self.state_dir, "state-dir")
         if "\0" in self.state_dir:
             raise ValueError(f"'state-dir' = {self.state_dir!r} has a null character")
         return self

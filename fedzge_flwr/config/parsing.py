@@ -30,7 +30,7 @@ from fedzge_flwr.config.sections import (
 from fedzge_flwr.images.spec import OWN
 
 _MOST_CHARACTERS = 100
-_MOST_NUMBER = 10**18
+_MOST_NUMBER = 2**63 - 1
 
 _SUCCESSORS = {
     "wire": '\'transport\' = "compact" or "dense" (dense: an exchange for each phase)',
@@ -104,7 +104,7 @@ def from_run_config(run_config: Mapping[str, object]) -> Settings:
                 "are the preset 'paper'"
             )
         if isinstance(value, int) and abs(value) > _MOST_NUMBER:
-            raise ConfigError(f"run config: '{key}' has more than 18 digits; give a smaller number")
+            raise ConfigError(f"run config: '{key}' does not fit 64 bits; give a smaller number")
         by_section[owner[key]][key] = value
     try:
         return Settings(

@@ -9,10 +9,19 @@ registries are, and not here; the two recipes alone are known. The paper's value
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from fedzge_flwr.common.registry import lookup
 from fedzge_flwr.images.spec import DATASETS, OWN, DatasetSpec
@@ -29,23 +38,54 @@ def _not_one(number: int) -> int:
     return number
 
 
+def _waitable(seconds: float) -> float:
+    if not seconds <= _MOST_SECONDS:
+        raise ValueError(f"give at most {_MOST_SECONDS:.0e} seconds")
+    return seconds
+
+
+def _folder_name(name: str) -> str:
+    """Return a run's name in the form of Unicode in which letters are one character each."""
+    name = unicodedata.normalize("NFC", name)
+    if not re.fullmatch(r"[\w.-]*", name):
+        raise ValueError("give letters, digits, '_', '-' and '.' alone")
+    if name in (".", ".."):
+        raise ValueError("that is a folder which is there already; give a name")
+    if len(name.encode()) > MOST_NAME_BYTES:
+        raise ValueError(f"give at most {MOST_NAME_BYTES} bytes: file systems take 255")
+    return name
+
+
 def _place(path: str) -> str:
+    if len(path.encode(errors="surrogateescape")) > _MOST_PATH_BYTES:
+        raise ValueError(f"give at most {_MOST_PATH_BYTES} bytes")
     if any(unicodedata.category(character) == "Cc" for character in path):
         raise ValueError("give a path without control characters")
     return path
 
+
+MOST_NAME_BYTES = 200
+"""Of a run's name: beside the folder stand others whose names are longer."""
+
+_MOST_PATH_BYTES = 4000
+# What is below takes no more: PyTorch's counts and threads have 32 bits, a wait ends within 292
+# years. A seed is hashed; that it is of 64 bits is Flower's.
+_MOST_COUNT = 2**31 - 1
+_MOST_SECONDS = 1e9
 
 MIN_TRAINING_IMAGES = 2
 """Batch norm has no variance to normalise by in a batch of one."""
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0), AfterValidator(_waitable)]
+SecondsOrNone = Annotated[float, Field(ge=0), AfterValidator(_waitable)]
 Count = Annotated[int, Field(ge=1)]
 CountOrNone = Annotated[int, Field(ge=0)]
 # Batch norm has no variance in a batch of one.
 NoneOrTwo = Annotated[int, Field(ge=0), AfterValidator(_not_one)]
-PlaceOrNone = Annotated[str, Field(max_length=4096), AfterValidator(_place)]
-Place = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_place)]
+PlaceOrNone = Annotated[str, AfterValidator(_place)]
+Place = Annotated[str, Field(min_length=1), AfterValidator(_place)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 
 
@@ -55,6 +95,13 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, alias_generator=kebab, populate_by_name=True
     )
+
+    @field_validator("*")
+    @classmethod
+    def _countable(cls, value: Any, field: ValidationInfo) -> Any:
+        if isinstance(value, int) and value > _MOST_COUNT and field.field_name != "seed":
+            raise ValueError(f"give at most {_MOST_COUNT}")
+        return value
 
 
 class RunSettings(Section):
@@ -74,7 +121,7 @@ class RunSettings(Section):
     output_dir: Place = Field(
         "~/fedzge-runs", description="folder in which each run makes a folder of its own"
     )
-    run_name: Annotated[str, Field(pattern=r"^[\w.-]*$")] = Field(
+    run_name: Annotated[str, AfterValidator(_folder_name)] = Field(
         "", description="name of the run's folder; empty: date, time and data set"
     )
     checkpoint_every: CountOrNone = Field(
@@ -106,20 +153,20 @@ class RunSettings(Section):
         description="most missed rounds of local training that a client makes up for when it is "
         "next asked; 0 where clients miss rounds because they are slow",
     )
-    exchange_timeout: Positive = Field(3600.0, description="seconds to wait for replies")
-    train_timeout: NonNegative = Field(
+    exchange_timeout: Seconds = Field(3600.0, description="seconds to wait for replies")
+    train_timeout: SecondsOrNone = Field(
         0.0, description="the same for local training and for whole rounds; 0: exchange-timeout"
     )
-    query_timeout: NonNegative = Field(
+    query_timeout: SecondsOrNone = Field(
         0.0, description="the same for queries by themselves; 0: exchange-timeout"
     )
-    distill_timeout: NonNegative = Field(
+    distill_timeout: SecondsOrNone = Field(
         0.0, description="the same for distillation by itself; 0: exchange-timeout"
     )
-    evaluate_timeout: NonNegative = Field(
+    evaluate_timeout: SecondsOrNone = Field(
         0.0, description="the same for evaluation; 0: exchange-timeout"
     )
-    node_timeout: Positive = Field(
+    node_timeout: Seconds = Field(
         300.0, description="seconds to wait for num-clients nodes, and then for their hellos"
     )
     quorum: Annotated[float, Field(gt=0, le=1)] = Field(
@@ -127,7 +174,7 @@ class RunSettings(Section):
         description="part of the clients asked whose answers suffice: once they are there, the "
         "others are waited for grace-period seconds more; 1: all are waited for",
     )
-    grace_period: NonNegative = Field(
+    grace_period: SecondsOrNone = Field(
         60.0, description="seconds to wait for the others once a quorum has answered"
     )
     node_ids: Annotated[str, Field(pattern=r"^(\s*\d+:\d+\s*(,\s*\d+:\d+\s*)*)?$")] = Field(

@@ -25,7 +25,7 @@ from fedzge_flwr.data.idx import find_idx, read_idx
 from fedzge_flwr.data.recall import Arrays, recall
 from fedzge_flwr.data.svhn import load_svhn
 from fedzge_flwr.images.image_set import ImageSet, Loader, Split
-from fedzge_flwr.images.spec import DATASETS, OWN
+from fedzge_flwr.images.spec import DATASETS, OWN, WITHOUT_FILES
 
 
 def load_split(settings: DataSettings, split: Split) -> ImageSet:
@@ -61,7 +61,8 @@ def load_split(settings: DataSettings, split: Split) -> ImageSet:
 # each: a memo of read-only arrays, not state.
 @lru_cache(maxsize=4)
 def _load_all(dataset: str, data_dir: str, download: bool, split: Split) -> ImageSet:
-    folder = place(data_dir)
+    # Nobody without a home need name a folder for what is in none.
+    folder = Path(data_dir) if dataset in WITHOUT_FILES else place(data_dir, "data-dir")
     if dataset == OWN:
         raise DataError(
             "'dataset' = 'own' has no images in common: name those of each node with 'data-path' "

@@ -77,7 +77,7 @@ def load_own(path: str, spec: DatasetSpec) -> ImageSet:
     DataError
         If there is no such data there, or they do not fit the run; the line names file or folder.
     """
-    where = place(path)
+    where = place(path, "data-path")
     if where.is_dir():
         if spec.image_shape[0] not in (1, 3):
             raise DataError(

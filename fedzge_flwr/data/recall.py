@@ -45,9 +45,11 @@ def recall(
     **depends_on
         All that they depend on, as JSON can write it.
     """
-    folder = Path(platformdirs.user_cache_dir("fedzge-flwr", appauthor=False))
     key = {**depends_on, "library": version(library), "package": __version__}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    folder = _folder()
+    if folder is None:
+        return compute()
     path = folder / f"{name}-{digest}.npz"
     found = _read(path)
     if found is None:
@@ -57,6 +59,17 @@ def recall(
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             _write(path, found)
     return found
+
+
+def _folder() -> Path | None:
+    """Return the folder that results are kept in; None: the user has no home, nor names one."""
+    try:
+        folder = Path(platformdirs.user_cache_dir("fedzge-flwr", appauthor=False))
+    except RuntimeError:
+        return None
+    # Some versions of platformdirs leave it as it is; of an empty HOME Python makes the root.
+    rootless = os.environ.get("HOME") == "" and not os.environ.get("XDG_CACHE_HOME")
+    return None if rootless or "~" in folder.parts else folder
 
 
 def digest_of(array: npt.NDArray[Any]) -> str:

@@ -39,3 +39,6 @@ DATASETS: dict[str, DatasetSpec] = {
 
 OWN = "own"
 """The data set of a federation whose clients all bring their own images, of a declared shape."""
+
+WITHOUT_FILES = frozenset({OWN, "digits"})
+"""Data sets of which there is nothing in ``data-dir``."""

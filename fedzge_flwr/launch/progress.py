@@ -50,7 +50,9 @@ class Progress:
         self._before = self._taken_up()
         self._num_rounds = num_rounds
         self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
-        self._status = self._console.status("")
+        # The dots of the usual one are of Unicode.
+        utf = self._console.encoding.startswith("utf")
+        self._status = self._console.status("", spinner="dots" if utf else "line")
         self._offset = 0
         self._rows = 0
         self._costs = ""

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,12 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedzge_flwr.common.errors import FedZGEError, RunFolderError
+from fedzge_flwr.common.errors import ConfigError, FedZGEError, RunFolderError
 from fedzge_flwr.common.files import atomic_write_text
 from fedzge_flwr.common.reading import place
 from fedzge_flwr.config.owner import STATE_DIR_VARIABLE
 from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.config.sections import Settings
+from fedzge_flwr.images.spec import WITHOUT_FILES
+from fedzge_flwr.launch.logs import first_error, keep, of_app
+from fedzge_flwr.launch.machine import check_output, cluster, make_home, past_proxies
 from fedzge_flwr.launch.processes import ProcessFamily
 from fedzge_flwr.launch.progress import Progress
 from fedzge_flwr.observers.lock import FolderLock
@@ -37,14 +38,10 @@ _POLL_S = 0.3
 # Looking through the machine's processes takes longer than reading a run's files, from its clients.
 _WATCH_S = 1.5
 _SHORT_COMMAND_S = 120.0
-# Of the folder above a home: more, and the names of the sockets that Ray makes below are too long.
-_LONGEST_PLACE = 22
 
 
 class LaunchError(FedZGEError):
-    """The run could not be started, or it failed; with the end of a log, so of several lines."""
-
-    __str__ = Exception.__str__
+    """The run could not be started, or it failed; with what a log says first, and its path."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +90,9 @@ class Session:
         """
         process = self.start(name, command)
         self.wait(process, name, lambda: process.poll() is not None, _SHORT_COMMAND_S)
-        text = self.log(name).read_text(encoding="utf-8", errors="replace")
         if process.returncode != 0:
-            raise LaunchError(f"{Path(command[0]).name} failed:\n{tail(self.log(name))}")
-        return text
+            raise self.failed(f"{Path(command[0]).name} failed", name)
+        return self.log(name).read_text(encoding="utf-8", errors="replace")
 
     def wait(
         self,
@@ -112,6 +108,7 @@ class Session:
         LaunchError
             If it ends before, or takes longer than ``patience`` seconds.
         """
+        ended = False
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
             self.progress.now(f"waiting for {name}")
@@ -123,7 +120,9 @@ class Session:
             if ended:
                 break
             time.sleep(_POLL_S)
-        raise LaunchError(f"{name} did not start:\n{tail(self.log(name))}")
+        if ended:
+            raise self.failed(f"{name} ended ({outcome(process)}) before it was ready", name)
+        raise self.failed(f"{name} was not ready within {patience:.0f} s", name)
 
     def follow(
         self,
@@ -159,6 +158,21 @@ class Session:
             time.sleep(_POLL_S)
         return process
 
+    def failed(self, what: str, name: str = "flower") -> LaunchError:
+        """Return an error with the first cause that a log tells, and where the log is kept.
+
+        Parameters
+        ----------
+        what : str
+            What has failed.
+        name : str
+            Which log tells why.
+        """
+        log = self.log(name)
+        said = of_app(log)
+        kept = keep(self.home, self.folder) / log.name
+        return LaunchError(f"{said or f'{what}: {first_error(log)}'} (log: {kept})")
+
     def written(self) -> int:
         """Return when the server last wrote its status, in nanoseconds; 0: never."""
         with suppress(OSError):
@@ -192,14 +206,15 @@ def session(
         If a setting is of a wrong type or out of range; nothing has been started then. What names
         of parts there are, the app knows.
     RunFolderError
-        If there is no run to resume, another process writes it, or the name is taken.
+        If there is no run to resume, another process writes it, the name is taken, or the folder
+        cannot be written.
     LaunchError
         If a process cannot be ended.
     """
     settings = from_run_config(run_config)
     folder = _run_folder(settings)
     overrides = {**run_config, **_whole_paths(settings, folder)}
-    home = _make_home()
+    home = make_home(os.environ)
     own = {**_states(folder), **_common(home), **environment(home)}
     family = ProcessFamily({**os.environ, **own}, home)
     completed = False
@@ -219,36 +234,29 @@ def session(
             if completed:
                 _tidy(own, folder)
             else:
-                _leave_unfinished(home, folder)
-            shutil.rmtree(home, ignore_errors=True)
+                _leave_unfinished(folder)
+            if keep(home, folder, whole=not completed) != home:
+                shutil.rmtree(home, ignore_errors=True)
     if left:
         raise LaunchError(f"these processes could not be ended: {[item.pid for item in left]}")
 
 
-def _make_home() -> Path:
-    """Make a folder that is its owner's alone, where Ray can make its sockets."""
-    chosen = os.environ.get("RAY_TMPDIR")
-    if chosen:
-        Path(chosen).mkdir(parents=True, exist_ok=True)
-    short = len(tempfile.gettempdir()) <= _LONGEST_PLACE
-    return Path(tempfile.mkdtemp(prefix="fedzge-", dir=chosen or (None if short else "/tmp")))
-
-
 def _run_folder(settings: Settings) -> Path:
     if not settings.run.resume:
-        return free_run_folder(settings)
+        folder = free_run_folder(settings)
+        check_output(folder)
+        return folder
     folder = run_to_resume(settings)
     # The server will hold it; but nothing needs to be started for one that is held already.
     FolderLock(folder).release()
     return folder
 
 
-def _leave_unfinished(home: Path, folder: Path) -> None:
+def _leave_unfinished(folder: Path) -> None:
     """See to the run folder of a run that did not end well."""
     # What another process writes by now is not this launch's, and stays as it is.
     with suppress(RunFolderError), FolderLock(folder):
         _mark_interrupted(folder)
-        _keep_log(home, folder)
         _tell_how_to_resume(folder)
 
 
@@ -266,8 +274,18 @@ def _whole_paths(settings: Settings, folder: Path) -> dict[str, str]:
         "output-dir": str(folder.parent),
         "run-name": folder.name,
         "resume": str(folder) if settings.run.resume else "",
-        "data-dir": str(place(settings.data.data_dir)),
+        **_data_place(settings),
     }
+
+
+def _data_place(settings: Settings) -> dict[str, str]:
+    try:
+        return {"data-dir": str(place(settings.data.data_dir, "data-dir"))}
+    except ConfigError:
+        # Nobody without a home need name a folder for what is in none.
+        if settings.data.dataset in WITHOUT_FILES:
+            return {}
+        raise
 
 
 def free_ports(number: int) -> list[int]:
@@ -293,10 +311,14 @@ def executable(name: str) -> Path:
     return path
 
 
-def tail(log: Path, num_lines: int = 30) -> str:
-    """Return a log's last lines."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    return "\n".join(lines[-num_lines:])
+def outcome(process: subprocess.Popen[bytes]) -> str:
+    """Say in a few words how a process that has ended did."""
+    code = process.returncode
+    if code >= 0:
+        return f"exit code {code}"
+    with suppress(ValueError):
+        return f"by {signal.Signals(-code).name}"
+    return f"by signal {-code}"
 
 
 @contextmanager
@@ -315,6 +337,10 @@ def _uninterrupted() -> Iterator[None]:
 
 def _common(home: Path) -> dict[str, str]:
     return {
+        **past_proxies(os.environ),
+        **_home_of_children(home),
+        # Logs are read here as UTF-8, and no line of one may end who writes it.
+        "PYTHONIOENCODING": "utf-8:backslashreplace",
         "FLWR_HOME": str(home / "flwr"),
         # torch keeps a cache there.
         "TMPDIR": str(home),
@@ -327,12 +353,21 @@ def _common(home: Path) -> dict[str, str]:
     }
 
 
+def _home_of_children(home: Path) -> dict[str, str]:
+    """Give those a home that have none: libraries keep caches there, and some insist."""
+    try:
+        place("~")
+    except ConfigError:
+        return {"HOME": str(home)}
+    return {}
+
+
 def _states(folder: Path) -> dict[str, str]:
     """Have clients keep their models in the run folder, so that the run can be resumed.
 
     Here one user owns all clients. Workers of a Ray cluster elsewhere may not see the folder.
     """
-    if STATE_DIR_VARIABLE in os.environ or "RAY_ADDRESS" in os.environ:
+    if STATE_DIR_VARIABLE in os.environ or cluster(os.environ):
         return {}
     return {STATE_DIR_VARIABLE: str(folder / "clients")}
 
@@ -348,22 +383,7 @@ def _tidy(environment: Mapping[str, str], folder: Path) -> None:
 def _tell_how_to_resume(folder: Path) -> None:
     if any((folder / "checkpoints").glob("round-*")):
         told = f"make run RESUME='{folder}', or fedzge run --resume '{folder}'"
-        sys.stdout.write(f"to go on from the last checkpoint: {told}\n")
-        sys.stdout.flush()
-
-
-def failure(log: Path) -> str | None:
-    """Return the one line of a log in which the app said why it failed."""
-    found = re.findall(r"fedzge: (.+)", log.read_text(encoding="utf-8", errors="replace"))
-    return found[-1].strip() if found else None
-
-
-def _keep_log(home: Path, folder: Path) -> None:
-    """Keep Flower's log beside the results of a run that did not end well."""
-    log = home / "flower.log"
-    if log.is_file() and folder.is_dir():
-        with suppress(OSError):
-            shutil.copy(log, folder / "flower.log")
+        print(f"to go on from the last checkpoint: {told}", flush=True)  # noqa: T201
 
 
 def _mark_interrupted(folder: Path) -> None:

@@ -14,7 +14,9 @@ from typing import Any
 
 from fedzge_flwr.common.errors import ConfigError
 from fedzge_flwr.common.files import atomic_write_text
-from fedzge_flwr.launch.session import LaunchError, Session, failure, session, tail
+from fedzge_flwr.config.pairs import parse_pairs
+from fedzge_flwr.launch.machine import check_cluster, check_resources, check_shares, cluster
+from fedzge_flwr.launch.session import Session, outcome, session
 from fedzge_flwr.launch.staging import stage
 
 ENGINE = Path(__file__).with_name("engine.py")
@@ -75,7 +77,7 @@ def simulate(app: Path, run_config: Mapping[str, Any], resources: Resources) -> 
     LaunchError
         If the run failed.
     """
-    for_ray = ray_config(resources)
+    for_ray = checked_ray_config(resources)
     with session(run_config, environment) as launch:
         if warning := exposure(version("ray")):
             launch.progress.say(f"  warning: {warning}")
@@ -91,7 +93,7 @@ def environment(home: Path) -> dict[str, str]:
     owner made it.
     """
     own = {"RAY_USAGE_STATS_ENABLED": "0"}
-    if "RAY_ADDRESS" in os.environ:
+    if cluster(os.environ):
         return own
     token = home / "ray-token"
     # The home is its owner's alone, and `atomic_write_text` would make the file the umask's.
@@ -99,6 +101,7 @@ def environment(home: Path) -> dict[str, str]:
         file.write(secrets.token_hex(32))
     return {
         **own,
+        "RAY_ADDRESS": "",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         # Ray's own folder is everybody's to write, and holds sockets.
@@ -126,13 +129,7 @@ def ray_config(resources: Resources) -> dict[str, dict[str, Any]]:
     ConfigError
         If a key or its type is not among those that a run may be given.
     """
-    from click import ClickException
-    from flwr.common.config import parse_config_args
-
-    try:
-        more = dict(parse_config_args([resources.more] if resources.more else []))
-    except (ClickException, ValueError) as error:
-        raise ConfigError(f"--federation-config: {error}") from error
+    more = parse_pairs([resources.more], "--federation-config")
     found: dict[str, dict[str, Any]] = {
         "client_resources": {"num_cpus": resources.num_cpus, "num_gpus": float(resources.num_gpus)},
         "init_args": {"include_dashboard": False},
@@ -149,6 +146,34 @@ def ray_config(resources: Resources) -> dict[str, dict[str, Any]]:
     return found
 
 
+def checked_ray_config(resources: Resources) -> dict[str, dict[str, Any]]:
+    """Return what Flower's engine is told about Ray, once the machine has what it asks for.
+
+    Raises
+    ------
+    ConfigError
+        As `ray_config`; if there are too few CPUs or GPUs here, or no Ray where ``RAY_ADDRESS``
+        says.
+    """
+    found = ray_config(resources)
+    clients, told = found["client_resources"], found["init_args"]
+    given: dict[str, float] = {
+        name: told[name] for name in ("num_cpus", "num_gpus") if name in told
+    }
+    check_shares(clients, given)
+    address = cluster(os.environ)
+    if address is None:
+        check_resources(clients, given)
+    elif given:
+        raise ConfigError(
+            f"--federation-config: init-args-num-… are not for a Ray cluster that runs already "
+            f"(RAY_ADDRESS = '{address}'), which has what it has; leave them out"
+        )
+    else:
+        check_cluster(address)
+    return found
+
+
 def _run(launch: Session, app: Path, for_ray: Mapping[str, Any]) -> None:
     specification = launch.home / "simulation.json"
     content = {
@@ -160,11 +185,9 @@ def _run(launch: Session, app: Path, for_ray: Mapping[str, Any]) -> None:
     }
     atomic_write_text(specification, json.dumps(content))
     engine = launch.follow(
-        [sys.executable, "-P", ENGINE, specification], "starting Ray and the clients"
+        [sys.executable, "-P", ENGINE, specification],
+        "importing PyTorch, starting Ray and the clients (the first time can take minutes)",
     )
-    if engine.returncode < 0:
-        raise LaunchError("the server's process was killed, or died (out of memory?)")
     if engine.returncode != 0:
-        log = launch.log("flower")
-        raise LaunchError(failure(log) or f"the run failed:\n{tail(log)}")
+        raise launch.failed(f"the server's process ended ({outcome(engine)})")
     launch.progress.poll("finished")

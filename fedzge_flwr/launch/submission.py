@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from fedzge_flwr.launch.session import LaunchError, Session, executable, failure, tail
+from fedzge_flwr.launch.session import Session, executable
 
 CONNECTION = "fedzge"
 """The name by which Flower's commands know a launch's SuperLink."""
@@ -45,18 +45,17 @@ def submit(launch: Session, command: Sequence[str | Path], otherwise: str) -> No
     """
     before = launch.written()
     flwr = launch.follow(command, otherwise, _Loss(launch).is_certain)
-    log = launch.log("flower")
-    run_id = _submitted(log)
+    run_id = _submitted(launch.log("flower"))
     if run_id is None:
-        raise LaunchError(f"flwr run refused the app:\n{tail(log)}")
+        raise launch.failed("flwr run refused the app")
     if flwr.poll() is not None and launch.written() != before and launch.says_finished():
         launch.progress.poll("finished")
         return
     status = _status(launch, run_id)
     if flwr.poll() is None and not status.startswith("finished"):
-        raise LaunchError("the server's process was killed, or died (out of memory?)")
+        raise launch.failed(f"the server's process is gone, and Flower says '{status}' of the run")
     if status != "finished:completed":
-        raise LaunchError(failure(log) or f"the run ended as '{status}':\n{tail(log)}")
+        raise launch.failed(f"the run ended as '{status}'")
     launch.progress.poll("finished")
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import time
+import unicodedata
 from pathlib import Path
 
 from fedzge_flwr.common.errors import RunFolderError
@@ -14,12 +16,25 @@ WARNINGS_FILE = "warnings.log"
 """In the run folder: the server's warnings, a line each."""
 
 _MAX_SAME_SECOND = 99
+# With time, recipe, seed and number it is within a run's name.
+_MOST_DATASET_BYTES = 100
 
 
 def automatic_run_name(settings: Settings) -> str:
     """Return local date and time, data set, recipe and seed, e.g. ``20260131-120000-…-s0``."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    return f"{stamp}-{settings.data.dataset}-{settings.run.recipe}-s{settings.run.seed}"
+    return f"{stamp}-{name_without_seed(settings)}-s{settings.run.seed}"
+
+
+def name_without_seed(settings: Settings) -> str:
+    """Return data set and recipe as a part of a run's name.
+
+    A project's data set may be named as no folder can be: what is no letter, digit, ``_``, ``-`` or
+    ``.`` is ``_`` here, and a long name is cut.
+    """
+    dataset = re.sub(r"[^\w.-]", "_", unicodedata.normalize("NFC", settings.data.dataset))
+    cut = dataset.encode()[:_MOST_DATASET_BYTES].decode(errors="ignore")
+    return f"{cut}-{settings.run.recipe}"
 
 
 def free_run_folder(settings: Settings) -> Path:
@@ -33,7 +48,7 @@ def free_run_folder(settings: Settings) -> Path:
         If ``run-name`` is taken.
     """
     # A relative path is relative to whoever serves the run, so the user is told it in full.
-    parent = place(settings.run.output_dir)
+    parent = place(settings.run.output_dir, "output-dir")
     name = settings.run.run_name
     if name:
         if os.path.lexists(parent / name):
@@ -57,7 +72,7 @@ def run_to_resume(settings: Settings) -> Path:
     RunFolderError
         If there is no such run.
     """
-    path = place(settings.run.resume)
+    path = place(settings.run.resume, "resume")
     if not (path / "config.json").is_file():
         raise RunFolderError(f"'resume' = '{path}' is not the folder of a run; name one")
     return path

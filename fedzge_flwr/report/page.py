@@ -55,7 +55,7 @@ def write_report(folders: Sequence[Path], output: Path) -> None:
         content.run(run, unfolded=len(runs) == 1)
     page = content.page(_title(runs))
     try:
-        with atomic_path(place(output), durable=False) as temporary:
+        with atomic_path(place(output, "--output"), durable=False) as temporary:
             temporary.write_text(page, encoding="utf-8")
     except OSError as error:
         raise RunFolderError(

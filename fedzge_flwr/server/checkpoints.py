@@ -23,6 +23,7 @@ import torch
 
 from fedzge_flwr.common.errors import CheckpointError
 from fedzge_flwr.common.files import atomic_path, make_folder, remove_remains
+from fedzge_flwr.common.reading import place
 from fedzge_flwr.common.text import printable
 from fedzge_flwr.common.version import __version__
 from fedzge_flwr.config.parsing import NUMBERS_DO_NOT_DEPEND_ON
@@ -94,7 +95,7 @@ class CheckpointFolder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser()
+        self.path = place(path)
 
     def prepare(self) -> None:
         """Make the folder, if it is not there.

@@ -97,6 +97,21 @@ def test_every_documented_command_is_run_somewhere() -> None:
     assert unused == []
 
 
+@pytest.mark.parametrize("command", [c for c in documented() if c.startswith("make run ")])
+def test_make_passes_on_what_is_documented(command: str) -> None:
+    """Of a command whose run is elsewhere, what make would start: its settings arrive whole."""
+    venv = Path(sys.executable).parent.parent
+    words = ["make", "-n", "-o", f"{venv}/.installed", f"VENV={venv}", *shlex.split(command)[1:]]
+    run = executed(words, ROOT)
+    assert run.returncode == 0, run.stderr
+    options = {"PRESET": "--preset", "RUN_CONFIG": "--run-config", "RESUME": "--resume"}
+    started = shlex.split(run.stdout.replace("\\\n", " "))
+    for given in shlex.split(command)[2:]:
+        name, _, value = given.partition("=")
+        option = options.get(name, "--client-gpus")
+        assert started[started.index(option) + 1] == value
+
+
 @pytest.fixture(scope="module")
 def place() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="docs-"))

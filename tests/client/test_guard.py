@@ -616,7 +616,10 @@ BAD = [
     ({"logit-noise": -1.0}, "'logit-noise' = -1.0: "),
     ({"state-dir": 5}, "'state-dir' = 5: "),
     ({"state-dir": "a\0b"}, "'state-dir' = 'a\\x00b' has a null character"),
-    ({"state-dir": "~no-such-user-here/x"}, "'state-dir' = '~no-such-user-here/x': no such user"),
+    (
+        {"state-dir": "~no-such-user-here/x"},
+        "'state-dir' = '~no-such-user-here/x': there is no such home folder here",
+    ),
 ]
 
 

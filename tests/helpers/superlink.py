@@ -35,7 +35,8 @@ def start_superlink(launch: Session) -> int:
 
 def _healthy(port: int) -> bool:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as reply:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"http://127.0.0.1:{port}/health", timeout=2) as reply:
             return bool(reply.status == 200)
     except OSError:
         return False

@@ -237,7 +237,7 @@ def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["--run-config", "lr=1"], "error: run config: unknown key 'lr'"),
         (["--run-config", 'exchanges="one"'], "error: run config: 'exchanges' is no longer a "),
         (["--run-config", "q = 3"], "error: --run-config: 'q' is not KEY=VALUE"),
-        (["--run-config", "q=three"], "error: --run-config: The provided configuration string"),
+        (["--run-config", "q=three"], "error: --run-config: q=three: the value is no number"),
         (["--preset", "/nowhere.toml"], "error: preset '/nowhere.toml': no preset and no file"),
         (["--deployment", "--client-gpus", "0"], "error: --deployment: --client-… and"),
         (["--deployment", "--app", "/nowhere"], "error: /nowhere/deploy has no superlink.sh"),

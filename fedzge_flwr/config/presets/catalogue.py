@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedzge_flwr.common.errors import ConfigError
-from fedzge_flwr.common.reading import read_file, read_within
+from fedzge_flwr.common.reading import place, read_file, read_within
 
 PAPER = "paper"
 """The preset of the published round, which the other presets repeat and add to."""
@@ -32,7 +32,7 @@ def preset_file(preset: str) -> Path:
     """
     if preset in preset_names():
         return _FOLDER / f"{preset}.toml"
-    path = Path(preset).expanduser()
+    path = place(preset, "--preset")
     if path.is_file():
         return path
     near = difflib.get_close_matches(preset, preset_names(), n=1)
