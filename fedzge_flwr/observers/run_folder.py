@@ -28,7 +28,7 @@ from fedzge_flwr.common.version import __version__
 from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.learning.tensors import state_arrays
 from fedzge_flwr.observers.base import RoundRow
-from fedzge_flwr.observers.generated import GeneratedPictures
+from fedzge_flwr.observers.drawing import RunPictures
 from fedzge_flwr.observers.lock import FolderLock
 from fedzge_flwr.observers.naming import WARNINGS_FILE, free_run_folder, run_to_resume
 from fedzge_flwr.observers.rows import AccuracyTable, RowsFile
@@ -97,7 +97,7 @@ class RunFolder:
         resumes = bool(settings.run.resume)
         self.path = run_to_resume(settings) if resumes else _make_folder(settings)
         self._lock = FolderLock(self.path)
-        self._pictures = GeneratedPictures(self.path / "generated")
+        self._pictures = RunPictures(self.path)
         self._warnings = WarningsFile(self.path / WARNINGS_FILE)
         self._rows = RowsFile(self.path / "rounds.jsonl")
         self._accuracy = AccuracyTable(self.path / "accuracy.csv", settings.run.num_clients)
@@ -135,9 +135,9 @@ class RunFolder:
 
     def on_round(self, server: ServerState, current: RoundState, row: RoundRow) -> None:
         """Append to ``rounds.jsonl`` and ``accuracy.csv``; the row is then on disk."""
+        if current.asked is not None and current.asked.generated is not None:
+            self._pictures.of_round(row.round, current.asked.generated.batch)
         with self._explained():
-            if current.asked is not None and current.asked.generated is not None:
-                self._pictures.draw(row.round, current.asked.generated.batch)
             self._rows.append(row)
             self._accuracy.append(row)
 
@@ -152,7 +152,7 @@ class RunFolder:
                     self._accuracy.write(self._rows.read())
                     self._save_model("central", server.central)
                     self._save_model("generator", server.generator)
-                    self._draw()
+                    self._pictures.of_run(self._rows.read())
                 (self.path / "progress.json").unlink(missing_ok=True)
         except RunFolderError as failure:
             if error is None:
@@ -215,18 +215,6 @@ class RunFolder:
     def _save_model(self, name: str, model: nn.Module) -> None:
         with atomic_path(self.path / f"{name}.safetensors") as temporary:
             save_file(state_arrays(model), temporary)
-
-    def _draw(self) -> None:
-        from fedzge_flwr.observers.pictures import draw_accuracy, draw_bytes, draw_synthetic
-
-        if rows := self._rows.read():
-            with atomic_path(self.path / "accuracy.png") as temporary:
-                draw_accuracy(rows, temporary)
-            with atomic_path(self.path / "bytes.png") as temporary:
-                draw_bytes(rows, temporary)
-        if (samples := self._pictures.samples) is not None:
-            with atomic_path(self.path / "synthetic.png") as temporary:
-                draw_synthetic(*samples, temporary)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
