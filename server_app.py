@@ -7,7 +7,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedzge_flwr.common.errors import FedZGEError
 from fedzge_flwr.config.parsing import from_run_config
-from fedzge_flwr.data.evaluation import TestSetEvaluation, check_partition
+from fedzge_flwr.data.evaluation import TestSetEvaluation, check_partition, data_digests
 from fedzge_flwr.observers.base import Observer
 from fedzge_flwr.observers.run_folder import RunFolder
 from fedzge_flwr.observers.tensorboard import TensorBoard
@@ -31,7 +31,7 @@ def main(grid: Grid, context: Context) -> None:
             evaluation = TestSetEvaluation(settings)
         class_counts = check_partition(settings)
         central = build_central(settings)
-        folder = RunFolder(settings, class_counts=class_counts)
+        folder = RunFolder(settings, class_counts=class_counts, data=data_digests(settings))
         LOGGER.info("run folder: %s", folder.path)
         observers: list[Observer] = [folder]
         if settings.run.tensorboard:

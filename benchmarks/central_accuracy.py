@@ -22,6 +22,7 @@ import torch
 from flwr.app import ArrayRecord
 
 from benchmarks.local_clients import LocalClients
+from benchmarks.told import kept_in, told
 from fedzge_flwr.common.files import atomic_write_text
 from fedzge_flwr.common.text import percent
 from fedzge_flwr.config.parsing import from_run_config
@@ -394,11 +395,9 @@ def _one_run(arguments: argparse.Namespace, row: str, alpha: float, seed: int, r
 
 
 def _finished(path: Path | None) -> Runs:
-    if path is None or not path.exists():
-        return []
-    runs: Runs = json.loads(path.read_text(encoding="utf-8"))
+    runs: Runs = kept_in(path, list)
     return runs
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

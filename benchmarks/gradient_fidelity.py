@@ -33,6 +33,7 @@ from benchmarks.fidelity_models import (
     train_central,
     train_ensemble,
 )
+from benchmarks.told import kept_in, told
 from fedzge_flwr.common.files import atomic_write_text
 from fedzge_flwr.common.randomness import Purpose, torch_stream
 from fedzge_flwr.config.parsing import from_run_config
@@ -216,9 +217,7 @@ class Rows:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._rows: dict[str, Row] = {}
-        if path is not None and path.exists():
-            self._rows = json.loads(path.read_text())
+        self._rows: dict[str, Row] = kept_in(path, dict)
 
     def get(self, key: Row, make: Callable[[], Row]) -> Row:
         """Return the row of a key, measured if it is not there."""
@@ -408,4 +407,4 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

@@ -29,6 +29,7 @@ from safetensors.numpy import load_file, save_file
 
 from benchmarks.central_accuracy import overrides_of
 from benchmarks.local_clients import LocalClients
+from benchmarks.told import kept_in, told
 from fedzge_flwr.common.arrays import FloatArray
 from fedzge_flwr.common.files import atomic_path, atomic_write_text
 from fedzge_flwr.common.randomness import Purpose, torch_stream
@@ -409,9 +410,7 @@ def _kept(
 
 
 def _finished(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    runs: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    runs: list[dict[str, Any]] = kept_in(path, list)
     return runs
 
 
@@ -437,4 +436,4 @@ def table(runs: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

@@ -18,6 +18,7 @@ from benchmarks.costs.gpu import gpu_rows, visible_gpu
 from benchmarks.costs.memory import memory_rows
 from benchmarks.costs.simulated import overhead_rows, scale_row
 from benchmarks.costs.wire import byte_rows
+from benchmarks.told import kept_in, told
 from fedzge_flwr.common.files import atomic_write_text
 from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.config.presets.catalogue import preset_file, read_settings
@@ -77,9 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write."""
     options = parse(arguments)
     preset = from_run_config(read_settings(options.preset))
-    kept: dict[str, list[Row]] = {}
-    if options.json is not None and options.json.exists():
-        kept = json.loads(options.json.read_text())
+    kept: dict[str, list[Row]] = kept_in(options.json, dict)
     for name, make in parts(options, preset):
         if name not in kept:
             _say(name)
@@ -167,4 +166,4 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

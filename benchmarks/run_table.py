@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.told import told
 from fedzge_flwr.common.text import percent
+from fedzge_flwr.report.runs import load_run
 
 HEADER = (
     "| round | central | ensemble | mean client | queries a client | down MB | up MB | seconds |\n"
@@ -42,8 +43,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a run folder")
     parser.add_argument("--rounds", help="comma-separated; default: first, every fifth, last")
     arguments = parser.parse_args()
-    lines = (arguments.run / "rounds.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
+    rows = [row.to_json() for row in load_run(arguments.run).rows]
     if arguments.rounds:
         rounds = [int(number) for number in arguments.rounds.split(",")]
     else:
@@ -53,4 +53,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

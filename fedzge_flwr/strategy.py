@@ -17,11 +17,12 @@ from torch import nn
 
 from fedzge_flwr.common.arrays import FloatArray
 from fedzge_flwr.common.errors import CheckpointError, TooFewClientsError
+from fedzge_flwr.common.file_kinds import reason_of
 from fedzge_flwr.config.parsing import differs_from_paper
 from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.grid.clients import GridClients
 from fedzge_flwr.learning.numerics import select_device, threads
-from fedzge_flwr.observers.base import Observer, RoundRow
+from fedzge_flwr.observers.base import Observer, RoundRow, rows_of
 from fedzge_flwr.query.copies import copies_asked
 from fedzge_flwr.server.build import RECIPES, build_generator, build_server, check_names
 from fedzge_flwr.server.checkpoints import Checkpoint, CheckpointFolder
@@ -277,23 +278,25 @@ class _Run:
         if checkpoint is None:
             return None
         checkpoint.check_settings(self._settings)
-        if checkpoint.strategy["num_rounds"] != num_rounds:
+        if (then := checkpoint.strategy.get("num_rounds")) != num_rounds:
             raise CheckpointError(
-                f"the run to resume has {checkpoint.strategy['num_rounds']} rounds, this one "
-                f"{num_rounds}: go on with as many, since learning rates fall over them all"
+                f"the run to resume has {then} rounds, this one {num_rounds}: go on with as many"
             )
         try:
             self._server.restore(checkpoint.server)
-        except (RuntimeError, ValueError, KeyError) as error:
+        except Exception as error:  # of whatever parts others have written
             raise CheckpointError(
                 f"the checkpoint of round {checkpoint.round} is of other models: resume with those "
                 "that the run was started with"
             ) from error
-        self._clients.restore(checkpoint.clients)
-        self._skipped = checkpoint.strategy["skipped"]
-        self._warned = set(checkpoint.strategy["warned"])
-        _restore_metrics(self._result, checkpoint.strategy["metrics"])
-        self._rows.extend(RoundRow.from_json(row) for row in checkpoint.rows)
+        self._rows.extend(rows_of(checkpoint))
+        try:
+            self._clients.restore(checkpoint.clients)
+            self._skipped = checkpoint.strategy["skipped"]
+            self._warned = set(checkpoint.strategy["warned"])
+            _restore_metrics(self._result, checkpoint.strategy["metrics"])
+        except Exception as error:
+            raise _lacking(checkpoint, error) from error
         LOGGER.info("resumed after round %d of %d", checkpoint.round, num_rounds)
         return checkpoint.round
 
@@ -401,6 +404,13 @@ class _Run:
     def _on_replies(self, answered: int, asked: int) -> None:
         for observer in self._observers:
             observer.on_replies(answered, asked)
+
+
+def _lacking(checkpoint: Checkpoint, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"the checkpoint of round {checkpoint.round} lacks what a run goes on from "
+        f"({reason_of(error)}): remove it, to resume from the one before"
+    )
 
 
 def _rows_kept(settings: Settings) -> int:

@@ -111,8 +111,10 @@ class ClassifierBlackBox(ABC):
 
     def profile(self) -> ClientProfile:
         """Say partition and training examples."""
+        own = self.trained_on()
+        data = "" if own is None else own.digest()
         return ClientProfile(
-            self._partition, self._num_partitions, self._num_examples, self.device, 0.0
+            self._partition, self._num_partitions, self._num_examples, self.device, 0.0, data
         )
 
     @property

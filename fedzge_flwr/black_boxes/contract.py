@@ -35,6 +35,9 @@ class ClientProfile:
         Where it computes, e.g. ``"cpu"``.
     gpu_share : float
         The share of a GPU that it was given, in [0, 1] for a shared one; 0 without.
+    data : str
+        What tells its own images from others (`fedzge_flwr.images.image_set.ImageSet.digest`);
+        empty: not known. It stays here: the server is told whether they are those of before.
     """
 
     partition: int
@@ -42,6 +45,7 @@ class ClientProfile:
     num_examples: int
     device: str
     gpu_share: float
+    data: str = ""
 
 
 @dataclass(frozen=True)

@@ -125,12 +125,14 @@ class TorchBlackBox(ModuleBlackBox):
         """Say partition, training examples, device and share of the GPU."""
         # A partition that the settings do not know has no data; the server refuses it by name.
         known = self._partition < self._settings.run.num_clients
+        data = self._data() if known else None
         return ClientProfile(
             partition=self._partition,
             num_partitions=self._num_partitions,
-            num_examples=len(self._data().train) if known else 0,
+            num_examples=len(data.train) if data else 0,
             device=str(self._device),
             gpu_share=gpu_share(),
+            data=data.train.digest() + data.held_out.digest() if data else "",
         )
 
     def evaluate(self, split: EvaluationSplit) -> ClientEvaluation:

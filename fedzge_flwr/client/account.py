@@ -8,6 +8,8 @@ on disk before an answer leaves; without one they last as long as a Flower run.
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import hmac
 import json
 import math
 import secrets
@@ -52,6 +54,11 @@ C = TypeVar("C", Tally, Work)
 class Account(Protocol):
     """What a node keeps over all experiments."""
 
+    @property
+    def lasts(self) -> bool:
+        """Whether it is kept for longer than a Flower run."""
+        ...
+
     def tally(self) -> AbstractContextManager[Tally]:
         """Give the tally to be read and raised; it is kept when the block ends, before an answer.
 
@@ -72,6 +79,8 @@ class ContextAccount:
     records : RecordDict
         ``context.state``.
     """
+
+    lasts = False
 
     def __init__(self, records: RecordDict) -> None:
         self._records = records
@@ -102,6 +111,8 @@ class FolderAccount:
     StateError
         If it cannot be made.
     """
+
+    lasts = True
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -136,6 +147,28 @@ def open_account(records: RecordDict, state_dir: str) -> Account:
     if not state_dir:
         return ContextAccount(records)
     return FolderAccount(place(state_dir, "state-dir") / NODE_FOLDER)
+
+
+def own_images_token(secret: bytes, digest: str, purpose: str) -> str:
+    """Return what tells a client's images from others, and not which they are.
+
+    Parameters
+    ----------
+    secret : bytes
+        The account's.
+    digest : str
+        The images' digest.
+    purpose : str
+        What else it depends on: tokens of two purposes cannot be compared.
+
+    Returns
+    -------
+    str
+        As `fedzge_flwr.wire.messages.HelloReply.data`.
+    """
+    key = hmac.digest(secret, b"key of own images", "sha256")
+    token = hmac.digest(key, f"{purpose}/{digest}".encode(), "sha256")
+    return hashlib.sha256(key).hexdigest()[:16] + token.hex()[:32]
 
 
 @contextmanager

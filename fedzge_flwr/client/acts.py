@@ -52,6 +52,7 @@ def hello(visit: Visit, request: HelloRequest) -> HelloReply:
         device=profile.device,
         gpu_share=profile.gpu_share,
         version=__version__,
+        data=visit.guard.sealed(profile.data, f"{request.experiment}/{profile.partition}"),
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fedzge_flwr.client.account import Account, Tally, Work
+from fedzge_flwr.client.account import Account, Tally, Work, own_images_token
 from fedzge_flwr.client.noise import noise
 from fedzge_flwr.common.arrays import FloatArray
 from fedzge_flwr.common.errors import RefusedError
@@ -168,6 +168,14 @@ class Guard:
     def max_accuracy_loss(self) -> float:
         """The part of own images, in [0, 1], that distillation may unlearn; 1: any."""
         return self._settings.max_accuracy_loss / 100
+
+    def sealed(self, digest: str, purpose: str) -> str:
+        """Return what may be told of a digest of own images (`own_images_token`).
+
+        Empty where nothing is known, or no secret lasts for longer than a Flower run.
+        """
+        lasts = bool(digest) and self._account.lasts
+        return own_images_token(self._account.secret(), digest, purpose) if lasts else ""
 
     def perturbed(
         self,

@@ -65,6 +65,7 @@ NUMBERS_DO_NOT_DEPEND_ON = frozenset(
         "grace-period",
         "node-ids",
         "node-changes",
+        "data-changes",
         "data-dir",
         "download",
         "server-device",

@@ -189,6 +189,11 @@ class RunSettings(Section):
         "never, right where nodes have keys, since Flower keeps their ids; warn: yes, with a "
         "warning, for nodes without keys, whose ids change at each start",
     )
+    data_changes: Literal["refuse", "warn"] = Field(
+        "refuse",
+        description="whether a run that is resumed, or a client that comes back, may have other "
+        "images than before. refuse: no; warn: yes, with a warning",
+    )
     server_device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
     server_threads: CountOrNone = Field(
         2, description="torch threads of the server; 0: as many as torch has already"

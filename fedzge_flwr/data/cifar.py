@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedzge_flwr.common.errors import DataError, MissingDataError
+from fedzge_flwr.common.file_kinds import PICKLE, unreadable
 from fedzge_flwr.common.reading import most_content, open_file
 from fedzge_flwr.data.fetching import fetch, missing
 from fedzge_flwr.data.plain_pickle import read_plain_pickle
@@ -83,13 +83,16 @@ class CifarSet:
             images, labels = _images(content.get("data")), _labels(content.get(self.labels))
             if len(images) != len(labels):
                 raise ValueError(f"it has {len(images)} images and {len(labels)} labels")
-        except OSError as error:
-            raise MissingDataError(f"{self.name}: {path}: {error.strerror or error}") from error
-        except (ValueError, MemoryError) as error:
-            raise DataError(
-                f"{path}: not a file of {self.name} ({error}); fetch it again, or save a "
-                f"dictionary with 'data' (N, 3072) and '{self.labels}' by pickle protocol 2 or "
-                "above"
+        except FileNotFoundError as error:
+            raise missing(self.name, path, path.parent.parent) from error
+        except Exception as error:  # what a file is made of can go wrong in any way
+            raise unreadable(
+                path,
+                f"a file of {self.name}",
+                error,
+                "fetch it again, or save a dictionary with 'data' (N, 3072) and "
+                f"'{self.labels}' by pickle protocol 2 or above",
+                expected=[PICKLE],
             ) from error
         return images, labels, hashlib.md5(data, usedforsecurity=False).hexdigest()
 

@@ -6,23 +6,28 @@ import errno
 import hashlib
 import logging
 import os
+import re
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from fedzge_flwr.common.errors import DataError
+from fedzge_flwr.common.file_kinds import PICTURES, unreadable
 from fedzge_flwr.common.files import atomic_path
 from fedzge_flwr.common.reading import open_file
+from fedzge_flwr.data.by_class import HIDDEN
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
 
 LOGGER = logging.getLogger("flwr.fedzge")
 
@@ -30,18 +35,39 @@ CACHE_FOLDER = "fedzge-decoded"
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """The formats of Pillow's that are read: none that starts a program, as EPS does, or fetches."""
 
+TRANSPARENT = "transparent ones put on white"
+CMYK = "of CMYK without their colour profile"
+
 _NOTICE_S = 5.0
 _CHUNK = 256
+_TOP = 255
+_MOST_TOLD = 20
+_EXTRA_SAMPLES = 338
+# As in Pillow's "RGB;16B"; of fewer bits a channel there are "L;4" and the like.
+_DEEP = re.compile(r";(16|32|64)")
 
 
-def read_image(file: Path, image_shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
-    """Return an image file as (C, H, W), grey or RGB, resized without keeping its proportions.
+class Picture(NamedTuple):
+    """An image file's pixels, uint8 (C, H, W), and what was done to it that the file does not say.
+
+    `remark` is empty where nothing was.
+    """
+
+    pixels_CHW: npt.NDArray[np.uint8]
+    remark: str
+
+
+def read_image(file: Path, image_shape: tuple[int, int, int]) -> Picture:
+    """Return an image file, upright, grey or RGB, resized without keeping its proportions.
+
+    What is transparent lies on white then. Colours are converted without their profiles, CMYK too.
 
     Raises
     ------
     DataError
-        If it is no readable image of 8 bits a channel in one of `FORMATS`; within `bombs_refused`
-        also if it has so many pixels that Pillow takes it for made to fill the memory.
+        If it is no readable image of 8 bits a channel in one of `FORMATS`, or it holds more than
+        one picture of at most four channels; within `bombs_refused` also if it has so many pixels
+        that Pillow takes it for made to fill the memory.
     """
     # Takes a while, and most clients have no image files.
     from PIL import Image, ImageOps
@@ -50,21 +76,97 @@ def read_image(file: Path, image_shape: tuple[int, int, int]) -> npt.NDArray[np.
     size = (width, height)
     try:
         with open_file(file) as raw, Image.open(raw, formats=FORMATS) as opened:
-            upright = ImageOps.exif_transpose(opened)
-            deep = upright.mode == "F" or upright.mode.startswith("I")
-            shown = upright.convert("L" if channels == 1 else "RGB")
-            image: Image.Image = (
-                shown if shown.size == size else shown.resize(size, Image.Resampling.BILINEAR)
-            )
-            pixels = np.asarray(image, dtype=np.uint8)
+            lost = _would_lose(opened)
+            if lost is None:
+                upright = ImageOps.exif_transpose(opened)
+                shown, remark = _on_white(upright)
+                shown = shown.convert("L" if channels == 1 else "RGB")
+                image: Image.Image = (
+                    shown if shown.size == size else shown.resize(size, Image.Resampling.BILINEAR)
+                )
+                pixels = np.asarray(image, dtype=np.uint8)
     except Exception as error:  # Pillow's plug-ins raise whatever their formats suggest
-        raise DataError(
-            f"{file}: not a readable image ({first_line(error)}); mend or remove it"
+        raise unreadable(
+            file, "a readable image", error, "mend or remove it", expected=PICTURES
         ) from error
+    if lost is not None:
+        raise DataError(f"{file}: {lost}")
+    return Picture(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1), remark)
+
+
+def _would_lose(opened: ImageFile) -> str | None:
+    """Return what Pillow would drop of a picture without a word, and what to do; None: nothing."""
+    # How its bytes are laid out, by format: a text, or a tuple with it and other things.
+    layout = [
+        part
+        for tile in opened.tile
+        for part in (tile.args if isinstance(tile.args, tuple) else (tile.args,))
+    ]
+    texts = [part for part in layout if isinstance(part, str)]
+    deep = opened.mode == "F" or opened.mode.startswith("I")
+    # Of 16 bits a pixel, with 5 or 6 a channel, BMP says "BGR;16".
+    deep |= any(_DEEP.search(text) and not text.startswith("BGR") for text in texts)
+    deep |= opened.format == "PPM" and any(type(part) is int and part > _TOP for part in layout)
     if deep:
-        # Pillow would clip, not scale, more than 8 bits.
-        raise DataError(f"{file}: more than 8 bits a channel; save it with 8")
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+        # It would clip to 8, or drop what is beyond.
+        return "more than 8 bits a channel; save it with 8"
+    # Channels beyond grey or RGB that are not said to be transparency, infrared for example.
+    extra = tuple(getattr(opened, "tag_v2", {}).get(_EXTRA_SAMPLES, ()))
+    if len(extra) > 1 or 0 in extra:
+        return "more channels than RGB and transparency; give an .npz file, or save it as RGB"
+    # A photograph may have a preview or a second eye's picture behind it (MPO).
+    frames = 1 if opened.format == "MPO" else getattr(opened, "n_frames", 1)
+    if frames > 1:
+        return f"{frames} pictures in one file; save each that is meant as a file of its own"
+    return None
+
+
+def _on_white(image: Image) -> tuple[Image, str]:
+    """Return a picture without transparency, and what was done to it."""
+    from PIL import Image as Images
+
+    if not image.has_transparency_data:
+        return image, CMYK if image.mode == "CMYK" else ""
+    # Of premultiplied ones there is no direct way from grey.
+    clear = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    lowest, _ = clear.getchannel("A").getextrema()
+    if lowest == _TOP:
+        return image, ""
+    white = Images.new("RGBA", clear.size, (_TOP, _TOP, _TOP, _TOP))
+    return Images.alpha_composite(white, clear), TRANSPARENT
+
+
+def log_images(
+    what: str,
+    labels_N: npt.NDArray[np.int64],
+    passed_over: Counter[str],
+    converted: Counter[str],
+) -> None:
+    """Say in one line of the log how many images of each class there are, and what was not taken.
+
+    Parameters
+    ----------
+    what : str
+        The images' folder or name.
+    labels_N : ndarray of int64
+        Their classes.
+    passed_over : Counter[str]
+        What else was there, by what it is.
+    converted : Counter[str]
+        Images by the remark of their `Picture`.
+    """
+    classes, counts = np.unique(labels_N, return_counts=True)
+    told = [f"{number} of class {name}" for name, number in zip(classes, counts, strict=True)]
+    if len(told) > _MOST_TOLD:
+        told = [f"{counts.min()} to {counts.max()} of each of {len(classes)} classes"]
+    notes = [("passed over", passed_over), ("converted", converted)]
+    for title, numbers in notes:
+        if named := [f"{number} {name}" for name, number in numbers.items() if name and number]:
+            told[-1] += f"; {title}: {', '.join(named)}"
+    # A system's own files are everywhere, and nobody's loss.
+    usual = {HIDDEN, ""}
+    odd = any(number for _, of in notes for name, number in of.items() if name not in usual)
+    LOGGER.log(logging.WARNING if odd else logging.INFO, "%s: images: %s", what, ", ".join(told))
 
 
 @contextmanager
@@ -79,11 +181,6 @@ def bombs_refused() -> Iterator[None]:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its type."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def decode_files(
@@ -146,14 +243,17 @@ def _mapped(kept: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8] | None:
 
 
 def _decode(files: Sequence[Path], images_NCHW: npt.NDArray[np.uint8], name: str) -> None:
-    def read(at: int) -> None:
-        images_NCHW[at] = read_image(files[at], (channels, height, width))
+    def read(at: int) -> str:
+        images_NCHW[at], remark = read_image(files[at], (channels, height, width))
+        return remark
 
     _, channels, height, width = images_NCHW.shape
-    notice = time.monotonic() + _NOTICE_S
+    notice, converted = time.monotonic() + _NOTICE_S, Counter[str]()
     with bombs_refused(), ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(files), _CHUNK):
-            list(pool.map(read, range(start, min(start + _CHUNK, len(files)))))
+            converted.update(pool.map(read, range(start, min(start + _CHUNK, len(files)))))
             if time.monotonic() > notice:
                 LOGGER.info("%s: %d of %d images read", name, start + _CHUNK, len(files))
                 notice = time.monotonic() + _NOTICE_S
+    if told := [f"{number} {remark}" for remark, number in converted.items() if remark]:
+        LOGGER.warning("%s: images that were converted: %s", name, ", ".join(told))

@@ -79,6 +79,31 @@ class TestSetEvaluation:
         return evaluate_logits(to_tensor(logits_MK), to_tensor(labels)).accuracy
 
 
+def data_digests(settings: Settings) -> dict[str, str]:
+    """Return digests of the images that lie on this machine, by what they are.
+
+    A checkpoint keeps them, so that nobody goes on with others unawares. What a deployment's
+    clients have is their own affair: they say themselves whether it is what it was.
+
+    Raises
+    ------
+    DataError
+        As in `check_partition`.
+    """
+    if settings.data.dataset == OWN or not (settings.run.checkpoint_every or settings.run.resume):
+        return {}
+    found = {}
+    if settings.run.server_evaluation == "test":
+        found["test images"] = load_split(settings.data, "test").digest()
+    try:
+        parts = partition_indices(settings.data, settings.run.num_clients, settings.run.seed)
+        images = load_split(settings.data, "train")
+    except MissingDataError:
+        return found
+    of_clients = {f"client {n}": images.take(part).digest() for n, part in enumerate(parts)}
+    return {**found, **of_clients}
+
+
 def check_partition(settings: Settings) -> npt.NDArray[np.int64] | None:
     """Check, before any client starts, that the data can be divided as the settings ask.
 

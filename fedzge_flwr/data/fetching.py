@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from fedzge_flwr.common.errors import DataError, MissingDataError
+from fedzge_flwr.common.file_kinds import reason_of
 
 
 def fetch(class_name: str, folder: Path, **options: Any) -> None:
@@ -28,11 +30,26 @@ def fetch(class_name: str, folder: Path, **options: Any) -> None:
     # Takes a second, and most runs fetch nothing.
     import torchvision.datasets as tv
 
+    # What it reads thereby it has checked before.
+    data_set = getattr(tv, class_name)
+    fetching(class_name, folder, lambda: data_set(str(folder), download=True, **options))
+
+
+def fetching(name: str, folder: Path, do: Callable[[], object]) -> None:
+    """Fetch something into a folder.
+
+    Raises
+    ------
+    DataError
+        If that fails in whatever way: networks, archives and disks have errors of their own.
+    """
     try:
-        # What it reads thereby it has checked before.
-        getattr(tv, class_name)(str(folder), download=True, **options)
-    except (RuntimeError, OSError) as error:
-        raise DataError(f"{class_name}: download to {folder} failed ({error})") from error
+        do()
+    except Exception as error:
+        raise DataError(
+            f"{name}: download to {folder} failed ({reason_of(error)}); try again, or "
+            "put the files there"
+        ) from error
 
 
 def missing(class_name: str, file: Path, folder: Path) -> MissingDataError:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from fedzge_flwr.common.errors import DataError, MissingDataError
+from fedzge_flwr.common.file_kinds import unreadable
 from fedzge_flwr.common.reading import parse_json, read_file
 from fedzge_flwr.common.text import printable
+from fedzge_flwr.data.by_class import class_folders, images_below
 from fedzge_flwr.data.decode import decode_files
+from fedzge_flwr.data.fetching import fetching
 from fedzge_flwr.images.image_set import ImageSet, Split
 from fedzge_flwr.images.spec import DATASETS
 
 _TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 _TINY_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 _MOST_LIST_BYTES = 100_000_000
+_JPEG = (".jpeg",)
 
 
 def load_food101(folder: Path, download: bool, split: Split) -> ImageSet:
@@ -28,18 +33,16 @@ def load_food101(folder: Path, download: bool, split: Split) -> ImageSet:
     if download and not listed.exists():
         import torchvision.datasets as tv
 
-        try:
-            tv.Food101(str(folder), download=True)
-        except (RuntimeError, OSError) as error:
-            raise DataError(f"food101: download to {folder} failed ({error})") from error
+        fetching("food101", folder, lambda: tv.Food101(str(folder), download=True))
     try:
         names: dict[str, list[str]] = parse_json(read_file(listed, _MOST_LIST_BYTES))
         classes = sorted(names)
         listing = [f"{name}.jpg" for title in classes for name in names[title]]
-    except OSError as error:
+    except FileNotFoundError as error:
         raise _missing("food101", base, "food-101/meta and food-101/images") from error
-    except (ValueError, AttributeError, TypeError, IndexError) as error:
-        raise DataError(f"{listed}: not Food-101's list of images; fetch it again") from error
+    except Exception as error:  # what a list of others holds can go wrong in any way
+        wanted = "Food-101's list of images"
+        raise unreadable(listed, wanted, error, "fetch it again") from error
     files = _below(base / "images", listing, listed)
     labels = [number for number, title in enumerate(classes) for _ in names[title]]
     return _image_set("food101", folder, split, files, labels)
@@ -55,26 +58,32 @@ def load_tiny_imagenet(folder: Path, download: bool, split: Split) -> ImageSet:
     if download and not listed.exists():
         from torchvision.datasets.utils import download_and_extract_archive
 
-        try:
-            download_and_extract_archive(_TINY_URL, str(folder), md5=_TINY_MD5)
-        except (RuntimeError, OSError) as error:
-            raise DataError(f"tinyimagenet: download to {folder} failed ({error})") from error
-    titles = sorted(path.name for path in (base / "train").glob("n*") if path.is_dir())
+        fetching(
+            "tinyimagenet",
+            folder,
+            lambda: download_and_extract_archive(_TINY_URL, str(folder), md5=_TINY_MD5),
+        )
+    if not (base / "train").exists():
+        raise _missing("tinyimagenet", base, "tiny-imagenet-200")
+    # Beside its images each class has a list, which nobody misses.
+    passed_over = Counter[str]()
+    titles = [n for n in class_folders(base / "train", (), passed_over) if n.startswith("n")]
     numbers = {title: number for number, title in enumerate(titles)}
     if split == "train":
-        files = sorted(
-            file for title in titles for file in (base / "train" / title).rglob("*.JPEG")
-        )
-        labels = [numbers[file.relative_to(base / "train").parts[0]] for file in files]
+        found = [images_below(base / "train" / title, passed_over, _JPEG) for title in titles]
+        files = [file for of_class in found for file in of_class]
+        labels = [number for number, of_class in enumerate(found) for _ in of_class]
     else:
         try:
             lines = read_file(listed, _MOST_LIST_BYTES).decode("utf-8").splitlines()
             rows = [line.split("\t") for line in lines]
             labels = [numbers[row[1]] for row in rows]
-        except OSError as error:
+        except FileNotFoundError as error:
             raise _missing("tinyimagenet", base, "tiny-imagenet-200") from error
-        except (KeyError, IndexError, ValueError) as error:
-            raise DataError(f"{listed}: names no class of {base / 'train'}; fetch both") from error
+        except Exception as error:
+            raise unreadable(
+                listed, f"a list of classes of {base / 'train'}", error, "fetch both"
+            ) from error
         files = _below(base / "val" / "images", [row[0] for row in rows], listed)
     if not files:
         raise _missing("tinyimagenet", base, "tiny-imagenet-200")

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fedzge_flwr.common.errors import DataError, MissingDataError
+from fedzge_flwr.common.errors import DataError, FedZGEError, MissingDataError
 from fedzge_flwr.common.randomness import Purpose, numpy_stream
 from fedzge_flwr.common.reading import place
 from fedzge_flwr.common.registry import lookup
@@ -72,10 +72,15 @@ def _load_all(dataset: str, data_dir: str, download: bool, split: Split) -> Imag
     load = lookup(LOADERS, dataset, "loader (`LOADERS`) of a data set")
     try:
         images = load(folder, download, split)
+    except FedZGEError:
+        raise
     except FileNotFoundError as error:
         raise MissingDataError(f"{dataset}: no {split} images in {folder} ({error})") from error
-    except OSError as error:
-        raise DataError(f"{dataset}: {split} images in {folder}: {error}") from error
+    except Exception as error:  # a loader of one's own, and what it reads with, may raise anything
+        raise DataError(
+            f"{dataset}: {split} images in {folder} cannot be loaded "
+            f"({type(error).__name__}: {error}); mend the files, or its loader"
+        ) from error
     if not isinstance(images, ImageSet):
         raise DataError(
             f"{dataset}: its loader returned {type(images).__name__} for split '{split}': return "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 
@@ -9,16 +10,17 @@ import numpy as np
 import numpy.typing as npt
 
 from fedzge_flwr.common.errors import DataError
+from fedzge_flwr.common.file_kinds import ZIP, reason_of, unreadable
 from fedzge_flwr.common.reading import most_content, open_file, place, read_file
 from fedzge_flwr.config.sections import DataSettings
-from fedzge_flwr.data.decode import bombs_refused, first_line, read_image
+from fedzge_flwr.data.by_class import IMAGE_SUFFIXES, class_folders, images_below, same_name
+from fedzge_flwr.data.decode import bombs_refused, log_images, read_image
 from fedzge_flwr.data.partition import ClientData, hold_out_some
 from fedzge_flwr.images.image_set import ImageSet
 from fedzge_flwr.images.spec import DatasetSpec
 
 _MOST_CLASSES_BYTES = 10_000_000
 CLASSES_FILE = "classes.txt"
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
 def own_data(
@@ -56,11 +58,12 @@ def load_own(path: str, spec: DatasetSpec) -> ImageSet:
         A folder or a file that ends in ``.npz``; ``~`` is the home folder.
 
         A folder's subfolders are the classes; files with `IMAGE_SUFFIXES` in them, however deep,
-        are images, converted to grey or RGB and resized, without keeping their proportions. If the
-        folder has a file ``classes.txt``, its lines name classes 0 … K-1; else, if all subfolders
-        are called by numbers, those are the classes' numbers; else there must be K subfolders, and
-        classes are numbered in the order of their names. Only in the last case must each class be
-        there.
+        are images, converted to grey or RGB and resized, without keeping their proportions
+        (`fedzge_flwr.data.decode.read_image`). What is hidden or a system's own is passed over;
+        the log counts that, other files, and images by class. If the folder has a file
+        ``classes.txt``, its lines name classes 0 … K-1; else, if all subfolders are called by
+        numbers, those are the classes' numbers; else there must be K subfolders, and classes are
+        numbered in the order of their names. Only in the last case must each class be there.
 
         An ``.npz`` file holds ``images``, uint8 of shape (N, H, W) if C = 1, (N, C, H, W) or
         (N, H, W, C), and ``labels``, integers (N,). Nothing in it is unpickled.
@@ -75,7 +78,8 @@ def load_own(path: str, spec: DatasetSpec) -> ImageSet:
     Raises
     ------
     DataError
-        If there is no such data there, or they do not fit the run; the line names file or folder.
+        If there is no such data there, a part of it cannot be read, or it does not fit the run; the
+        line names file or folder.
     """
     where = place(path, "data-path")
     if where.is_dir():
@@ -93,23 +97,22 @@ def load_own(path: str, spec: DatasetSpec) -> ImageSet:
 
 
 def _load_folder(folder: Path, spec: DatasetSpec) -> ImageSet:
-    names = sorted(
-        entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."
-    )
+    passed_over, converted = Counter[str](), Counter[str]()
+    names = class_folders(folder, [CLASSES_FILE], passed_over)
     numbers = _class_numbers(folder, names, spec.num_classes)
     files = [
-        (file, numbers[name])
-        for name in names
-        for file in sorted((folder / name).rglob("*"))
-        if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "." and file.is_file()
+        (file, numbers[name]) for name in names for file in images_below(folder / name, passed_over)
     ]
     if not files:
         raise DataError(f"{folder}: no images in its subfolders ({', '.join(IMAGE_SUFFIXES)})")
     images_NCHW = np.empty((len(files), *spec.image_shape), dtype=np.uint8)
     with bombs_refused():
         for row, (file, _) in enumerate(files):
-            images_NCHW[row] = read_image(file, spec.image_shape)
-    return ImageSet(images_NCHW, np.array([number for _, number in files], dtype=np.int64))
+            images_NCHW[row], remark = read_image(file, spec.image_shape)
+            converted[remark] += 1
+    images = ImageSet(images_NCHW, np.array([number for _, number in files], dtype=np.int64))
+    log_images(f"{folder}", images.labels_N, passed_over, converted)
+    return images
 
 
 def _class_numbers(folder: Path, names: list[str], num_classes: int) -> dict[str, int]:
@@ -120,9 +123,9 @@ def _class_numbers(folder: Path, names: list[str], num_classes: int) -> dict[str
     if listed.exists():
         known = _read_classes(listed, num_classes)
         for name in names:
-            if name not in known:
+            if same_name(name) not in known:
                 raise DataError(f"{folder / name}: {CLASSES_FILE} names no class '{name}'; add it")
-        return known
+        return {name: known[same_name(name)] for name in names}
     if all(name.isascii() and name.isdigit() for name in names):
         for name in names:
             if int(name) >= num_classes:
@@ -141,10 +144,12 @@ def _class_numbers(folder: Path, names: list[str], num_classes: int) -> dict[str
 def _read_classes(listed: Path, num_classes: int) -> dict[str, int]:
     try:
         text = read_file(listed, _MOST_CLASSES_BYTES).decode("utf-8-sig")
-        lines = text.rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{listed}: cannot be read ({first_line(error)})") from error
-    numbers = {line.strip(): number for number, line in enumerate(lines)}
+        raise DataError(
+            f"{listed}: cannot be read ({reason_of(error)}); save it as UTF-8"
+        ) from error
+    lines = text.rstrip().splitlines()
+    numbers = {same_name(line.strip()): number for number, line in enumerate(lines)}
     if len(lines) != num_classes or len(numbers) != num_classes:
         raise DataError(
             f"{listed}: {len(lines)} lines, {len(numbers)} of them different; name each of the "
@@ -166,9 +171,7 @@ def _load_npz(file: Path, spec: DatasetSpec) -> ImageSet:
     except DataError:
         raise
     except Exception as error:  # NumPy and zipfile raise whatever a damaged file suggests
-        raise DataError(f"{file}: not a readable .npz ({first_line(error)}); save it anew") from (
-            error
-        )
+        raise unreadable(file, "a readable .npz", error, "save it anew", expected=[ZIP]) from error
     if not isinstance(images, np.ndarray) or not isinstance(labels_N, np.ndarray):
         raise DataError(f"{file}: 'images' and 'labels' are no arrays; save it anew")
     if images.dtype != np.uint8:

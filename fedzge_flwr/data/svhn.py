@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fedzge_flwr.common.errors import DataError, MissingDataError
+from fedzge_flwr.common.file_kinds import MATLAB, unreadable
 from fedzge_flwr.common.reading import most_content, open_file
 from fedzge_flwr.data.fetching import fetch, missing
 from fedzge_flwr.images.image_set import ImageSet, Split
@@ -51,11 +51,12 @@ def load_svhn(folder: Path, download: bool, split: Split) -> ImageSet:
         labels = found["y"].astype(np.int64).reshape(-1)
         labels[labels == 10] = 0
         images_and_labels = ImageSet(images, labels)
-    except OSError as error:
-        raise MissingDataError(f"SVHN: {path}: {error.strerror or error}") from error
+    except FileNotFoundError as error:
+        raise missing("SVHN", path, folder) from error
     except Exception as error:  # SciPy raises whatever its parts suggest
-        reason = str(error) or type(error).__name__
-        raise DataError(f"{path}: not a file of SVHN ({reason}); fetch it again") from error
+        raise unreadable(
+            path, "a file of SVHN", error, "fetch it again", expected=[MATLAB]
+        ) from error
     if hashlib.md5(data, usedforsecurity=False).hexdigest() != _MD5[split]:
         LOGGER.warning(
             "SVHN in %s is not the published one (checksums differ); it is used as it is", folder

@@ -74,6 +74,7 @@ class Channel:
         return {
             **self.standings.snapshot(),
             "nodes": self._roster.snapshot(),
+            "own-data": self._roster.data.all(),
             "barred": dict(self._barred),
             "total": {"down": self._total.down, "up": self._total.up},
         }
@@ -82,6 +83,8 @@ class Channel:
         """Take up what `snapshot` returned."""
         self.standings.restore(snapshot)
         self._roster.restore(snapshot["nodes"])
+        # Checkpoints of earlier versions do not have it.
+        self._roster.data.restore(snapshot.get("own-data", {}))
         self._barred = dict(snapshot["barred"])
         self._total = Traffic(**snapshot["total"])
 

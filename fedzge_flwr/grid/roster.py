@@ -19,6 +19,7 @@ from fedzge_flwr.common.version import __version__
 from fedzge_flwr.config.sections import RunSettings
 from fedzge_flwr.grid.backoff import BackOff
 from fedzge_flwr.grid.exchange import GridExchange
+from fedzge_flwr.grid.own_data import OwnData
 from fedzge_flwr.grid.pins import Pins, TurnedAway
 from fedzge_flwr.grid.standing import Standing
 from fedzge_flwr.wire.messages import HelloReply, HelloRequest
@@ -55,9 +56,11 @@ class Roster:
         self._exchange = exchange
         self._run = run
         self._pins = Pins(run)
+        self.data = OwnData(run)
         self._members: dict[int, Member] = {}
         self._turned_away = TurnedAway()
         self._silent = BackOff[int]()
+        self._changed: list[str] = []
 
     @property
     def members(self) -> Mapping[int, Member]:
@@ -84,13 +87,16 @@ class Roster:
         Raises
         ------
         RosterError
-            If too few nodes connect in time, or fewer than ``min-clients`` become clients.
+            If too few nodes connect in time, fewer than ``min-clients`` become clients, or one has
+            other images than the run to resume began with.
         """
         run, deadline = self._run, time.monotonic() + self._run.node_timeout
         reasons: dict[int, str] = {}
         while True:
             strangers = self._wait_for_nodes(deadline) - reasons.keys() - self._nodes()
             reasons |= self._greet(strangers, experiment, 0, "does not take part")
+            if self._changed:
+                raise RosterError("; ".join(self._changed[:3]))
             there = len(self._nodes() | reasons.keys() - self._turned_away.nodes)
             no_more = time.monotonic() >= deadline or is_simulated(self._grid)
             if there >= run.num_clients or no_more:
@@ -205,7 +211,9 @@ class Roster:
                 f'--federation-config "num-supernodes={num_clients}")'
             )
         if self._may_be(node, partition, listed):
-            return ""
+            if refusal := self.data.refusal(hello):
+                self._changed.append(refusal)
+            return refusal
         return f"node {node} says that it is client {partition}: {self._pins.why(node, partition)}"
 
     def _admit(self, node: int, hello: HelloReply, *, late: bool) -> None:
@@ -227,6 +235,7 @@ class Roster:
                 hello.version,
                 __version__,
             )
+        self.data.note(hello)
         self._pins.pin(hello.partition, node)
         self._members[hello.partition] = Member(node, hello)
 

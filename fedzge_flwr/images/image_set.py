@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,22 @@ class ImageSet:
                 f"labels go from {self.labels_N.min()} to {self.labels_N.max()}; {num_classes} "
                 f"classes are numbered from 0 to {num_classes - 1}"
             )
+
+    def digest(self) -> str:
+        """Return 32 hexadecimal digits that other images or labels do not have.
+
+        The same for the same images in another order.
+        """
+        each = sorted(
+            hashlib.blake2b(
+                image.tobytes() + int(label).to_bytes(8, "little", signed=True)
+            ).digest()
+            for image, label in zip(self.images_NCHW, self.labels_N, strict=True)
+        )
+        whole = hashlib.blake2b(repr(self.images_NCHW.shape).encode(), digest_size=16)
+        for digest in each:
+            whole.update(digest)
+        return whole.hexdigest()
 
     @property
     def inputs_NCHW(self) -> FloatArray:

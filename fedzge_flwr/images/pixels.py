@@ -73,6 +73,18 @@ def to_levels(images_NCHW: npt.NDArray[np.floating]) -> ByteArray:
     return nearest
 
 
+def shown(images_NCHW: ByteArray) -> ByteArray:
+    """Return images as people can be shown them: grey or RGB.
+
+    Those of one or three channels are what they were; of others, as of satellites' sensors, it is
+    the mean over the channels.
+    """
+    if images_NCHW.shape[1] in (1, 3):
+        return images_NCHW
+    mean: ByteArray = np.rint(images_NCHW.mean(axis=1, keepdims=True)).astype(np.uint8)
+    return mean
+
+
 def pixel_values(images_NCHW: ByteArray | FloatArray) -> FloatArray:
     """Return images in the shared pixel range, held as levels or as such values."""
     held: Any = images_NCHW

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections import Counter
@@ -12,10 +11,12 @@ from typing import Any
 
 from rich.console import Console
 
+from fedzge_flwr.common.reading import parse_json, read_within
 from fedzge_flwr.common.text import duration, percent
 from fedzge_flwr.observers.naming import WARNINGS_FILE
 
 _QUIET_S = 10.0
+_MOST_BYTES = 1_000_000
 _COLUMNS = (
     ("round", 9),
     ("central", 8),
@@ -109,7 +110,7 @@ class Progress:
         self._offset += len(rows)
         for line in rows.splitlines():
             try:
-                self._show_row(json.loads(line))
+                self._show_row(parse_json(line))
             except (ValueError, KeyError, TypeError, AttributeError):
                 self.say("  a row of rounds.jsonl is damaged and is not shown")
         phase = self._current_phase()
@@ -146,7 +147,7 @@ class Progress:
     def _current_phase(self) -> tuple[str, str] | None:
         """Return what is going on, and the details that change while it does."""
         try:
-            progress = json.loads((self._folder / "progress.json").read_text(encoding="utf-8"))
+            progress = parse_json(read_within(self._folder, "progress.json", _MOST_BYTES))
             phase, round_ = str(progress["phase"]).replace("_", " "), int(progress["round"])
             details = [self._costs, self._time_left(round_)]
             if "asked" in progress:

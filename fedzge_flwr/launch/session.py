@@ -29,7 +29,7 @@ from fedzge_flwr.launch.machine import check_output, cluster, make_home, past_pr
 from fedzge_flwr.launch.processes import ProcessFamily
 from fedzge_flwr.launch.progress import Progress
 from fedzge_flwr.observers.lock import FolderLock
-from fedzge_flwr.observers.naming import free_run_folder, run_to_resume
+from fedzge_flwr.observers.naming import config_of, free_run_folder, run_to_resume
 
 STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, ``kill``, and a terminal that is closed."""
@@ -181,10 +181,7 @@ class Session:
 
     def says_finished(self) -> bool:
         """Say whether the server wrote that all went well: the last thing that it does."""
-        with suppress(OSError, ValueError, KeyError):
-            content = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
-            return bool(content["status"] == "finished")
-        return False
+        return bool(config_of(self.folder).get("status") == "finished")
 
 
 @contextmanager
@@ -272,7 +269,8 @@ def _whole_paths(settings: Settings, folder: Path) -> dict[str, str]:
     """Return the settings that are paths: the SuperLink works in a folder of its own."""
     return {
         "output-dir": str(folder.parent),
-        "run-name": folder.name,
+        # A folder that is gone on with may have been given any name since.
+        "run-name": settings.run.run_name if settings.run.resume else folder.name,
         "resume": str(folder) if settings.run.resume else "",
         **_data_place(settings),
     }
@@ -388,10 +386,9 @@ def _tell_how_to_resume(folder: Path) -> None:
 
 def _mark_interrupted(folder: Path) -> None:
     """Correct the status of a run whose server had no time to; to be called when it is gone."""
-    path = folder / "config.json"
-    with suppress(OSError, ValueError):
+    content = config_of(folder)
+    with suppress(OSError):
         (folder / "progress.json").unlink(missing_ok=True)
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["status"] not in ("starting", "running"):
-            return
-        atomic_write_text(path, json.dumps({**content, "status": "interrupted"}, indent=2) + "\n")
+        if content.get("status") in ("starting", "running"):
+            text = json.dumps({**content, "status": "interrupted"}, indent=2)
+            atomic_write_text(folder / "config.json", text + "\n")

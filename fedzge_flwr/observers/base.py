@@ -10,7 +10,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from fedzge_flwr.common.errors import CheckpointError
+from fedzge_flwr.common.file_kinds import reason_of
 from fedzge_flwr.common.text import percent
+from fedzge_flwr.server.checkpoints import Checkpoint
 from fedzge_flwr.server.round import RoundState
 from fedzge_flwr.server.state import ServerState
 from fedzge_flwr.wire.traffic import MissingReply, RoundAccount, Traffic
@@ -197,6 +200,26 @@ class RoundRow:
         if self.skipped:
             parts.append(f"SKIPPED: {self.skipped}")
         return " | ".join(parts)
+
+
+def rows_of(checkpoint: Checkpoint) -> list[RoundRow]:
+    """Return the rows that a checkpoint keeps.
+
+    Raises
+    ------
+    CheckpointError
+        If one of them is no row.
+    """
+    try:
+        rows = [RoundRow.from_json(row) for row in checkpoint.rows]
+        if any(type(row.round) is not int for row in rows):
+            raise ValueError("a round that is no number")
+    except Exception as error:
+        raise CheckpointError(
+            f"the checkpoint of round {checkpoint.round} has rows that are none "
+            f"({reason_of(error)}): remove it, to resume from the one before"
+        ) from error
+    return rows
 
 
 class Observer(Protocol):

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from fedzge_flwr.common.files import atomic_path, remove_remains
-from fedzge_flwr.images.pixels import PIXEL_RANGE
+from fedzge_flwr.images.pixels import PIXEL_RANGE, shown
 from fedzge_flwr.server.round import SyntheticBatch
 
 _GRID_IMAGES_PER_CLASS = 10
@@ -28,8 +27,8 @@ class GeneratedPictures:
     Attributes
     ----------
     samples : tuple of ndarray, optional
-        The last round's first few images of each of the first classes, uint8 (N, C, H, W), and
-        their labels (N,).
+        The last round's first few images of each of the first classes, uint8 (N, C, H, W), grey or
+        RGB (`fedzge_flwr.images.pixels.shown`), and their labels (N,).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -41,9 +40,11 @@ class GeneratedPictures:
 
         Raises
         ------
-        OSError
-            If it cannot be written.
+        Exception
+            If it cannot be drawn or written.
         """
+        from PIL import Image
+
         images, labels = self.samples = _labelled_samples(batch)
         _, firsts = np.unique(labels, return_index=True)
         strip = np.concatenate(images[firsts[:_STRIP_CLASSES]].transpose(0, 2, 3, 1), axis=1)
@@ -78,4 +79,4 @@ def _labelled_samples(
         ]
     )
     images = PIXEL_RANGE.to_uint8(batch.x_NCHW.detach()).cpu().numpy()
-    return images[chosen], labels[chosen]
+    return shown(images[chosen]), labels[chosen]

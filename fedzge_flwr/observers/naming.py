@@ -7,9 +7,10 @@ import re
 import time
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 from fedzge_flwr.common.errors import RunFolderError
-from fedzge_flwr.common.reading import place
+from fedzge_flwr.common.reading import parse_json, place, read_within
 from fedzge_flwr.config.sections import Settings
 
 WARNINGS_FILE = "warnings.log"
@@ -18,6 +19,7 @@ WARNINGS_FILE = "warnings.log"
 _MAX_SAME_SECOND = 99
 # With time, recipe, seed and number it is within a run's name.
 _MOST_DATASET_BYTES = 100
+_MOST_CONFIG_BYTES = 16_000_000
 
 
 def automatic_run_name(settings: Settings) -> str:
@@ -64,6 +66,18 @@ def free_run_folder(settings: Settings) -> Path:
     raise RunFolderError(f"{parent} already holds {_MAX_SAME_SECOND} runs named {automatic}")
 
 
+def config_of(folder: Path) -> dict[str, Any]:
+    """Return what a run folder's ``config.json`` holds; nothing if that is no such file.
+
+    No link is followed: the folder may be someone else's.
+    """
+    try:
+        found = parse_json(read_within(folder, "config.json", _MOST_CONFIG_BYTES))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def run_to_resume(settings: Settings) -> Path:
     """Return the folder of the run that ``resume`` names.
 
@@ -74,5 +88,7 @@ def run_to_resume(settings: Settings) -> Path:
     """
     path = place(settings.run.resume, "resume")
     if not (path / "config.json").is_file():
-        raise RunFolderError(f"'resume' = '{path}' is not the folder of a run; name one")
+        raise RunFolderError(
+            f"'resume' = '{path}' is not the folder of a run; if it was moved, name where it is now"
+        )
     return path

@@ -109,7 +109,7 @@ def draw_synthetic(
     Parameters
     ----------
     images_NCHW : ndarray of uint8
-        Images of 1 or 3 channels.
+        Images of 1 or 3 channels (`fedzge_flwr.images.pixels.shown`).
     labels_N : ndarray of int64
         The classes that they were generated for.
     path : Path

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedzge_flwr.common.errors import RunFolderError
 from fedzge_flwr.common.files import append_line, atomic_path, atomic_write_text
+from fedzge_flwr.common.reading import parse_json, read_within
 from fedzge_flwr.observers.base import RoundRow
 
 if TYPE_CHECKING:
@@ -106,7 +108,7 @@ class RowsFile:
     def _lines(self) -> list[bytes]:
         """Return the lines; the last is b"" or a half one."""
         try:
-            return self._path.read_bytes().split(b"\n")
+            return read_within(self._path.parent, self._path.name, sys.maxsize).split(b"\n")
         except FileNotFoundError:
             return [b""]
 
@@ -174,8 +176,8 @@ def _line(row: Mapping[str, Any]) -> str:
 def _parsed(line: bytes) -> RoundRow | None:
     """Return the row of a line; None if it is not a whole one."""
     try:
-        row = RoundRow.from_json(json.loads(line))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        row = RoundRow.from_json(parse_json(line))
+    except Exception:  # noqa: BLE001 - what is no row can be wrong in any way
         return None
     return row if isinstance(row.round, int) and row.round > 0 else None
 

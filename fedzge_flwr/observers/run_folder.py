@@ -27,10 +27,15 @@ from fedzge_flwr.common.files import (
 from fedzge_flwr.common.version import __version__
 from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.learning.tensors import state_arrays
-from fedzge_flwr.observers.base import RoundRow
-from fedzge_flwr.observers.generated import GeneratedPictures
+from fedzge_flwr.observers.base import RoundRow, rows_of
+from fedzge_flwr.observers.drawing import RunPictures
 from fedzge_flwr.observers.lock import FolderLock
-from fedzge_flwr.observers.naming import WARNINGS_FILE, free_run_folder, run_to_resume
+from fedzge_flwr.observers.naming import (
+    WARNINGS_FILE,
+    config_of,
+    free_run_folder,
+    run_to_resume,
+)
 from fedzge_flwr.observers.rows import AccuracyTable, RowsFile
 from fedzge_flwr.observers.warnings_file import WarningsFile
 from fedzge_flwr.server.checkpoints import Checkpoint, CheckpointFolder
@@ -61,6 +66,9 @@ class RunFolder:
         The run's settings; ``output-dir`` and ``run-name`` say where, or ``resume`` does.
     class_counts : ndarray of int, optional
         Images by client and class (clients, K), where that is known, as in a simulation.
+    data : Mapping[str, str], optional
+        Digests of the images that this machine has, by what they are; a run with others is not gone
+        on with, unless ``data-changes`` says so.
 
     Raises
     ------
@@ -68,7 +76,7 @@ class RunFolder:
         If the folder cannot be made, the name is taken, there is no such run to resume, another
         process holds it, or a row is damaged that no checkpoint has.
     CheckpointError
-        If there is no checkpoint to go on from, or it is of other settings.
+        If there is no checkpoint to go on from, or it is of other settings or images.
 
     Attributes
     ----------
@@ -85,8 +93,10 @@ class RunFolder:
         settings: Settings,
         *,
         class_counts: npt.NDArray[np.int64] | None = None,
+        data: Mapping[str, str] | None = None,
     ) -> None:
         self._settings = settings
+        self._data = dict(data or {})
         self._class_counts = class_counts
         self._clients: dict[int, str] = {}
         self._started = time.time()
@@ -97,11 +107,11 @@ class RunFolder:
         resumes = bool(settings.run.resume)
         self.path = run_to_resume(settings) if resumes else _make_folder(settings)
         self._lock = FolderLock(self.path)
-        self._pictures = GeneratedPictures(self.path / "generated")
+        self._pictures = RunPictures(self.path)
         self._warnings = WarningsFile(self.path / WARNINGS_FILE)
         self._rows = RowsFile(self.path / "rounds.jsonl")
         self._accuracy = AccuracyTable(self.path / "accuracy.csv", settings.run.num_clients)
-        self.checkpoints = CheckpointFolder(self.path / "checkpoints")
+        self.checkpoints = CheckpointFolder(self.path / "checkpoints", self._data)
         self.resumed_from: Checkpoint | None = None
         try:
             if resumes:
@@ -135,9 +145,9 @@ class RunFolder:
 
     def on_round(self, server: ServerState, current: RoundState, row: RoundRow) -> None:
         """Append to ``rounds.jsonl`` and ``accuracy.csv``; the row is then on disk."""
+        if current.asked is not None and current.asked.generated is not None:
+            self._pictures.of_round(row.round, current.asked.generated.batch)
         with self._explained():
-            if current.asked is not None and current.asked.generated is not None:
-                self._pictures.draw(row.round, current.asked.generated.batch)
             self._rows.append(row)
             self._accuracy.append(row)
 
@@ -152,7 +162,7 @@ class RunFolder:
                     self._accuracy.write(self._rows.read())
                     self._save_model("central", server.central)
                     self._save_model("generator", server.generator)
-                    self._draw()
+                    self._pictures.of_run(self._rows.read())
                 (self.path / "progress.json").unlink(missing_ok=True)
         except RunFolderError as failure:
             if error is None:
@@ -168,13 +178,19 @@ class RunFolder:
         """Bring all files to where the newest checkpoint is, once nothing speaks against it."""
         checkpoint = self.checkpoints.newest()
         checkpoint.check_settings(self._settings)
+        checkpoint.check_data(self._data, self._settings)
+        rows_of(checkpoint)
+        # What is not on this machine any more is still what the run began with.
+        self.checkpoints = CheckpointFolder(
+            self.checkpoints.path, {**checkpoint.data, **self._data}
+        )
         with self._explained():
             self._rows.recover(checkpoint.round, checkpoint.rows)
             self._accuracy.write(self._rows.read())
             (self.path / "progress.json").unlink(missing_ok=True)
             self._pictures.drop_after(checkpoint.round)
             remove_remains(self.path)
-        self._resumed = [*_resumed_before(self.path / "config.json"), checkpoint.round]
+        self._resumed = [*_resumed_before(config_of(self.path)), checkpoint.round]
         return checkpoint
 
     def _let_go(self) -> None:
@@ -216,18 +232,6 @@ class RunFolder:
         with atomic_path(self.path / f"{name}.safetensors") as temporary:
             save_file(state_arrays(model), temporary)
 
-    def _draw(self) -> None:
-        from fedzge_flwr.observers.pictures import draw_accuracy, draw_bytes, draw_synthetic
-
-        if rows := self._rows.read():
-            with atomic_path(self.path / "accuracy.png") as temporary:
-                draw_accuracy(rows, temporary)
-            with atomic_path(self.path / "bytes.png") as temporary:
-                draw_bytes(rows, temporary)
-        if (samples := self._pictures.samples) is not None:
-            with atomic_path(self.path / "synthetic.png") as temporary:
-                draw_synthetic(*samples, temporary)
-
     @contextmanager
     def _explained(self) -> Iterator[None]:
         try:
@@ -261,11 +265,11 @@ def _make_folder(settings: Settings) -> Path:
     return folder
 
 
-def _resumed_before(config: Path) -> list[int]:
+def _resumed_before(config: Mapping[str, Any]) -> list[int]:
     """Return after which rounds a run has been resumed, as its ``config.json`` says."""
     try:
-        return [int(item) for item in json.loads(config.read_bytes())["resumed_after"]]
-    except (OSError, ValueError, KeyError, TypeError):
+        return [int(item) for item in config.get("resumed_after", [])]
+    except (ValueError, TypeError):
         return []
 
 

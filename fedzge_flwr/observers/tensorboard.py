@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fedzge_flwr.common.errors import ConfigError
-from fedzge_flwr.observers.base import Observer, RoundRow
+from fedzge_flwr.observers.base import Observer, RoundRow, rows_of
 from fedzge_flwr.server.checkpoints import Checkpoint
 from fedzge_flwr.server.round import RoundState
 from fedzge_flwr.server.state import ServerState
@@ -37,7 +37,7 @@ class TensorBoard(Observer):
             raise ConfigError(
                 "'tensorboard' = true needs TensorBoard: pip install 'fedzge-flwr[tensorboard]'"
             ) from error
-        rows = [] if resumed_from is None else list(map(RoundRow.from_json, resumed_from.rows))
+        rows = [] if resumed_from is None else rows_of(resumed_from)
         again = None
         if resumed_from is not None:
             again = rows[0].round if rows else resumed_from.round + 1

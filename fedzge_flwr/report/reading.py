@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+from PIL import UnidentifiedImageError
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
 
 from fedzge_flwr.common.errors import RunFolderError
@@ -83,6 +84,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     name = "config.json"
     try:
         content = parse_json(read_within(folder, name, _MOST_CONFIG_BYTES))
+        if not isinstance(content, dict):
+            raise ValueError("it is no dictionary")
         return _Config.model_validate(content).model_dump()
     except (OSError, ValueError) as error:
         raise _unreadable(folder, name, error) from error
@@ -138,16 +141,22 @@ def read_pictures(folder: Path) -> dict[int, bytes]:
 
 
 def _unreadable(folder: Path, name: str, error: Exception) -> RunFolderError:
+    if not folder.is_dir():
+        return RunFolderError(f"there is no folder {folder}: name that of a run")
     if isinstance(error, FileNotFoundError):
         return RunFolderError(
-            f"{folder} is not the folder of a run with rounds: it has no {Path(name).name}"
+            f"{folder} is not the folder of a run with rounds: it has no {Path(name).name}; name "
+            "one that is"
         )
     if isinstance(error, ValidationError):
         reason = one_line(error)
+    elif isinstance(error, UnidentifiedImageError):
+        # Its own text is the address of what was read.
+        reason = "it is no PNG"
     elif isinstance(error, OSError):
         reason = error.strerror or str(error)
     else:
-        reason = str(error) if isinstance(error, ValueError) else repr(error)
+        reason = str(error) if isinstance(error, ValueError) else type(error).__name__
     return RunFolderError(
         f"{folder} cannot be read as a run: {name}: {printable(reason)}; mend or remove it"
     )

@@ -11,34 +11,40 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import pickle
 import re
+import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from fedzge_flwr.common.errors import CheckpointError
+from fedzge_flwr.common.file_kinds import reason_of
 from fedzge_flwr.common.files import atomic_path, make_folder, remove_remains
-from fedzge_flwr.common.reading import place
+from fedzge_flwr.common.reading import place, read_file
 from fedzge_flwr.common.text import printable
 from fedzge_flwr.common.version import __version__
-from fedzge_flwr.config.parsing import NUMBERS_DO_NOT_DEPEND_ON
+from fedzge_flwr.config.parsing import NUMBERS_DO_NOT_DEPEND_ON, one_line
 from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.learning.tensors import to_tensor
 
 LOGGER = logging.getLogger("flwr.fedzge")
 
-FORMAT = 2
+FORMAT = 3
 """To be raised when a checkpoint comes to hold other things."""
+
+_READABLE = frozenset({2, FORMAT})
+"""Formats that can be gone on from. One of format 2 does not say what its data are."""
 
 _HEAD = re.compile(rb"fedzge-checkpoint (\d+) (?:(\S+) )?([0-9a-f]{64})")
 _FILE = re.compile(r"round-(\d{6,})\.checkpoint")
 _KEPT = 2
 _ARRAY = "ndarray"
+_MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -51,19 +57,26 @@ class Checkpoint:
         The last round that is done; 0: the clients are known, and nothing else has happened.
     settings : dict[str, Any]
         The run config, as `fedzge_flwr.config.sections.Settings.to_run_config` gives it.
-    server, clients, strategy : dict[str, Any]
+    server, clients, strategy : dict[Any, Any]
         Plain values, NumPy arrays and tensors, each owner's own.
     rows : list[dict[str, Any]]
         The newest rounds' rows as JSON types (`fedzge_flwr.observers.base.RoundRow.to_json`), for
         a run folder that has lost them.
+    data : dict[str, str]
+        Digests of the images that the server's machine has, by what they are, e.g.
+        ``{"test images": "…"}``.
     """
 
-    round: int
+    # For `_read`, since what is read may be anything.
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    round: Annotated[int, Field(ge=0, strict=True)]
     settings: dict[str, Any]
-    server: dict[str, Any]
-    clients: dict[str, Any]
-    strategy: dict[str, Any]
+    server: dict[Any, Any]
+    clients: dict[Any, Any]
+    strategy: dict[Any, Any]
     rows: list[dict[str, Any]] = field(default_factory=list)
+    data: dict[str, str] = field(default_factory=dict)
 
     def check_settings(self, settings: Settings) -> None:
         """Refuse to go on under other settings.
@@ -82,6 +95,38 @@ class Checkpoint:
                     "own settings (--run-config <its folder>/resume.toml)"
                 )
 
+    def check_data(self, now: Mapping[str, str], settings: Settings) -> None:
+        """Refuse to go on with other images, or warn of them if ``data-changes`` says so.
+
+        What is not known then and now is not compared.
+
+        Parameters
+        ----------
+        now : Mapping[str, str]
+            As `data`.
+        settings : Settings
+            The run's.
+
+        Raises
+        ------
+        CheckpointError
+            If images are others.
+        """
+        others = [name for name, digest in now.items() if self.data.get(name, digest) != digest]
+        if not others:
+            return
+        told = ", ".join([*others[:_MOST_NAMED], *["…"] * (len(others) > _MOST_NAMED)])
+        if settings.run.data_changes == "refuse":
+            raise CheckpointError(
+                f"'data-dir' = '{settings.data.data_dir}' has other images than the run to resume "
+                f"began with ({told}): bring those back, start a new run, or go on with these by "
+                "'data-changes' = \"warn\""
+            )
+        LOGGER.warning(
+            "the run goes on with other images than it began with: %s ('data-changes' = \"warn\")",
+            told,
+        )
+
 
 class CheckpointFolder:
     """The checkpoints of a run, of which the two newest are kept.
@@ -92,10 +137,13 @@ class CheckpointFolder:
     ----------
     path : str or Path
         Made if need be, in a folder that exists.
+    data : Mapping[str, str], optional
+        What each checkpoint says of the data (`Checkpoint.data`).
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, data: Mapping[str, str] | None = None) -> None:
         self.path = place(path)
+        self._data = dict(data or {})
 
     def prepare(self) -> None:
         """Make the folder, if it is not there.
@@ -128,7 +176,9 @@ class CheckpointFolder:
             If it cannot be written; those before it are then still there.
         """
         payload = io.BytesIO()
-        torch.save(_pack(asdict(checkpoint)), payload)
+        torch.save(
+            _pack(asdict(replace(checkpoint, data={**checkpoint.data, **self._data}))), payload
+        )
         data = payload.getvalue()
         name = f"round-{checkpoint.round:06d}.checkpoint"
         try:
@@ -177,7 +227,12 @@ class CheckpointFolder:
         """Return the files by round."""
         if not self.path.is_dir():
             return {}
-        found = ((_FILE.fullmatch(path.name), path) for path in self.path.iterdir())
+        try:
+            found = [(_FILE.fullmatch(path.name), path) for path in self.path.iterdir()]
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path} cannot be read ({error.strerror}); let this process's user read it"
+            ) from error
         return {int(match.group(1)): path for match, path in found if match}
 
 
@@ -187,7 +242,8 @@ class _OtherFormatError(CheckpointError):
 
 def _read(path: Path) -> Checkpoint:
     try:
-        head, _, data = path.read_bytes().partition(b"\n")
+        # However large the memory and the models are: its digest says what it should be.
+        head, _, data = read_file(path, sys.maxsize).partition(b"\n")
     except OSError as error:
         raise CheckpointError(f"checkpoint {path} cannot be read ({error.strerror})") from error
     match = _HEAD.fullmatch(head)
@@ -196,7 +252,7 @@ def _read(path: Path) -> Checkpoint:
     if hashlib.sha256(data).hexdigest().encode() != match[3]:
         raise CheckpointError(f"checkpoint {path} is truncated or damaged and is passed over")
     version = printable(match[2].decode(errors="replace")) if match[2] else None
-    if int(match[1]) != FORMAT:
+    if int(match[1]) not in _READABLE:
         who = f"version {version}" if version else "an earlier version"
         raise _OtherFormatError(
             f"checkpoint {path} is of format {int(match[1])}, written by {who} of fedzge-flwr; "
@@ -204,10 +260,16 @@ def _read(path: Path) -> Checkpoint:
             "that wrote it"
         )
     try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        checkpoint = Checkpoint(**_unpack(content))
-    except (pickle.UnpicklingError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} holds something else than a checkpoint") from error
+        content = _unpack(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
+        if not isinstance(content, dict):
+            raise ValueError("no dictionary")
+        checkpoint = TypeAdapter(Checkpoint).validate_python(content)
+    except Exception as error:  # torch raises whatever a damaged file suggests
+        reason = one_line(error) if isinstance(error, ValidationError) else reason_of(error)
+        raise CheckpointError(
+            f"{path} holds something else than a checkpoint ({printable(reason)}) and is passed "
+            "over"
+        ) from error
     if version != __version__:
         LOGGER.warning(
             "checkpoint %s was written by fedzge-flwr %s, and fedzge-flwr %s goes on from it: what "

@@ -241,11 +241,12 @@ def robust_contrasts(answers: Answers) -> FloatArray:
 
     p is softmax(f/τ), and Dₘₖ the mean of dₘ² over all images that are combined together, weighted
     by pₘₖ: what the client's word for class k was worth. s is 2.385 times the median of all dₘ(x),
-    but at least ½. These are the weights of Cauchy's distribution, Student's t of one degree of freedom (Lange,
-    Little & Taylor, 1989, "Robust statistical modeling using the t distribution"), with reliability
-    by class in the spirit of Dawid & Skene, 1979, "Maximum likelihood estimation of observer
-    error-rates using the EM algorithm". The fit is by sixteen rounds of reweighted least squares
-    from equal weights (Holland & Welsch, 1977, "Robust regression using iteratively reweighted
+    but at least ½. These are the weights of Cauchy's distribution, Student's t of one degree of
+    freedom (Lange, Little & Taylor, 1989, "Robust statistical modeling using the t distribution"),
+    with reliability by class in the spirit of Dawid & Skene, 1979, "Maximum likelihood estimation
+    of observer error-rates using the EM algorithm". The fit is by sixteen rounds of reweighted
+    least squares from equal weights, and the constant that for which honest clients lose 5 % of
+    their efficiency (Holland & Welsch, 1977, "Robust regression using iteratively reweighted
     least-squares"). A client pulls with u·d ≤ s/2, and the less, the more it lies. Nobody can
     contradict a client about what it alone knows. Measured in `docs/evidence.md`.
     """

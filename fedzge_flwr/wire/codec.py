@@ -21,7 +21,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from fedzge_flwr.common.errors import ProtocolError
 from fedzge_flwr.wire.messages import ArraySpec, ScalarSpec, WireMessage
 
-WIRE_VERSION = 7
+WIRE_VERSION = 8
 
 _SCALARS = "message"
 _ARRAYS = "arrays"

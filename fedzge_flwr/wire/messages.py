@@ -155,7 +155,15 @@ class Refused(Reply):
 
 @dataclass(frozen=True)
 class HelloReply(Reply):
-    """Who a client is (`fedzge_flwr.black_boxes.contract.ClientProfile`), and its version."""
+    """Who a client is (`fedzge_flwr.black_boxes.contract.ClientProfile`), and its version.
+
+    Parameters
+    ----------
+    data : str
+        Another if its images are others, in this experiment; empty: not known. Of a key that the
+        client keeps to itself, so that nobody can try which images they are: 16 digits tell that
+        key from others, and 32 are of the images.
+    """
 
     partition: int = _scalar(int, low=0, high=_MAX_COUNT)
     num_partitions: int = _scalar(int, low=1, high=_MAX_COUNT)
@@ -163,6 +171,7 @@ class HelloReply(Reply):
     device: str = _scalar(str)
     gpu_share: float = _scalar(float, low=0.0)
     version: str = _scalar(str)
+    data: str = _hex(48, optional=True, default="")
 
 
 @dataclass(frozen=True)

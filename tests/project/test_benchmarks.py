@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import central_accuracy, gradient_fidelity, liars
+from benchmarks import central_accuracy, gradient_fidelity, liars, run_table
 from benchmarks.costs.memory import memory_rows
 from benchmarks.costs.memory_watch import MemoryWatch
 from benchmarks.costs.parallel_clients import parallel_clients
@@ -18,6 +18,7 @@ from benchmarks.costs.simulated import overhead_rows, scale_row
 from benchmarks.costs.wire import byte_rows
 from benchmarks.local_clients import LocalClients
 from benchmarks.round_cost import markdown
+from benchmarks.told import kept_in, told
 from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.config.presets.catalogue import preset_file, read_settings
 from fedzge_flwr.query.question import Question
@@ -272,3 +273,21 @@ def test_an_estimate_takes_little_memory() -> None:
         (row, *_) = memory_rows(settings, estimators=(estimator,), centrals=("cnn",))
         # All pairs of images would take 300·300·3072 float32: 1.1 GB.
         assert 0 < row["extra_mb"] < 200
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("[", "not what a benchmark has kept"), ("{}", "not what this benchmark"), ("<html>", "HTML")],
+)
+def test_what_a_user_can_mend_is_one_line(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "kept.json"
+    assert kept_in(path, list) == []
+    path.write_text(content)
+    with pytest.raises(SystemExit, match=f"^error: {path}: .*{message}"):
+        told(lambda: kept_in(path, list))
+
+
+def test_run_table_of_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["run_table", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"^error: .* is not the folder of a run"):
+        told(run_table.main)

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from fedzge_flwr.common.errors import CheckpointError, RunFolderError
+from fedzge_flwr.observers.drawing import RunPictures
 from fedzge_flwr.observers.rows import RowsFile
-from fedzge_flwr.observers.run_folder import RunFolder
 from fedzge_flwr.server.checkpoints import CheckpointFolder
 from tests.helpers.power import KINDS, Disk, restore
 from tests.helpers.resuming import client_models, results, resume
@@ -41,7 +41,7 @@ def config(efficient_config: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take most of a small run's time, and none is read again."""
-    monkeypatch.setattr(RunFolder, "_draw", lambda _: None)
+    monkeypatch.setattr(RunPictures, "of_run", lambda *_: None)
 
 
 class Place:

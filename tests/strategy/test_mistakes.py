@@ -319,7 +319,8 @@ def test_a_client_without_the_common_test_set_is_told_how(caplog: pytest.LogCapt
         (None, r"no loader \(`LOADERS`\) of a data set named 'mine'"),
         (lambda *_: ("images", "labels"), "mine: its loader returned tuple for split 'test'"),
         (lambda folder, *_: np.load(folder / "no.npz"), r"mine: no test images in .*\(\[Errno 2\]"),
-        (lambda folder, *_: open(folder.parent), r"mine: test images in .*: \[Errno 21\]"),  # noqa: PTH123, SIM115
+        (lambda folder, *_: folder.parent.read_bytes(), r"test images in .* loaded \(IsADirectory"),
+        (lambda *_: {}["y"], r"mine: test images in .* cannot be loaded \(KeyError: 'y'\); mend"),
     ],
 )
 def test_data_sets(load: Any, message: str, tmp_path: Path) -> None:

@@ -196,8 +196,8 @@ def test_what_the_strategy_reads_of_the_settings() -> None:
     of_boxes = named_for("`ModuleBlackBox`") | named_for("`torch_black_box`")
     clients_alone = {"client-device", "client-threads", "query-batch-size"}
     assert clients_alone <= of_boxes - read
-    # With checkpoints, and when a client is missing.
-    rarely = {"checkpoint-every", "too-few-clients", "catch-up-rounds"}
+    # With checkpoints, and when a client is missing or has other images than before.
+    rarely = {"checkpoint-every", "too-few-clients", "catch-up-rounds", "data-changes"}
     assert keys_of(RunSettings) - read <= elsewhere | rarely | clients_alone
     assert keys_of(QuerySettings) - read == clients_alone & keys_of(QuerySettings)
     assert keys_of(ImageSettings) | keys_of(OptimizerSettings) <= read
