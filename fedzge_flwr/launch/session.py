@@ -203,8 +203,7 @@ def session(
         If a setting is of a wrong type or out of range; nothing has been started then. What names
         of parts there are, the app knows.
     RunFolderError
-        If there is no run to resume, another process writes it, the name is taken, or the folder
-        cannot be written.
+        If there is no run to resume, another writes it, its name is taken, or it cannot be written.
     LaunchError
         If a process cannot be ended.
     """
