@@ -40,7 +40,7 @@ CMYK = "of CMYK without their colour profile"
 
 _NOTICE_S = 5.0
 _CHUNK = 256
-_TOP = 255
+_TOP = int(np.iinfo(np.uint8).max)
 _MOST_TOLD = 20
 _EXTRA_SAMPLES = 338
 # As in Pillow's "RGB;16B"; of fewer bits a channel there are "L;4" and the like.
