@@ -132,7 +132,7 @@ def _on_white(image: Image) -> tuple[Image, str]:
     lowest, _ = clear.getchannel("A").getextrema()
     if lowest == _TOP:
         return image, ""
-    white = Images.new("RGBA", clear.size, (_TOP, _TOP, _TOP, _TOP))
+    white = Images.new("RGBA", clear.size, "white")
     return Images.alpha_composite(white, clear), TRANSPARENT
 
 
