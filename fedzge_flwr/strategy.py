@@ -22,6 +22,7 @@ from fedzge_flwr.config.parsing import differs_from_paper
 from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.grid.clients import GridClients
 from fedzge_flwr.learning.numerics import select_device, threads
+from fedzge_flwr.learning.tensors import plain_state
 from fedzge_flwr.observers.base import Observer, RoundRow, rows_of
 from fedzge_flwr.query.copies import copies_asked
 from fedzge_flwr.server.build import RECIPES, build_generator, build_server, check_names
@@ -249,7 +250,7 @@ class _Run:
             done = self._resume()
             self._clients.channel.gather()
             if done is None:
-                self._evaluate_first(initial_arrays)
+                self._evaluate_first()
                 self._save(0)
             self._announce()
             num_rounds = self._server.num_rounds
@@ -260,15 +261,16 @@ class _Run:
                 raise TooFewClientsError(
                     f"all {num_rounds} rounds were skipped: see what the log says of each client"
                 )
-            self._result.arrays = ArrayRecord(self._server.central.state_dict())
+            self._result.arrays = ArrayRecord(plain_state(self._server.central))
         except BaseException as error:
             self._close(error)
             raise
         self._close(None)
         return self._result
 
-    def _evaluate_first(self, initial_arrays: ArrayRecord) -> None:
-        initial = self._evaluate_fn(0, initial_arrays) if self._evaluate_fn else None
+    def _evaluate_first(self) -> None:
+        arrays = ArrayRecord(plain_state(self._server.central))
+        initial = self._evaluate_fn(0, arrays) if self._evaluate_fn else None
         if initial is not None:
             self._result.evaluate_metrics_serverapp[0] = initial
 
@@ -361,7 +363,7 @@ class _Run:
         current = run_round(self._recipe, server, self._clients, round_, self._on_phase)
         central: MetricRecord | None = None
         if self._evaluate_fn is not None and is_evaluation_round(server, round_):
-            arrays = ArrayRecord(server.central.state_dict())
+            arrays = ArrayRecord(plain_state(server.central))
             central = current.do(evaluate_central, self._evaluate_fn, round_, arrays)
         self._warn_of_unmoved(current)
         test_logits, test_set = current.evaluated.ensemble_logits_MK, self._test_set

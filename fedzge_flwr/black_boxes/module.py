@@ -13,7 +13,13 @@ import torch
 from torch import nn
 
 from fedzge_flwr.black_boxes.classifier import ClassifierBlackBox
-from fedzge_flwr.black_boxes.contract import ClientEvaluation, EvaluationSplit, FitReport, State
+from fedzge_flwr.black_boxes.contract import (
+    ClientEvaluation,
+    ClientProfile,
+    EvaluationSplit,
+    FitReport,
+    State,
+)
 from fedzge_flwr.common.arrays import ByteArray, FloatArray
 from fedzge_flwr.common.errors import ConfigError
 from fedzge_flwr.common.randomness import Purpose, seeded_default, torch_stream
@@ -21,8 +27,15 @@ from fedzge_flwr.config.node import rehearses
 from fedzge_flwr.config.sections import MIN_TRAINING_IMAGES, Settings
 from fedzge_flwr.images.image_set import ImageSet
 from fedzge_flwr.learning.distillation import distill
+from fedzge_flwr.learning.outputs import check_aside, check_model
 from fedzge_flwr.learning.predict import predict
-from fedzge_flwr.learning.tensors import own_tensor, state_arrays, to_numpy, to_tensor
+from fedzge_flwr.learning.tensors import (
+    device_of,
+    load_arrays,
+    state_arrays,
+    to_numpy,
+    to_tensor,
+)
 from fedzge_flwr.learning.training import OwnImages, log_class_prior, train_locally
 
 if TYPE_CHECKING:
@@ -96,7 +109,7 @@ class ModuleBlackBox(ClassifierBlackBox):
         if isinstance(own, ImageSet):
             own.check(image_shape, num_classes)
         self._own_given = own
-        self._make = partial(copy.deepcopy, model) if isinstance(model, nn.Module) else model
+        self._make = partial(_copied, model) if isinstance(model, nn.Module) else model
         self._built: nn.Module | None = None
         self._train = train
         self._test = test
@@ -123,8 +136,12 @@ class ModuleBlackBox(ClassifierBlackBox):
     @property
     def device(self) -> str:
         """Where the model is."""
-        parameter = next(self._model.parameters(), None)
-        return "cpu" if parameter is None else str(parameter.device)
+        return str(device_of(self._model))
+
+    def profile(self) -> ClientProfile:
+        """Say partition and training examples; ConfigError if the model is no classifier."""
+        _check_made(self._make, self._model, self.image_shape, self.num_classes)
+        return super().profile()
 
     def fit(self, round_: int) -> FitReport:
         """Train with one's own function, or as the settings say.
@@ -168,8 +185,7 @@ class ModuleBlackBox(ClassifierBlackBox):
         temperature: float,
     ) -> float:
         """Take ``client-distill-steps`` steps with a fresh optimiser."""
-        distillation = self._settings.distillation
-        purpose = Purpose.CLIENT_DISTILLATION
+        distillation, purpose = self._settings.distillation, Purpose.CLIENT_DISTILLATION
         with self._seeded(purpose, round_):
             return distill(
                 self._model,
@@ -207,7 +223,8 @@ class ModuleBlackBox(ClassifierBlackBox):
         """Evaluate with one's own function, or on the images given."""
         if split == "test" or self._test is None:
             return super().evaluate(split)
-        loss, accuracy = self._test(self._model.eval())
+        self._model.eval()
+        loss, accuracy = self._test(self._model)
         nothing = np.zeros((0, self.num_classes), dtype=np.float32)
         return ClientEvaluation(self._num_test_examples, float(loss), float(accuracy), nothing)
 
@@ -217,11 +234,7 @@ class ModuleBlackBox(ClassifierBlackBox):
 
     def load_state(self, state: State) -> None:
         """Load parameters and buffers; ValueError if names or shapes are not this model's."""
-        tensors = {name: own_tensor(array) for name, array in state.items()}
-        try:
-            self._model.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise ValueError(f"not a state of this model: {error}") from error
+        load_arrays(self._model, state)
 
     def close(self) -> None:
         """Let the model go, leave nothing on a GPU that other clients share, give threads back."""
@@ -229,3 +242,38 @@ class ModuleBlackBox(ClassifierBlackBox):
         torch.set_num_threads(self._threads_before)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _check_made(
+    make: Callable[[], nn.Module],
+    made: nn.Module,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+) -> None:
+    """Check what a function makes, which has made a module before.
+
+    Raises
+    ------
+    ConfigError
+        If it is no classifier (`check_model`), or the same module again.
+    """
+    with torch.random.fork_rng(devices=[]):
+        model = make()
+        if model is made:
+            raise ConfigError(
+                "the function that makes the model gives the same one each time, which all clients "
+                "of a process would share: make it within the function"
+            )
+        with check_aside(model) as checked:
+            check_model(checked, image_shape, num_classes, "the client's model")
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        line = next(iter(str(error).splitlines()), "")
+        raise ConfigError(
+            f"the model cannot be copied ({type(error).__name__}: {line}): give a function that "
+            "makes it"
+        ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
@@ -27,7 +28,7 @@ from fedzge_flwr.data.loading import load_split
 from fedzge_flwr.data.own import own_data
 from fedzge_flwr.data.partition import ClientData, client_data
 from fedzge_flwr.images.image_set import ImageSet
-from fedzge_flwr.learning.models.catalogue import MODELS, build_model, rebuild_model
+from fedzge_flwr.learning.models.catalogue import MODELS, build_model, model_ways, rebuild_model
 from fedzge_flwr.learning.numerics import select_device
 from fedzge_flwr.learning.predict import evaluate_logits
 from fedzge_flwr.learning.tensors import own_tensor, to_numpy, to_tensor
@@ -100,11 +101,17 @@ class TorchBlackBox(ModuleBlackBox):
         )
 
     def _built_anew(self) -> nn.Module:
-        with seeded_default(
-            self._settings.run.seed, Purpose.INIT_CLIENT, partition=self._partition
-        ):
-            model = build_model(self._model_name, self.image_shape, self.num_classes)
-        return model.eval().to(self._device)
+        with self._initial():
+            return self._ready(build_model(self._model_name, self.image_shape, self.num_classes))
+
+    def _initial(self) -> AbstractContextManager[None]:
+        """Seed what the model's first values are drawn from."""
+        seed = self._settings.run.seed
+        return seeded_default(seed, Purpose.INIT_CLIENT, partition=self._partition)
+
+    def _ready(self, model: nn.Module) -> nn.Module:
+        model.eval()
+        return model.to(self._device)
 
     def _train_images(self) -> ImageSet:
         return self._data().train
@@ -122,7 +129,15 @@ class TorchBlackBox(ModuleBlackBox):
         return own_data(self._data_path, data, run.seed, partition, hold_out=hold_out)
 
     def profile(self) -> ClientProfile:
-        """Say partition, training examples, device and share of the GPU."""
+        """Say partition, training examples, device and share of the GPU.
+
+        Raises
+        ------
+        ConfigError
+            If the model is one from outside, and no classifier.
+        """
+        if self._model_name in MODELS.added():
+            model_ways(self._model_name, self.image_shape, self.num_classes)
         # A partition that the settings do not know has no data; the server refuses it by name.
         known = self._partition < self._settings.run.num_clients
         data = self._data() if known else None
@@ -166,8 +181,10 @@ class TorchBlackBox(ModuleBlackBox):
             If names or shapes are not this model's.
         """
         tensors = {name: own_tensor(array) for name, array in state.items()}
-        model = rebuild_model(self._model_name, self.image_shape, self.num_classes, tensors)
-        self._built = model.eval().to(self._device)
+        with self._initial():
+            self._built = self._ready(
+                rebuild_model(self._model_name, self.image_shape, self.num_classes, tensors)
+            )
 
 
 def cap_memory(device: torch.device, share: float) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import pickle
+import warnings
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -18,6 +20,8 @@ from fedzge_flwr.images.image_set import ImageSet
 
 if TYPE_CHECKING:
     from flwr.app import Context
+
+_FEW = 40
 
 Distillation: TypeAlias = Literal["sampled-labels", "none"]
 
@@ -38,7 +42,8 @@ class SklearnBlackBox(ClassifierBlackBox):
     context : Context
         The node's.
     classifier : sklearn.base.ClassifierMixin
-        Unfitted, with ``fit`` and ``predict_proba``; give it a ``random_state``.
+        Unfitted, with ``fit`` and, once fitted, ``predict_proba``; give it a ``random_state``. It
+        is copied: a process serves many clients, and none may go on from what another has learned.
     train : ImageSet
         The client's own images.
     num_classes : int
@@ -78,16 +83,13 @@ class SklearnBlackBox(ClassifierBlackBox):
         one_of(distillation, Distillation, "distillation")
         if labels_per_image < 1:
             raise ConfigError(f"labels_per_image = {labels_per_image}: give at least 1")
-        if isinstance(classifier, type) or not hasattr(classifier, "predict_proba"):
-            name = getattr(classifier, "__name__", type(classifier).__name__)
-            raise ConfigError(
-                f"classifier {name}: give an instance that has predict_proba (of SVC with "
-                "probability=True, of others in CalibratedClassifierCV)"
-            )
+        if isinstance(classifier, type) or not _has_probabilities(classifier):
+            raise ConfigError(_no_probabilities(classifier))
         train.check(self.image_shape, num_classes)
         classes = np.unique(train.labels_N)
         self._only_class = classes if len(classes) == 1 else None
-        self._classifier = classifier
+        self._given = classifier
+        self._classifier = _own_copy(classifier)
         self._train = train
         self._distillation = distillation
         self._labels_per_image = labels_per_image
@@ -98,8 +100,7 @@ class SklearnBlackBox(ClassifierBlackBox):
         """Fit the classifier the first time; its data stay the same until it distills."""
         inputs, labels = _flat(self._train.inputs_NCHW), self._train.labels_N
         if len(labels) and not self._fitted and self._only_class is None:
-            self._classifier.fit(inputs, labels)
-            self._fitted = True
+            self._refit(inputs, labels)
         return FitReport(num_examples=len(self._train), loss=self._loss())
 
     def logits(self, images_NCHW: FloatArray) -> FloatArray:
@@ -136,9 +137,14 @@ class SklearnBlackBox(ClassifierBlackBox):
         labels = np.concatenate([self._train.labels_N, labels])
         if len(np.unique(labels)) == 1:
             return 0.0
-        self._classifier.fit(np.concatenate([_flat(self._train.inputs_NCHW), images]), labels)
-        self._fitted = True
+        self._refit(np.concatenate([_flat(self._train.inputs_NCHW), images]), labels)
         return self._loss()
+
+    def _refit(self, inputs: FloatArray, labels: Any) -> None:
+        self._classifier.fit(inputs, labels)
+        if not hasattr(self._classifier, "predict_proba"):
+            raise ConfigError(_no_probabilities(self._classifier))
+        self._fitted = True
 
     def _loss(self) -> float:
         """Mean cross-entropy on its own images; 0 without any."""
@@ -159,9 +165,48 @@ class SklearnBlackBox(ClassifierBlackBox):
 
     def load_state(self, state: State) -> None:
         """Unpickle what `state` returned. Nothing of a message gets here."""
-        if "pickle" in state:
+        self._fitted = "pickle" in state
+        if self._fitted:
             self._classifier = pickle.loads(state["pickle"].tobytes())
-            self._fitted = True
+        else:
+            self._classifier = _own_copy(self._given)
+
+
+def _own_copy(classifier: Any) -> Any:
+    """Return a classifier as it was given, for one client: a process serves many.
+
+    What a warm start goes on from, and what a ``RandomState`` has come to, is another client's.
+    """
+    from sklearn.base import clone
+
+    try:
+        return clone(classifier)
+    except (TypeError, RuntimeError):  # no estimator of scikit-learn's kind, or not quite
+        return copy.deepcopy(classifier)
+
+
+def _has_probabilities(classifier: Any) -> bool:
+    """Say whether a classifier has ``predict_proba``; some have it once they are fitted."""
+    if hasattr(classifier, "predict_proba"):
+        return True
+    if not hasattr(type(classifier), "predict_proba"):
+        return False
+    drawn = np.random.default_rng(0).normal(size=(_FEW, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            fitted = _own_copy(classifier).fit(drawn, np.arange(_FEW) % 2)
+        except Exception:  # noqa: BLE001 - of whatever such images do not suit: known when fitted
+            return True
+    return hasattr(fitted, "predict_proba")
+
+
+def _no_probabilities(classifier: Any) -> str:
+    name = getattr(classifier, "__name__", type(classifier).__name__)
+    return (
+        f"classifier {name}: give an instance that has predict_proba (SVC and others get it in "
+        "CalibratedClassifierCV(classifier); loss='log_loss' or voting='soft' gives it to some)"
+    )
 
 
 def _flat(images_NCHW: FloatArray) -> FloatArray:

@@ -20,6 +20,7 @@ from fedzge_flwr.client import acts
 from fedzge_flwr.client.account import open_account
 from fedzge_flwr.client.failures import failure
 from fedzge_flwr.client.guard import Guard
+from fedzge_flwr.client.registrations import Registrations, register_again, registrations
 from fedzge_flwr.client.store import open_store
 from fedzge_flwr.client.visit import Visit
 from fedzge_flwr.common.errors import RefusedError
@@ -53,6 +54,9 @@ def register_endpoints(app: ClientApp, make_black_box: BlackBoxFactory) -> None:
         ``train.round`` and ``evaluate.local``; other actions of it are left alone.
     make_black_box : Callable[[Context], BlackBox]
         Makes the black box of the node that the context belongs to. Called once for each message.
+
+    Models, data sets and copies that have been registered by the time when Flower sends the app to
+    the processes of a simulation are registered there, too.
     """
     endpoints: dict[str, list[_Endpoint]] = {}
     for endpoint in _ENDPOINTS:
@@ -60,7 +64,7 @@ def register_endpoints(app: ClientApp, make_black_box: BlackBoxFactory) -> None:
     for action, choices in endpoints.items():
         category, name = action.split(".")
         register = {"train": app.train, "query": app.query, "evaluate": app.evaluate}[category]
-        register(name)(_handler(choices, make_black_box))
+        register(name)(_Handler(tuple(choices), make_black_box))
 
 
 @dataclass(frozen=True)
@@ -83,17 +87,23 @@ _ENDPOINTS = (
 )
 
 
-def _handler(
-    choices: Sequence[_Endpoint], make_black_box: BlackBoxFactory
-) -> Callable[[Message, Context], Message]:
-    """Return the handler of an action that takes requests of some types."""
+@dataclass(frozen=True)
+class _Handler:
+    """The handler of an action that takes requests of some types.
 
-    def handle(message: Message, context: Context) -> Message:
+    Pickled, it takes along what has been registered (`fedzge_flwr.client.registrations`).
+    """
+
+    choices: tuple[_Endpoint, ...]
+    make_black_box: BlackBoxFactory
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Answer; what goes wrong is raised as what may be told of it."""
         made: list[BlackBox] = []
         try:
             try:
-                made.append(make_black_box(context))
-                return Message(_replied(made[0], choices, message, context), reply_to=message)
+                made.append(self.make_black_box(context))
+                return Message(_replied(made[0], self.choices, message, context), reply_to=message)
             finally:
                 for box in made:
                     box.close()
@@ -102,7 +112,16 @@ def _handler(
             failed = failure(error, who, message.metadata.message_type)
         raise failed
 
-    return handle
+    def __reduce__(self) -> tuple[Callable[..., _Handler], tuple[object, ...]]:
+        """Give what makes it anew in another process."""
+        return _made_anew, (self.choices, self.make_black_box, registrations())
+
+
+def _made_anew(
+    choices: tuple[_Endpoint, ...], make_black_box: BlackBoxFactory, found: Registrations
+) -> _Handler:
+    register_again(found)
+    return _Handler(choices, make_black_box)
 
 
 def _replied(

@@ -16,6 +16,7 @@ from fedzge_flwr.common.errors import (
     DataError,
     DivergenceError,
     FedZGEError,
+    OutputError,
     ProtocolError,
     StateError,
 )
@@ -48,8 +49,8 @@ def told(error: BaseException, who: str) -> str:
     who : str
         The class of the black box, or what else failed.
     """
-    # Both are about the request, and made of it alone.
-    if type(error) in (ProtocolError, AnswerError):
+    # About the request, or what a model makes of it, and made of that alone.
+    if type(error) in (ProtocolError, AnswerError, OutputError):
         return printable(str(error), MAX_STRING - 1)
     for kind, line in _KINDS:
         if isinstance(error, kind):

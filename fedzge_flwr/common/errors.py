@@ -63,6 +63,10 @@ class AnswerError(FedZGEError):
     """
 
 
+class OutputError(AnswerError, ConfigError):
+    """A model returns something else than logits; the line names types and shapes alone."""
+
+
 class RosterError(FedZGEError):
     """The connected nodes do not make up the federation that the settings describe."""
 

@@ -1,4 +1,4 @@
-"""Looking names up in registries, which are plain dicts from name to entry."""
+"""Registries, which are dicts from name to entry, and looking names up in them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,28 @@ from typing import Any, TypeVar, get_args
 from fedzge_flwr.common.errors import ConfigError
 
 T = TypeVar("T")
+
+
+class Registry(dict[str, T]):
+    """Entries by name: the package's own, and what others add as to any dict.
+
+    Parameters
+    ----------
+    own : Mapping[str, T]
+        The package's own entries.
+    """
+
+    def __init__(self, own: Mapping[str, T]) -> None:
+        super().__init__(own)
+        self._own = dict(own)
+
+    def added(self) -> dict[str, T]:
+        """Return the entries that are not the package's own, replacements of those included."""
+        return {name: entry for name, entry in self.items() if not self.is_own(entry, name)}
+
+    def is_own(self, entry: object, name: str) -> bool:
+        """Say whether an entry is the one that the package has under a name."""
+        return name in self._own and self._own[name] is entry
 
 
 def lookup(registry: Mapping[str, T], name: str, kind: str) -> T:

@@ -15,6 +15,7 @@ from flwr.app import ArrayRecord, MetricRecord
 
 from fedzge_flwr.common.arrays import FloatArray
 from fedzge_flwr.common.errors import MissingDataError
+from fedzge_flwr.common.randomness import Purpose, seeded_default
 from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.data.loading import load_split
 from fedzge_flwr.data.partition import partition_indices
@@ -52,12 +53,13 @@ class TestSetEvaluation:
     def central(self, round_: int, arrays: ArrayRecord) -> MetricRecord:
         """Return "loss" and "accuracy" of the central model with these arrays, evaluation mode."""
         spec = self.settings.data.spec
-        model = rebuild_model(
-            self.settings.distillation.central_model,
-            spec.image_shape,
-            spec.num_classes,
-            arrays.to_torch_state_dict(),
-        )
+        with seeded_default(self.settings.run.seed, Purpose.INIT_CENTRAL):
+            model = rebuild_model(
+                self.settings.distillation.central_model,
+                spec.image_shape,
+                spec.num_classes,
+                arrays.to_torch_state_dict(),
+            )
         model.to(select_device(self.settings.run.server_device))
         images = load_split(self.settings.data, "test")
         logits_NK = predict(

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from fedzge_flwr.common.errors import DataError, FedZGEError, MissingDataError
 from fedzge_flwr.common.randomness import Purpose, numpy_stream
 from fedzge_flwr.common.reading import place
-from fedzge_flwr.common.registry import lookup
+from fedzge_flwr.common.registry import Registry, lookup
 from fedzge_flwr.config.sections import DataSettings
 from fedzge_flwr.data.cifar import CIFAR10, CIFAR100
 from fedzge_flwr.data.fetching import fetch
@@ -169,21 +169,23 @@ class _IdxSet:
         return (images, labels) if images and labels else None
 
 
-LOADERS: dict[str, Loader] = {
-    "digits": _load_digits,
-    "mnist": _IdxSet("MNIST", {"train": "train", "test": "t10k"}),
-    "fashionmnist": _IdxSet("FashionMNIST", {"train": "train", "test": "t10k"}),
-    # Labels run from 1 (a) to 26 (z).
-    "emnist": _IdxSet(
-        "EMNIST",
-        {"train": "emnist-letters-train", "test": "emnist-letters-test"},
-        label_shift=1,
-        torchvision_options=(("split", "letters"),),
-    ),
-    "cifar10": CIFAR10,
-    "cifar100": CIFAR100,
-    "svhn": load_svhn,
-    "food101": load_food101,
-    "tinyimagenet": load_tiny_imagenet,
-}
+LOADERS: Registry[Loader] = Registry(
+    {
+        "digits": _load_digits,
+        "mnist": _IdxSet("MNIST", {"train": "train", "test": "t10k"}),
+        "fashionmnist": _IdxSet("FashionMNIST", {"train": "train", "test": "t10k"}),
+        # Labels run from 1 (a) to 26 (z).
+        "emnist": _IdxSet(
+            "EMNIST",
+            {"train": "emnist-letters-train", "test": "emnist-letters-test"},
+            label_shift=1,
+            torchvision_options=(("split", "letters"),),
+        ),
+        "cifar10": CIFAR10,
+        "cifar100": CIFAR100,
+        "svhn": load_svhn,
+        "food101": load_food101,
+        "tinyimagenet": load_tiny_imagenet,
+    }
+)
 """Loaders by data set: ``(data_dir, download, split)`` to images."""

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fedzge_flwr.common.registry import Registry
+
 
 @dataclass(frozen=True)
 class DatasetSpec:
@@ -24,17 +26,19 @@ class DatasetSpec:
     image_shape: tuple[int, int, int]
 
 
-DATASETS: dict[str, DatasetSpec] = {
-    "digits": DatasetSpec(10, (1, 8, 8)),
-    "mnist": DatasetSpec(10, (1, 28, 28)),
-    "fashionmnist": DatasetSpec(10, (1, 28, 28)),
-    "emnist": DatasetSpec(26, (1, 28, 28)),
-    "cifar10": DatasetSpec(10, (3, 32, 32)),
-    "cifar100": DatasetSpec(100, (3, 32, 32)),
-    "svhn": DatasetSpec(10, (3, 32, 32)),
-    "food101": DatasetSpec(101, (3, 64, 64)),
-    "tinyimagenet": DatasetSpec(200, (3, 64, 64)),
-}
+DATASETS: Registry[DatasetSpec] = Registry(
+    {
+        "digits": DatasetSpec(10, (1, 8, 8)),
+        "mnist": DatasetSpec(10, (1, 28, 28)),
+        "fashionmnist": DatasetSpec(10, (1, 28, 28)),
+        "emnist": DatasetSpec(26, (1, 28, 28)),
+        "cifar10": DatasetSpec(10, (3, 32, 32)),
+        "cifar100": DatasetSpec(100, (3, 32, 32)),
+        "svhn": DatasetSpec(10, (3, 32, 32)),
+        "food101": DatasetSpec(101, (3, 64, 64)),
+        "tinyimagenet": DatasetSpec(200, (3, 64, 64)),
+    }
+)
 """Data sets by name, as the setting ``dataset`` has them; one from outside is added here."""
 
 OWN = "own"

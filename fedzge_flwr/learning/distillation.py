@@ -19,6 +19,8 @@ from fedzge_flwr.config.sections import OptimizerSettings
 from fedzge_flwr.images.pixels import PIXEL_RANGE
 from fedzge_flwr.learning.losses import distillation_loss
 from fedzge_flwr.learning.numerics import reproducible
+from fedzge_flwr.learning.outputs import logits_of
+from fedzge_flwr.learning.tensors import device_of
 from fedzge_flwr.learning.training import OwnImages, make_optimizer, make_schedule
 
 Batch: TypeAlias = "tuple[Tensor, Tensor, OwnImages | None]"
@@ -133,7 +135,7 @@ def distill_levels(
     float
         The mean distillation loss over the steps.
     """
-    device = next(model.parameters()).device
+    device = device_of(model)
     weights_M = class_weights(teacher_logits_MK, class_balance)
 
     def batch() -> Batch:
@@ -187,10 +189,11 @@ def distillation_step(
     """
     optimizer.zero_grad(set_to_none=True)
     if rehearsed is None:
-        loss = total = distillation_loss(teacher_logits_NK, model(x_NCHW), temperature)
+        loss = total = distillation_loss(teacher_logits_NK, logits_of(model(x_NCHW)), temperature)
     else:
         own_NCHW = PIXEL_RANGE.from_uint8(rehearsed.images_u8_NCHW)
-        synthetic_NK, own_NK = model(torch.cat((x_NCHW, own_NCHW))).tensor_split([len(x_NCHW)])
+        both_NK = logits_of(model(torch.cat((x_NCHW, own_NCHW))))
+        synthetic_NK, own_NK = both_NK.tensor_split([len(x_NCHW)])
         loss = distillation_loss(teacher_logits_NK, synthetic_NK, temperature)
         total = loss + rehearsed.loss(own_NK, rehearsed.labels_N)
     total.backward()

@@ -18,9 +18,12 @@ from torch import nn
 
 from fedzge_flwr.common.errors import ConfigError, FedZGEError, RunFolderError
 from fedzge_flwr.common.files import atomic_path
+from fedzge_flwr.common.randomness import Purpose, seeded_default
 from fedzge_flwr.common.reading import parse_json, read_within
 from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.learning.models.catalogue import rebuild_model
+from fedzge_flwr.learning.outputs import logits_of
+from fedzge_flwr.learning.tensors import device_of
 
 _MOST_CONFIG_BYTES = 16_000_000
 _MOST_MODEL_BYTES = 8_000_000_000
@@ -48,17 +51,16 @@ def export_onnx(model: nn.Module, path: str | Path, image_shape: tuple[int, int,
         raise ConfigError(f"no {' and no '.join(missing)} here: pip install 'fedzge-flwr[onnx]'")
     if not Path(path).absolute().parent.is_dir():
         raise ConfigError(f"{path}: there is no such folder; make it, or name another file")
-    parameter = next(model.parameters(), None)
     was_training = model.training
     # Two images: an exporter takes a size of one for a constant.
-    example = torch.zeros(2, *image_shape, device=None if parameter is None else parameter.device)
+    example = torch.zeros(2, *image_shape, device=device_of(model))
     batch = torch.export.Dim("batch")
     try:
         with atomic_path(Path(path)) as temporary, warnings.catch_warnings():
             # Of the exporter about itself.
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                model.eval(),
+                _OfLogits(model).eval(),
                 (example,),
                 str(temporary),
                 input_names=["images"],
@@ -70,6 +72,18 @@ def export_onnx(model: nn.Module, path: str | Path, image_shape: tuple[int, int,
             )
     finally:
         model.train(was_training)
+
+
+class _OfLogits(nn.Module):
+    """A model that returns logits, whatever it has them in."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        """Map images (N, C, H, W) to logits (N, K)."""
+        return logits_of(self.model(images_NCHW))
 
 
 def load_central(run: Path) -> tuple[nn.Module, tuple[int, int, int]]:
@@ -90,7 +104,8 @@ def load_central(run: Path) -> tuple[nn.Module, tuple[int, int, int]]:
     spec = settings.data.spec
     name = settings.distillation.central_model
     try:
-        model = rebuild_model(name, spec.image_shape, spec.num_classes, state)
+        with seeded_default(settings.run.seed, Purpose.INIT_CENTRAL):
+            model = rebuild_model(name, spec.image_shape, spec.num_classes, state)
     except ValueError as error:
         raise RunFolderError(
             f"{run}: its central model is not the {name!r} of its settings; load "

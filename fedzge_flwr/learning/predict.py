@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from fedzge_flwr.images.pixels import PIXEL_RANGE
 from fedzge_flwr.learning.numerics import exact_float32, in_batches, reproducible
+from fedzge_flwr.learning.outputs import logits_of
+from fedzge_flwr.learning.tensors import device_of
 
 
 class Evaluation(NamedTuple):
@@ -44,15 +46,14 @@ def predict(model: nn.Module, images_NCHW: Tensor, batch_size: int) -> Tensor:
         If there is no memory for one image.
     """
     model.eval()
-    device = next(model.parameters()).device
+    device = device_of(model)
 
     @torch.inference_mode()
     def logits(rows: slice) -> Tensor:
         with exact_float32(), reproducible():
             moved = images_NCHW[rows].to(device)
             x = PIXEL_RANGE.from_uint8(moved) if moved.dtype == torch.uint8 else moved
-            found: Tensor = model(x).float().to(images_NCHW.device)
-            return found
+            return logits_of(model(x)).to(images_NCHW.device)
 
     return torch.cat(in_batches(logits, len(images_NCHW), batch_size))
 

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 from fedzge_flwr.config.sections import MIN_TRAINING_IMAGES, OptimizerSettings, Settings
 from fedzge_flwr.images.pixels import PIXEL_RANGE
 from fedzge_flwr.learning.numerics import reproducible
+from fedzge_flwr.learning.outputs import logits_of
 
 
 class OwnImages(NamedTuple):
@@ -146,7 +147,9 @@ def fit(
 
 
 def _plain_loss(model: nn.Module, batch: OwnImages) -> Tensor:
-    return batch.loss(model(PIXEL_RANGE.from_uint8(batch.images_u8_NCHW)), batch.labels_N)
+    return batch.loss(
+        logits_of(model(PIXEL_RANGE.from_uint8(batch.images_u8_NCHW))), batch.labels_N
+    )
 
 
 def _mixed_loss(model: nn.Module, batch: OwnImages, stream: torch.Generator) -> Tensor:
@@ -159,7 +162,7 @@ def _mixed_loss(model: nn.Module, batch: OwnImages, stream: torch.Generator) -> 
     share = float(torch.rand((), generator=stream))
     partners = torch.randperm(len(batch.labels_N), generator=stream).to(batch.labels_N.device)
     x_NCHW = PIXEL_RANGE.from_uint8(batch.images_u8_NCHW)
-    logits_NK = model(share * x_NCHW + (1 - share) * x_NCHW[partners])
+    logits_NK = logits_of(model(share * x_NCHW + (1 - share) * x_NCHW[partners]))
     loss = batch.loss(logits_NK, batch.labels_N)
     mixed_in = batch.loss(logits_NK, batch.labels_N[partners])
     return share * loss + (1 - share) * mixed_in

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, TypeAlias
 
+from fedzge_flwr.common.registry import Registry
+
 Differences: TypeAlias = Literal["forward", "central"]
 """How a slope is measured: (f(x+εu) − f(x))/ε, or (f(x+εu) − f(x−εu))/2ε for twice the queries."""
 
-COPIES: dict[str, Callable[[int, bool], int]] = {"surrogate": lambda q, two_sided: 1}
+COPIES: Registry[Callable[[int, bool], int]] = Registry({"surrogate": lambda q, two_sided: 1})
 """Copies of a generated image that an estimator asks about, of q and of ``differences`` being
 "central", where they are not those of `num_copies`. Clients limit questions by it and build no
 estimator, so one from outside the package that asks otherwise is named here on both sides."""

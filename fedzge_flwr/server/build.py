@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from fedzge_flwr.common.errors import ConfigError
 from fedzge_flwr.common.randomness import Purpose, seeded_default
 from fedzge_flwr.common.registry import lookup
 from fedzge_flwr.config.sections import Settings
@@ -14,7 +15,7 @@ from fedzge_flwr.learning.losses import (
     ObjectiveWeights,
     bound_objective,
 )
-from fedzge_flwr.learning.models.catalogue import MODELS, build_model
+from fedzge_flwr.learning.models.catalogue import MODELS, build_model, model_ways
 from fedzge_flwr.learning.training import make_optimizer, make_schedule
 from fedzge_flwr.server.efficient import EFFICIENT
 from fedzge_flwr.server.ensemble import ENSEMBLES
@@ -49,15 +50,23 @@ def check_names(settings: Settings) -> None:
 
 
 def check_models(settings: Settings) -> None:
-    """Check that there are the models that the settings name, the clients' too.
+    """Check that there are the models that the settings name, the clients' too, and what they are.
 
     Raises
     ------
     ConfigError
-        If there is no such model; the line lists the known ones.
+        If there is no such model; the line lists the known ones. Or if one from outside is no
+        classifier of such images.
     """
-    for name in (settings.distillation.central_model, *settings.training.model_names):
+    spec = settings.data.spec
+    names = (settings.distillation.central_model, *settings.training.model_names)
+    for name in dict.fromkeys(names):
         lookup(MODELS, name, "model")
+        if name in MODELS.added():
+            try:
+                model_ways(name, spec.image_shape, spec.num_classes)
+            except ConfigError as error:
+                raise ConfigError(f"model '{name}': {error}") from error
 
 
 def build_central(settings: Settings) -> nn.Module:
@@ -98,7 +107,8 @@ def build_server(
     ConfigError
         If a setting names something unknown.
     """
-    central.to(device).eval()
+    central.to(device)
+    central.eval()
     generator.to(device)
     images, distillation = settings.images, settings.distillation
     of_generator = make_optimizer(generator.parameters(), settings.optimizer, images.generator_lr)

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from fedzge_flwr.common.errors import ConfigError, DivergenceError
 from fedzge_flwr.images.pixels import PIXEL_RANGE
+from fedzge_flwr.learning.outputs import check_aside, check_model
+from fedzge_flwr.learning.tensors import load_plain
 from fedzge_flwr.query.copies import copies_asked
 from fedzge_flwr.query.question import Question
 from fedzge_flwr.server.state import ServerState
@@ -30,30 +32,18 @@ def load_central(server: ServerState, state: Mapping[str, Tensor]) -> None:
     Raises
     ------
     ConfigError
-        If the state is of another model, or it does not map images (N, C, H, W) to logits (N, K).
+        If the state is of another model, or this is no classifier of images (N, C, H, W), in
+        evaluation and in training mode.
     """
     spec, central = server.settings.data.spec, server.central
     try:
-        central.load_state_dict(state)
+        load_plain(central, state)
     except RuntimeError as error:
         raise ConfigError(
             "initial_arrays are not a state of this central model: give those of its state_dict()"
         ) from error
-    images_NCHW = torch.zeros(2, *spec.image_shape, device=server.device)
-    try:
-        with torch.inference_mode():
-            found = central.eval()(images_NCHW)
-    except Exception as error:
-        line = next(iter(str(error).splitlines()), "")
-        raise ConfigError(
-            f"the central model takes no float32 images of shape {tuple(images_NCHW.shape)} "
-            f"({type(error).__name__}: {line})"
-        ) from error
-    wanted = (2, spec.num_classes)
-    if _shape(found) != wanted:
-        raise ConfigError(
-            f"the central model returns {_shape(found)} for 2 images: return logits {wanted}"
-        )
+    with check_aside(central) as model:
+        check_model(model, spec.image_shape, spec.num_classes, "the central model")
 
 
 def check_central(server: ServerState, round_: int) -> None:

@@ -15,6 +15,7 @@ from fedzge_flwr.common.errors import DivergenceError
 from fedzge_flwr.common.randomness import Purpose, torch_stream
 from fedzge_flwr.learning.distillation import distill_levels
 from fedzge_flwr.learning.numerics import reproducible
+from fedzge_flwr.learning.outputs import logits_of
 from fedzge_flwr.query.question import Question
 from fedzge_flwr.server.checks import check_central
 from fedzge_flwr.server.clients import Clients
@@ -126,7 +127,7 @@ def train_generator(server: ServerState, round_: int) -> None:
     server.central.eval()
     for _ in range(images.generator_steps):
         batch = generate(server, _GENERATOR_BATCH, stream)
-        logits_NK = server.central(batch.x_NCHW)
+        logits_NK = logits_of(server.central(batch.x_NCHW))
         terms = server.objective(batch.x_NCHW, batch.z_ND, batch.y_N, logits_NK, logits_NK)
         server.generator_optimizer.zero_grad(set_to_none=True)
         terms["total"].backward()

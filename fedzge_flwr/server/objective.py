@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedzge_flwr.learning.losses import BoundObjective, LossTerms
+from fedzge_flwr.learning.outputs import logits_of
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,7 @@ class BatchObjective:
     def central_logits(self, images_NCHW: Tensor) -> Tensor:
         """Return the central model's logits."""
         self.central.eval()
-        logits_NK: Tensor = self.central(images_NCHW)
-        return logits_NK
+        return logits_of(self.central(images_NCHW))
 
     def surrogate_logits(self, images_NCHW: Tensor) -> Tensor:
         """Return the central model's mean logits over an image and its four shifted copies.

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from fedzge_flwr.common.arrays import FloatArray
 from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.learning.losses import BoundObjective
+from fedzge_flwr.learning.tensors import load_plain, plain_state
 from fedzge_flwr.server.contrasts import Float64Array
 from fedzge_flwr.server.ensemble import Answers, Combination, check_combined
 from fedzge_flwr.synthesis.memory import Memory
@@ -85,7 +86,7 @@ class ServerState:
     def snapshot(self) -> dict[str, Any]:
         """Return all that changes in a run, for `restore`."""
         return {
-            "central": self.central.state_dict(),
+            "central": plain_state(self.central),
             "generator": self.generator.state_dict(),
             "central_optimizer": self.central_optimizer.state_dict(),
             "generator_optimizer": self.generator_optimizer.state_dict(),
@@ -104,7 +105,7 @@ class ServerState:
         RuntimeError
             If the models are others.
         """
-        self.central.load_state_dict(snapshot["central"])
+        load_plain(self.central, snapshot["central"])
         self.generator.load_state_dict(snapshot["generator"])
         self.central_optimizer.load_state_dict(snapshot["central_optimizer"])
         self.generator_optimizer.load_state_dict(snapshot["generator_optimizer"])

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
+from torch import nn
 
+from fedzge_flwr import MODELS
 from fedzge_flwr.black_boxes.classifier import ClassifierBlackBox
 from fedzge_flwr.black_boxes.partition import torch_black_box
 from fedzge_flwr.client.endpoints import register_endpoints
@@ -33,6 +35,7 @@ from fedzge_flwr.wire.messages import (
     TrainRequest,
 )
 from tests.helpers.node import IMAGES, LOGITS, Node, compact
+from tests.helpers.small_models import mlp
 
 SECRET = "s3cr3t-of-the-owner"
 EXPERIMENT = "0f" * 16
@@ -185,6 +188,88 @@ def test_files_that_cannot_be_read_are_not_named(
             assert SECRET.encode() not in ask(request)
         path.rmdir()
         path.write_bytes(whole)
+
+
+def secrets_of(node_config: dict[str, Any], folder: Path) -> list[bytes]:
+    """Every path, and every value of a node's config that could not be there by chance."""
+    texts = {SECRET, str(folder), folder.name}
+    for value in node_config.values():
+        text = str(value)
+        texts |= {text, *Path(text).parts} if isinstance(value, str) else {text}
+    return [text.encode() for text in texts if len(text) > 3 and text not in ("True", "False")]
+
+
+def a_model(forward: Callable[[Any, Any], object]) -> Callable[[Any, int], nn.Module]:
+    class Model(nn.Module):
+        def __init__(self, shape: Any, num_classes: int) -> None:
+            super().__init__()
+            self.inner = mlp(shape, num_classes)
+
+        def forward(self, x: Any) -> object:
+            return forward(self, self.inner(x))
+
+    return Model
+
+
+def told_off(*_: object) -> Any:
+    raise RuntimeError(f"/{SECRET}/weights.pt")
+
+
+MODELS_OF_OWNERS: dict[str, Any] = {
+    "is not built": told_off,
+    "does not answer": a_model(told_off),
+    "is not trained": a_model(lambda model, y: told_off() if model.training else y),
+    "returns a tuple": a_model(lambda _, y: (y, SECRET)),
+    "returns another tuple in training": a_model(lambda m, y: (y,) if m.training else y),
+    "diverges": a_model(lambda m, y: y * (1e30 if m.training else 1)),
+    "has too few classes": a_model(lambda _, y: y[:, :3]),
+    "has no parameters": lambda *_: nn.Flatten(),
+    "is no module": lambda *_: SECRET,
+}
+OWNERS: dict[str, dict[str, Any]] = {
+    "no data": {"data-path": f"/{SECRET}/of-mine"},
+    "damaged data": {"data-path": "FOLDER/damaged.npz"},
+    "data of another shape": {"data-path": "FOLDER/wide.npz"},
+    "no folders of classes": {"data-path": "FOLDER"},
+    "no model": {"model": f"{SECRET}-x"},
+    "no folder for states": {"state-dir": f"/proc/{SECRET}"},
+    "a file for states": {"state-dir": "FOLDER/damaged.npz"},
+    "a range": {"query-range": 0.0987654321},
+    "an interval": {"min-query-interval": 98765.4321, "state-dir": "FOLDER/a"},
+    "a budget": {"query-budget": 5, "state-dir": "FOLDER/b"},
+    "a limit": {"max-query-images": 11},
+    "no evaluation": {"allow-evaluation": "held-out"},
+    "no distillation": {"allow-distillation": False, "logit-noise": 0.000987654},
+    **{f"a model that {kind}": {"model": f"{SECRET}-{kind}"} for kind in MODELS_OF_OWNERS},
+}
+
+
+@pytest.mark.usefixtures("registries")
+@pytest.mark.parametrize("kind", OWNERS)
+def test_no_reply_holds_a_path_or_a_value_of_the_nodes_config(
+    make_grid: Any, tiny_config: dict[str, Any], tmp_path: Path, kind: str
+) -> None:
+    """Of failures with data, model, state, training, distillation and evaluation; of refusals."""
+    folder = tmp_path / SECRET
+    folder.mkdir()
+    (folder / "damaged.npz").write_bytes(b"PK rubbish")
+    np.savez(folder / "wide.npz", images=np.zeros((4, 9, 9), np.uint8), labels=np.arange(4))
+    for name, build in MODELS_OF_OWNERS.items():
+        MODELS[f"{SECRET}-{name}"] = build
+    owner = {
+        key: value.replace("FOLDER", str(folder)) if isinstance(value, str) else value
+        for key, value in OWNERS[kind].items()
+    }
+    node_config = {"partition-id": 0, "num-partitions": 3, **owner}
+    node = Node(lambda config: make_grid(config, node_configs={0: node_config}), tiny_config)
+    bad = 0
+    for request in (*REQUESTS, *REQUESTS):
+        reply = node.ask(request)
+        everything = sent(reply)
+        bad += reply.has_error() or b"Refused" in everything or b"problem" in everything
+        for secret in secrets_of(owner, folder):
+            assert secret not in everything, (request, reply)
+    assert bad
 
 
 def test_what_the_server_can_mend_is_told_whole(

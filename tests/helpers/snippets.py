@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 
-from fedzge_flwr import DATASETS, ENSEMBLES, ESTIMATORS, GENERATORS, LOADERS, MODELS, OBJECTIVES
+from fedzge_flwr import (
+    COPIES,
+    DATASETS,
+    ENSEMBLES,
+    ESTIMATORS,
+    GENERATORS,
+    LOADERS,
+    MODELS,
+    OBJECTIVES,
+)
 from tests.helpers.paths import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -22,7 +31,7 @@ SNIPPETS: dict[str, str] = dict(
 def registries() -> Iterator[None]:
     """As they were, afterwards."""
     registries: list[dict[str, Any]] = [
-        *(DATASETS, ENSEMBLES, ESTIMATORS, GENERATORS, LOADERS, MODELS, OBJECTIVES)  # type: ignore[list-item]
+        *(COPIES, DATASETS, ENSEMBLES, ESTIMATORS, GENERATORS, LOADERS, MODELS, OBJECTIVES)  # type: ignore[list-item]
     ]
     before = [dict(registry) for registry in registries]
     yield

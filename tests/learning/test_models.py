@@ -157,10 +157,14 @@ def test_rebuilt_models_share_nothing() -> None:
 def test_another_model_may_take_a_name_over(monkeypatch: pytest.MonkeyPatch) -> None:
     for width in (3, 5):
         monkeypatch.setitem(
-            MODELS, "mine", lambda shape, classes, width=width: nn.Linear(width, classes)
+            MODELS,
+            "mine",
+            lambda shape, classes, width=width: nn.Sequential(
+                nn.Flatten(), nn.Linear(1, width), nn.Linear(width, classes)
+            ),
         )
         state = build_model("mine", (1, 1, 1), 2).state_dict()
-        assert rebuild_model("mine", (1, 1, 1), 2, state).weight.shape == (2, width)
+        assert rebuild_model("mine", (1, 1, 1), 2, state)[2].weight.shape == (2, width)
 
 
 class Awkward(nn.Module):

@@ -127,11 +127,14 @@ def test_a_generator_that_is_as_it_should() -> None:
     [
         (
             lambda: mlp(SHAPE, 7),
-            r"central model returns \(2, 7\) for 2 images: return logits \(2, 10\)",
+            r"central model returns \(2, 7\) for 2 images in evaluation mode: return logits \(2",
         ),
         (lambda: mlp((1, 9, 9), 10), r"takes no float32 images of shape \(2, 1, 8, 8\) \(Runtime"),
-        (lambda: mlp(SHAPE, 10).double(), "takes no float32 images of shape"),
-        (lambda: Pair(1, 1), "central model returns tuple for 2 images"),
+        (
+            lambda: mlp(SHAPE, 10).double(),
+            r"takes no float32 images of shape .*; its parameters are torch.float64: give model.fl",
+        ),
+        (lambda: Pair(8, 8), "central model returns a tuple for 2 images in evaluation mode: ret"),
     ],
 )
 def test_central_models(central: Callable[[], nn.Module], message: str) -> None:

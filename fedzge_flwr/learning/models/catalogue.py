@@ -12,10 +12,12 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, TypeAlias
 
-from fedzge_flwr.common.registry import lookup
+from fedzge_flwr.common.registry import Registry, lookup
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from fedzge_flwr.learning.models.probe import Ways
 
 ImageShape: TypeAlias = tuple[int, int, int]
 ModelBuilder: TypeAlias = "Callable[[ImageShape, int], nn.Module]"
@@ -33,11 +35,16 @@ def _resnet(image_shape: ImageShape, num_classes: int, *, depth: int, stem: str)
     return build_resnet(depth, stem, image_shape, num_classes)
 
 
-MODELS: dict[str, ModelBuilder] = {
-    "cnn": _cnn,
-    **{f"resnet{depth}": partial(_resnet, depth=depth, stem="7x7") for depth in (18, 34, 50)},
-    **{f"resnet{depth}-3x3": partial(_resnet, depth=depth, stem="3x3") for depth in (18, 34, 50)},
-}
+MODELS: Registry[ModelBuilder] = Registry(
+    {
+        "cnn": _cnn,
+        **{f"resnet{depth}": partial(_resnet, depth=depth, stem="7x7") for depth in (18, 34, 50)},
+        **{
+            f"resnet{depth}-3x3": partial(_resnet, depth=depth, stem="3x3")
+            for depth in (18, 34, 50)
+        },
+    }
+)
 """Builders of classifiers by name, as ``central-model`` and ``local-models`` have them."""
 
 
@@ -56,15 +63,22 @@ def build_model(name: str, image_shape: ImageShape, num_classes: int) -> nn.Modu
     Raises
     ------
     ConfigError
-        If there is no such model.
+        If there is no such model, it cannot be built, or it is no classifier.
     """
-    return _in_layout(lookup(MODELS, name, "model")(image_shape, num_classes))
+    from fedzge_flwr.learning.models.probe import built
+
+    build = lookup(MODELS, name, "model")
+    ways = model_ways(name, image_shape, num_classes)
+    model = built(build, image_shape, num_classes)
+    return _in_its_layout(copy.deepcopy(model) if ways.shared else model, ways)
 
 
 def rebuild_model(
     name: str, image_shape: ImageShape, num_classes: int, state: Mapping[str, Tensor]
 ) -> nn.Module:
-    """Build a classifier with given parameters and buffers, without initialising it first.
+    """Build a classifier with given parameters and buffers; if it can, without initialising it.
+
+    Seed as for its first building: a model may draw other values than those of its state.
 
     Parameters
     ----------
@@ -76,41 +90,60 @@ def rebuild_model(
     Raises
     ------
     ConfigError
-        If there is no such model.
+        As in `build_model`.
     ValueError
         If it is not a state of this model.
     """
-    import torch
+    from fedzge_flwr.learning.models.probe import filled
+    from fedzge_flwr.learning.tensors import load_plain
 
+    ways = model_ways(name, image_shape, num_classes)
     try:
-        model = copy.deepcopy(_skeleton(lookup(MODELS, name, "model"), image_shape, num_classes))
-        model.load_state_dict(state, assign=True)
-        complete = not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
-    except (RuntimeError, NotImplementedError, TypeError):
-        complete = False
-    if not complete:
-        # A model that reads its own values while it is built, that cannot be copied, or that keeps
-        # a buffer out of its state, needs the ordinary way.
-        with torch.random.fork_rng(devices=[]):
-            model = build_model(name, image_shape, num_classes)
-        try:
-            model.load_state_dict(state)
-        except RuntimeError as error:
-            raise ValueError(f"the kept state is not one of a {name}: {error}") from error
-    return _in_layout(model)
+        if ways.empty is not None:
+            return _in_its_layout(filled(ways.empty, state), ways)
+        model = build_model(name, image_shape, num_classes)
+        load_plain(model, state)
+    except RuntimeError as error:
+        raise ValueError(f"the kept state is not one of a {name}: {error}") from error
+    return model
 
 
+def model_ways(name: str, image_shape: ImageShape, num_classes: int) -> Ways:
+    """Return how a model may be made; one from outside is tried and checked the first time.
+
+    Raises
+    ------
+    ConfigError
+        As in `build_model`.
+    """
+    build = lookup(MODELS, name, "model")
+    return _ways(_Same(build, MODELS.is_own(build, name)), image_shape, num_classes)
+
+
+class _Same:
+    """A builder of whatever kind as a key: one that is equal to no other."""
+
+    def __init__(self, build: ModelBuilder, own: bool) -> None:
+        self.build = build
+        self.own = own
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.build is other.build
+
+    def __hash__(self) -> int:
+        return id(self.build)
+
+
+# A worker rebuilds the same few models all the time.
 @lru_cache(maxsize=8)
-def _skeleton(build: ModelBuilder, image_shape: ImageShape, num_classes: int) -> nn.Module:
-    """Return a model without values, to be copied: a worker rebuilds the same few all the time."""
-    import torch
+def _ways(same: _Same, image_shape: ImageShape, num_classes: int) -> Ways:
+    from fedzge_flwr.learning.models.probe import find_ways, known_ways
 
-    with torch.device("meta"):
-        return build(image_shape, num_classes)
+    find = known_ways if same.own else find_ways
+    return find(same.build, image_shape, num_classes)
 
 
-def _in_layout(model: nn.Module) -> nn.Module:
-    import torch
+def _in_its_layout(model: nn.Module, ways: Ways) -> nn.Module:
+    from fedzge_flwr.learning.models.probe import in_layout
 
-    # Convolutions run 1.3 to 2 times as fast in this layout; it changes no shape.
-    return model.to(memory_format=torch.channels_last)
+    return in_layout(model) if ways.channels_last else model
