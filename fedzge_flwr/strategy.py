@@ -235,10 +235,9 @@ class _Run:
         self._clients = GridClients(
             grid, settings, patience, secrets.token_hex(16), self._on_replies
         )
-        self._result = Result()
+        self._result, self._skipped = Result(), 0
         self._warned: set[int] = set()
         self._rows: deque[RoundRow] = deque(maxlen=_rows_kept(settings))
-        self._skipped = 0
         self._kept_states: dict[int, dict[int, str]] = {}
 
     def go(self, initial_arrays: ArrayRecord) -> Result:

@@ -105,27 +105,29 @@ def test_a_teacher_is_learned_from(kind: str, makers: Any) -> None:
 
 
 def test_sampled_labels_follow_the_teachers_probabilities() -> None:
+    seen: list[Any] = []
+
     class Recorder(LogisticRegression):
         def fit(self, inputs: Any, labels: Any) -> Any:
-            self.seen = labels
+            seen.append(labels)
             return super().fit(inputs, labels)
 
     images = digits(num=20)
-    recorder = Recorder(max_iter=5000)
-    box = SklearnBlackBox(context_of(), recorder, images, 10, labels_per_image=50)
+    # The box fits a copy of it.
+    box = SklearnBlackBox(context_of(), Recorder(max_iter=5000), images, 10, labels_per_image=50)
     logits = np.tile(np.log([0.7, 0.2, 0.1] + [1e-9] * 7).astype(np.float32), (40, 1))
     asked = np.zeros((40, *SHAPE), np.float32)
     box.distill(1, asked, 2 * logits, 2.0)
-    drawn = recorder.seen[20:]
+    drawn = seen[-1][20:]
     assert len(drawn) == 40 * 50
     shares = np.bincount(drawn, minlength=10) / len(drawn)
     np.testing.assert_allclose(shares[:3], [0.7, 0.2, 0.1], atol=0.04)
-    assert (recorder.seen[:20] == images.labels_N).all()
+    assert (seen[-1][:20] == images.labels_N).all()
     first = list(drawn)
     box.distill(1, asked, 2 * logits, 2.0)
-    assert list(recorder.seen[20:]) == first
+    assert list(seen[-1][20:]) == first
     box.distill(2, asked, 2 * logits, 2.0)
-    assert list(recorder.seen[20:]) != first
+    assert list(seen[-1][20:]) != first
 
 
 def test_a_classifier_may_ignore_the_others() -> None:

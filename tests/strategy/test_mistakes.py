@@ -129,7 +129,10 @@ def test_a_generator_that_is_as_it_should() -> None:
             lambda: mlp(SHAPE, 7),
             r"central model returns \(2, 7\) for 2 images in evaluation mode: return logits \(2",
         ),
-        (lambda: mlp((1, 9, 9), 10), r"takes no float32 images of shape \(2, 1, 8, 8\) \(Runtime"),
+        (
+            lambda: mlp((1, 9, 9), 10),
+            r"takes no float32 images of shape \(2, 1, 8, 8\) in evaluation mode \(Runtime",
+        ),
         (
             lambda: mlp(SHAPE, 10).double(),
             r"takes no float32 images of shape .*; its parameters are torch.float64: give model.fl",
