@@ -58,6 +58,7 @@ def main(specification: Path) -> None:
         server, client = (
             Configured(_attribute(components[name]), config) for name in ("serverapp", "clientapp")
         )
+        _refuse_unknown_names(config)
         run_simulation(
             cast(Any, server),
             cast(Any, client),
@@ -71,6 +72,28 @@ def main(specification: Path) -> None:
         sys.stderr.flush()
         # Threads of Flower may wait for what no longer comes.
         os._exit(1)
+
+
+def _refuse_unknown_names(config: dict[str, Any]) -> None:
+    """End with the line that the server would end with, before Ray is started, which takes long.
+
+    The app has been imported, so that its own parts are registered. Of an app with settings of its
+    own, nothing is known.
+    """
+    if "recipe" not in config:
+        return
+    # The app's own copy, by names: the launcher's is another.
+    errors, parsing, build = (
+        import_module(f"fedzge_flwr.{name}")
+        for name in ("common.errors", "config.parsing", "server.build")
+    )
+    try:
+        settings = parsing.from_run_config(config)
+        build.check_names(settings)
+        build.check_models(settings)
+    except errors.FedZGEError as error:
+        sys.stderr.write(f"fedzge: {error}\n")
+        raise
 
 
 def _attribute(reference: str) -> Any:

@@ -18,7 +18,9 @@ from typing import Any
 import psutil
 import pytest
 
+from fedzge_flwr.launch.simulate import ENGINE
 from tests.helpers.inprocess import InProcessGrid
+from tests.helpers.paths import ROOT
 from tests.helpers.running import rows_of, run_server
 
 pytestmark = pytest.mark.e2e
@@ -145,6 +147,23 @@ def test_clients_spread_over_a_ray_cluster_that_is_there_already(
     config = {**efficient_config, "run-name": "in-process"}
     run_server(InProcessGrid(client_app.app, config, 3), config)
     assert (folder / "in-process" / "central.safetensors").read_bytes() == central
+
+
+def test_a_name_that_nothing_has_is_found_before_ray_is_started(tmp_path: Path) -> None:
+    """Also in an app that registers parts of its own, which the launcher cannot know."""
+    specification = tmp_path / "simulation.json"
+    content = {"app": str(ROOT), "run-config": {"central-model": "cnm"}, "num-supernodes": 2}
+    specification.write_text(json.dumps({**content, "backend-config": {}, "verbose": False}))
+    run = subprocess.run(
+        [sys.executable, "-P", ENGINE, specification],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert "fedzge: no model named 'cnm'; known: cnn, resnet18" in run.stderr
+    assert "ray" not in (run.stdout + run.stderr).lower()
 
 
 def test_a_failing_server_app_is_told_in_one_line(tiny_config: dict[str, Any], start: Any) -> None:
