@@ -47,6 +47,9 @@ BlackBoxFactory: TypeAlias = Callable[[Context], BlackBox]
 def register_endpoints(app: ClientApp, make_black_box: BlackBoxFactory) -> None:
     """Put FedZGE's endpoints on a ClientApp.
 
+    Models, data sets and copies that have been registered by the time when Flower sends the app to
+    the processes of a simulation are registered there, too.
+
     Parameters
     ----------
     app : ClientApp
@@ -54,9 +57,6 @@ def register_endpoints(app: ClientApp, make_black_box: BlackBoxFactory) -> None:
         ``train.round`` and ``evaluate.local``; other actions of it are left alone.
     make_black_box : Callable[[Context], BlackBox]
         Makes the black box of the node that the context belongs to. Called once for each message.
-
-    Models, data sets and copies that have been registered by the time when Flower sends the app to
-    the processes of a simulation are registered there, too.
     """
     endpoints: dict[str, list[_Endpoint]] = {}
     for endpoint in _ENDPOINTS:
