@@ -23,6 +23,7 @@ from fedzge_flwr.black_boxes.contract import (
 from fedzge_flwr.common.arrays import ByteArray, FloatArray
 from fedzge_flwr.common.errors import ConfigError
 from fedzge_flwr.common.randomness import Purpose, seeded_default, torch_stream
+from fedzge_flwr.common.text import error_line
 from fedzge_flwr.config.node import rehearses
 from fedzge_flwr.config.sections import MIN_TRAINING_IMAGES, Settings
 from fedzge_flwr.images.image_set import ImageSet
@@ -272,8 +273,6 @@ def _copied(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
     except Exception as error:
-        line = next(iter(str(error).splitlines()), "")
         raise ConfigError(
-            f"the model cannot be copied ({type(error).__name__}: {line}): give a function that "
-            "makes it"
+            f"the model cannot be copied ({error_line(error)}): give a function that makes it"
         ) from error

@@ -150,13 +150,13 @@ def proxies() -> Iterator[Finding]:
     """Check that nothing of this machine is asked of a proxy."""
     names = machine.proxies_of_loopback(os.environ)
     if names:
+        past = machine.past_proxies(os.environ)
         yield Finding(
             "proxy",
             "note",
             f"{', '.join(names)} without an exception for this machine: make run and fedzge run "
             "ask no proxy for it, flwr run does",
-            f"export NO_PROXY={machine.past_proxies(os.environ)['NO_PROXY']} "
-            f"no_proxy={machine.past_proxies(os.environ)['no_proxy']}",
+            f"export NO_PROXY={past['NO_PROXY']} no_proxy={past['no_proxy']}",
         )
 
 

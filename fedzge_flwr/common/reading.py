@@ -11,12 +11,12 @@ import errno
 import json
 import os
 import stat
-import unicodedata
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NoReturn
 
 from fedzge_flwr.common.errors import ConfigError
+from fedzge_flwr.common.text import same_name
 
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _FREE_BYTES = 1 << 28
@@ -64,10 +64,9 @@ def _as_written_there(path: Path) -> Path:
     for part in path.parts[1:]:
         written = part
         if not os.path.lexists(found / part):
-            form = unicodedata.normalize("NFC", part)
             with suppress(OSError, ValueError):
                 names = (entry.name for entry in found.iterdir())
-                alike = (name for name in names if unicodedata.normalize("NFC", name) == form)
+                alike = (name for name in names if same_name(name) == same_name(part))
                 written = next(alike, part)
         found /= written
     return found

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping
 from typing import Any, TypeVar, get_args
 
 from fedzge_flwr.common.errors import ConfigError
+from fedzge_flwr.common.text import same_name
 
 T = TypeVar("T")
 
@@ -52,10 +52,8 @@ def lookup(registry: Mapping[str, T], name: str, kind: str) -> T:
     """
     if name in registry:
         return registry[name]
-    # Two that look the same on the screen: é as one character or as two.
-    form = unicodedata.normalize("NFC", name)
     for known, entry in registry.items():
-        if unicodedata.normalize("NFC", known) == form:
+        if same_name(known) == same_name(name):
             return entry
     raise ConfigError(f"no {kind} named '{name}'; known: {', '.join(sorted(registry))}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import unicodedata
 from collections.abc import Sequence
 
 
@@ -12,6 +13,19 @@ def printable(text: str, most: int = 300) -> str:
         c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:most]
     )
     return shown if len(text) <= most and len(shown) <= most else f"{shown[:most]}…"
+
+
+def same_name(name: str) -> str:
+    """Return a name in the one form of Unicode (NFC) in which equal names are equal.
+
+    Keyboards and file systems differ in it: é is one character, or two.
+    """
+    return unicodedata.normalize("NFC", name)
+
+
+def error_line(error: Exception) -> str:
+    """Return an error's type, and the first line of what it says."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 
 def percent(fraction: float | None) -> str:

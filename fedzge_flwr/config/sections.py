@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from fedzge_flwr.common.registry import lookup
+from fedzge_flwr.common.text import same_name
 from fedzge_flwr.images.spec import DATASETS, OWN, DatasetSpec
 
 
@@ -46,7 +47,7 @@ def _waitable(seconds: float) -> float:
 
 def _folder_name(name: str) -> str:
     """Return a run's name in the form of Unicode in which letters are one character each."""
-    name = unicodedata.normalize("NFC", name)
+    name = same_name(name)
     if not re.fullmatch(r"[\w.-]*", name):
         raise ValueError("give letters, digits, '_', '-' and '.' alone")
     if name in (".", ".."):

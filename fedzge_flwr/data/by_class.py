@@ -6,13 +6,12 @@ Nothing is left out in silence: what cannot be read is an error, and what is pas
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fedzge_flwr.common.errors import DataError
-from fedzge_flwr.common.text import printable
+from fedzge_flwr.common.text import printable, same_name
 
 IMAGE_SUFFIXES = (
     *(".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"),
@@ -37,11 +36,6 @@ _MOST_NAMED = 5
 def is_systems_own(name: str) -> bool:
     """Say whether a file or folder is hidden, or one that a system makes for itself."""
     return name.startswith(".") or name.lower() in _SYSTEMS_OWN
-
-
-def same_name(name: str) -> str:
-    """Return a name in the one form of Unicode in which equal names are equal."""
-    return unicodedata.normalize("NFC", name)
 
 
 def class_folders(folder: Path, besides: Sequence[str], passed_over: Counter[str]) -> list[str]:

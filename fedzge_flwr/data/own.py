@@ -12,8 +12,9 @@ import numpy.typing as npt
 from fedzge_flwr.common.errors import DataError
 from fedzge_flwr.common.file_kinds import ZIP, reason_of, unreadable
 from fedzge_flwr.common.reading import most_content, open_file, place, read_file
+from fedzge_flwr.common.text import same_name
 from fedzge_flwr.config.sections import DataSettings
-from fedzge_flwr.data.by_class import IMAGE_SUFFIXES, class_folders, images_below, same_name
+from fedzge_flwr.data.by_class import IMAGE_SUFFIXES, class_folders, images_below
 from fedzge_flwr.data.decode import bombs_refused, log_images, read_image
 from fedzge_flwr.data.partition import ClientData, hold_out_some
 from fedzge_flwr.images.image_set import ImageSet

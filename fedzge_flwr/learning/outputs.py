@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from fedzge_flwr.common.errors import ConfigError, OutputError
+from fedzge_flwr.common.text import error_line
 from fedzge_flwr.images.pixels import PIXEL_RANGE
 from fedzge_flwr.learning.tensors import device_of, state_arrays, unwrapped
 
 _FEW = 2
+_WANTED = "logits (N, K), or an object or a dict that has them as 'logits'"
 
 
 def logits_of(found: object) -> Tensor:
@@ -40,9 +42,6 @@ def logits_of(found: object) -> Tensor:
     if not logits.is_floating_point():
         raise OutputError(f"the model returns {logits.dtype}: return {_WANTED}, before any argmax")
     return logits.float()
-
-
-_WANTED = "logits (N, K), or an object or a dict that has them as 'logits'"
 
 
 def check_model(
@@ -76,7 +75,7 @@ def check_model(
         state_arrays(model)
     except Exception as error:
         raise ConfigError(
-            f"{who} has a state that cannot be kept as arrays ({_line(error)}): let it be of "
+            f"{who} has a state that cannot be kept as arrays ({error_line(error)}): let it be of "
             "tensors alone, dense and of types that NumPy has"
         ) from error
     x_NCHW = some_images(_FEW, image_shape, device_of(model))
@@ -95,7 +94,7 @@ def _check_mode(
     except Exception as error:
         raise ConfigError(
             f"{who} takes no float32 images of shape {tuple(x_NCHW.shape)} in {mode} mode "
-            f"({_line(error)}){_of_other_precision(model)}"
+            f"({error_line(error)}){_of_other_precision(model)}"
         ) from error
     where = f" for {len(x_NCHW)} images in {mode} mode"
     try:
@@ -147,10 +146,6 @@ def _described(found: object) -> str:
     if isinstance(found, Mapping):
         return f"a {type(found).__name__} without 'logits'"
     return f"a {type(found).__name__}"
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 
 def _of_other_precision(model: nn.Module) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 import time
-import unicodedata
 from pathlib import Path
 from typing import Any
 
 from fedzge_flwr.common.errors import RunFolderError
 from fedzge_flwr.common.reading import parse_json, place, read_within
+from fedzge_flwr.common.text import same_name
 from fedzge_flwr.config.sections import Settings
 
 WARNINGS_FILE = "warnings.log"
@@ -34,7 +34,7 @@ def name_without_seed(settings: Settings) -> str:
     A project's data set may be named as no folder can be: what is no letter, digit, ``_``, ``-`` or
     ``.`` is ``_`` here, and a long name is cut.
     """
-    dataset = re.sub(r"[^\w.-]", "_", unicodedata.normalize("NFC", settings.data.dataset))
+    dataset = re.sub(r"[^\w.-]", "_", same_name(settings.data.dataset))
     cut = dataset.encode()[:_MOST_DATASET_BYTES].decode(errors="ignore")
     return f"{cut}-{settings.run.recipe}"
 

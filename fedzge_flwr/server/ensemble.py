@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 
 from fedzge_flwr.common.arrays import FloatArray
 from fedzge_flwr.common.errors import ConfigError
@@ -348,10 +348,7 @@ def _weighted_sum(
 
 
 def _probabilities(logits_NK: FloatArray | Float64Array, temperature: float) -> Float64Array:
-    shifted = logits_NK.astype(np.float64) / temperature
-    shifted -= shifted.max(axis=1, keepdims=True)
-    np.exp(shifted, out=shifted)
-    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), dtype=np.float64)
+    return np.asarray(softmax(logits_NK.astype(np.float64) / temperature, axis=1))
 
 
 def _log(pool_NK: Float64Array) -> FloatArray:

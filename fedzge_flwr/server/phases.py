@@ -92,7 +92,8 @@ def combine_answers(
     examples = clients.num_examples
     weights = ensemble_weights({partition: examples[partition] for partition in logits})
     logits_BK = server.combined(logits, weights)
-    peer_logits_NK = server.combined(base_logits, weights, softened=False)
+    distills = clients_distill(server, round_)
+    peer_logits_NK = server.combined(base_logits, weights, softened=False) if distills else None
     participants = tuple(sorted(logits))
     if asked.generated is None:
         return Answered(participants, logits_BK[rows], peer_logits_NK)
@@ -145,7 +146,7 @@ def distill_clients(
     answers on synthetic images round after round come to agree about those images rather than about
     real ones.
     """
-    if not clients_distill(server, round_):
+    if answered.peer_logits_NK is None:
         return {}
     temperature = server.settings.distillation.temperature
     targets = Targets.on(asked.question, round_, answered.peer_logits_NK, temperature)

@@ -76,8 +76,8 @@ class Answered:
         The partitions whose answers made the ensemble, in order.
     logits_NK : ndarray of float32
         The ensemble's logits on the base images, softened: what the central model distills.
-    peer_logits_NK : ndarray of float32
-        The ensemble's logits as they are: what clients distill.
+    peer_logits_NK : ndarray of float32, optional
+        The ensemble's logits as they are: what clients distill, in rounds in which they do.
     generated_logits_BNK : ndarray of float32, optional
         The ensemble's logits on all copies of the generated images.
     unmoved : tuple of int
@@ -87,7 +87,7 @@ class Answered:
 
     participants: tuple[int, ...]
     logits_NK: FloatArray
-    peer_logits_NK: FloatArray
+    peer_logits_NK: FloatArray | None
     generated_logits_BNK: FloatArray | None = None
     unmoved: tuple[int, ...] = ()
 

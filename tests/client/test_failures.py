@@ -35,7 +35,7 @@ from fedzge_flwr.wire.messages import (
     TrainRequest,
 )
 from tests.helpers.node import IMAGES, LOGITS, Node, compact
-from tests.helpers.small_models import mlp
+from tests.helpers.small_models import returning
 
 SECRET = "s3cr3t-of-the-owner"
 EXPERIMENT = "0f" * 16
@@ -199,30 +199,18 @@ def secrets_of(node_config: dict[str, Any], folder: Path) -> list[bytes]:
     return [text.encode() for text in texts if len(text) > 3 and text not in ("True", "False")]
 
 
-def a_model(forward: Callable[[Any, Any], object]) -> Callable[[Any, int], nn.Module]:
-    class Model(nn.Module):
-        def __init__(self, shape: Any, num_classes: int) -> None:
-            super().__init__()
-            self.inner = mlp(shape, num_classes)
-
-        def forward(self, x: Any) -> object:
-            return forward(self, self.inner(x))
-
-    return Model
-
-
 def told_off(*_: object) -> Any:
     raise RuntimeError(f"/{SECRET}/weights.pt")
 
 
 MODELS_OF_OWNERS: dict[str, Any] = {
     "is not built": told_off,
-    "does not answer": a_model(told_off),
-    "is not trained": a_model(lambda model, y: told_off() if model.training else y),
-    "returns a tuple": a_model(lambda _, y: (y, SECRET)),
-    "returns another tuple in training": a_model(lambda m, y: (y,) if m.training else y),
-    "diverges": a_model(lambda m, y: y * (1e30 if m.training else 1)),
-    "has too few classes": a_model(lambda _, y: y[:, :3]),
+    "does not answer": returning(told_off),
+    "is not trained": returning(lambda model, y: told_off() if model.training else y),
+    "returns a tuple": returning(lambda _, y: (y, SECRET)),
+    "returns another tuple in training": returning(lambda m, y: (y,) if m.training else y),
+    "diverges": returning(lambda m, y: y * (1e30 if m.training else 1)),
+    "has too few classes": returning(lambda _, y: y[:, :3]),
     "has no parameters": lambda *_: nn.Flatten(),
     "is no module": lambda *_: SECRET,
 }

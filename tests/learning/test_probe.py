@@ -18,7 +18,7 @@ from fedzge_flwr.common.errors import ConfigError, OutputError
 from fedzge_flwr.learning.models.catalogue import MODELS, build_model, model_ways, rebuild_model
 from fedzge_flwr.learning.models.probe import find_ways
 from fedzge_flwr.server.build import check_models
-from tests.helpers.small_models import mlp
+from tests.helpers.small_models import mlp, returning
 
 pytestmark = pytest.mark.usefixtures("registries")
 
@@ -199,18 +199,6 @@ def test_a_builder_that_gives_the_same_module_each_time() -> None:
 
 def broken(*_: object) -> nn.Module:
     raise KeyError("width")
-
-
-def returning(finish: Callable[[nn.Module, Tensor], object]) -> Callable[[Any, int], nn.Module]:
-    class Returning(nn.Module):
-        def __init__(self, shape: Any, num_classes: int) -> None:
-            super().__init__()
-            self.inner = mlp(shape, num_classes)
-
-        def forward(self, x: Tensor) -> object:
-            return finish(self, self.inner(x))
-
-    return Returning
 
 
 NO_CLASSIFIERS: dict[str, tuple[Callable[[Any, int], Any], str]] = {

@@ -280,9 +280,12 @@ def test_clients_distill_at_the_end(wanted: int, fraction: float, rounds: list[i
     distilling = []
     for number in range(1, 5):
         before = clients.calls.count("distill")
-        run_round(EFFICIENT, server, clients, number, no_report)
+        current = run_round(EFFICIENT, server, clients, number, no_report)
         if clients.calls.count("distill") > before:
             distilling.append(number)
+        # What nobody distills is not combined.
+        assert current.answered is not None
+        assert (current.answered.peer_logits_NK is not None) == (number in rounds)
     assert distilling == rounds
     assert clients.foretold == [number in rounds for number in range(1, 5)]
 

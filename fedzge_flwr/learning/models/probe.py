@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fedzge_flwr.common.errors import ConfigError
+from fedzge_flwr.common.text import error_line
 from fedzge_flwr.learning.outputs import check_aside, check_model, logits_of, some_images
 from fedzge_flwr.learning.tensors import device_of, is_wrapped, load_plain
 
@@ -116,10 +117,9 @@ def built(build: ModelBuilder, image_shape: ImageShape, num_classes: int) -> nn.
     try:
         model: object = build(image_shape, num_classes)
     except Exception as error:
-        line = next(iter(str(error).splitlines()), "")
         raise ConfigError(
             f"the model cannot be built for images {image_shape} and {num_classes} classes "
-            f"({type(error).__name__}: {line})"
+            f"({error_line(error)})"
         ) from error
     if not isinstance(model, nn.Module):
         raise ConfigError(
