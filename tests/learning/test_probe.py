@@ -77,6 +77,19 @@ class Volume(nn.Module):
         return self.out(self.conv(x[:, :, None]).flatten(1))
 
 
+class Sharing(nn.Module):
+    """Two parameters in one memory: a step moves it twice."""
+
+    def __init__(self, shape: Any, num_classes: int) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(64, 64), nn.Linear(64, 64)
+        self.two.weight = nn.Parameter(self.one.weight.data)
+        self.out = nn.Linear(64, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.two(F.relu(self.one(x.flatten(1)))))
+
+
 class Dropping(nn.Module):
     """Draws a mask in the order of memory."""
 
@@ -101,6 +114,7 @@ KINDS: dict[str, Callable[[Any, int], nn.Module]] = {
     "view": Viewing,
     "tied": Tied,
     "loose": Loose,
+    "sharing": Sharing,
     "volume": Volume,
     "dropping": Dropping,
     "lazy": Lazy,
