@@ -25,6 +25,9 @@ _WAITING = ("pending", "starting")
 _LAST_WORDS_S = 5.0
 """How long after that process Flower may still report; a kill it notices after minutes only."""
 
+_ASKED_TIMES = 2
+"""A machine under load may take longer than that: so often in turn must the run not have ended."""
+
 
 def submit(launch: Session, command: Sequence[str | Path], otherwise: str) -> None:
     """Submit the run, show its progress until it ends, and check how it ended.
@@ -71,18 +74,22 @@ class _Loss:
     def __init__(self, launch: Session) -> None:
         self._launch = launch
         self._there_until = time.monotonic()
+        self._asked = 0
 
     def is_certain(self) -> bool:
         """Look, and say whether it has been gone for long enough."""
         now = time.monotonic()
         if not self._launch.family.has_lost(_SERVERS):
-            self._there_until = now
+            self._there_until, self._asked = now, 0
         if now - self._there_until <= _LAST_WORDS_S:
             return False
-        self._there_until = now
         # What has ended may have been of another's run, while this one waits for its turn.
         run_id = _submitted(self._launch.log("flower"))
-        return run_id is not None and not _status(self._launch, run_id).startswith(_WAITING)
+        status = _status(self._launch, run_id) if run_id is not None else _WAITING[0]
+        self._asked = 0 if status.startswith(_WAITING) else self._asked + 1
+        # From here: asking takes seconds itself.
+        self._there_until = time.monotonic()
+        return status.startswith("finished") or self._asked == _ASKED_TIMES
 
 
 def _submitted(log: Path) -> str | None:

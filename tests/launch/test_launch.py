@@ -16,6 +16,7 @@ import pytest
 
 from fedzge_flwr.common.errors import ConfigError, RunFolderError
 from fedzge_flwr.launch import simulate as simulate_module
+from fedzge_flwr.launch import submission
 from fedzge_flwr.launch.processes import ProcessFamily
 from fedzge_flwr.launch.progress import Progress
 from fedzge_flwr.launch.session import LaunchError, session
@@ -334,3 +335,31 @@ def test_a_verdict_is_of_this_run_not_of_the_one_resumed(tmp_path: Path) -> None
             submit(launch, ["bash", "-c", refused], "running")
         done = f"{started}; sleep 0.1; touch '{config}'"
         submit(launch, ["bash", "-c", done], "running")
+
+
+@pytest.mark.parametrize(
+    ("states", "dead"),
+    [
+        (("running", "finished:completed"), None),
+        (("running", "running"), "the server's process is gone, and Flower says 'running'"),
+        (("pending", "running", "pending", "finished:completed"), None),
+    ],
+)
+def test_a_server_that_is_gone_is_asked_about_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, states: tuple[str, ...], dead: str | None
+) -> None:
+    """Under load Flower may take seconds to say that the run has ended well."""
+    server = tmp_path / "flwr-serverapp"
+    server.symlink_to("/bin/sleep")
+    told = [*states]
+    monkeypatch.setattr(submission, "_LAST_WORDS_S", 0.1)
+    monkeypatch.setattr(submission, "_status", lambda *_: told.pop(0) if len(told) > 1 else told[0])
+    # It stays after its server, as `flwr run --stream` does; `exec`: and waits for no child.
+    ends = f"echo 'Successfully started run 5'; {server} 2 & exec sleep 60"
+    with session({"output-dir": str(tmp_path / "out")}, lambda _: {}) as launch:
+        if dead is None:
+            submit(launch, ["bash", "-c", ends], "running")
+        else:
+            with pytest.raises(LaunchError, match=dead):
+                submit(launch, ["bash", "-c", ends], "running")
+    assert len(told) == 1
