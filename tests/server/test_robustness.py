@@ -140,7 +140,7 @@ def run(
         "ensemble": ensemble,
         "seed": seed,
         "output-dir": str(folder),
-        "run-name": f"{ensemble}-{kind}-{seed}",
+        "run-name": f"{ensemble}-{str(kind).replace(' ', '-')}-{seed}",
         **more,
     }
     app = client_app.app if kind is None else app_with_a_liar(kind)
