@@ -33,6 +33,8 @@ class Purpose(StrEnum):
     DIRECTIONS = "directions"
     PROCEDURAL = "procedural"
     SEARCH = "search"
+    PATTERNS = "patterns"
+    EVOLUTION = "evolution"
     GENERATOR_STEPS = "generator-steps"
     CENTRAL_DISTILLATION = "central-distillation"
     LOCAL_TRAINING = "local-training"

@@ -319,6 +319,14 @@ class ImageSettings(Section):
     generator_share: NonNegative = Field(
         0.05, description="part of a round's images that the generator makes; 0: none"
     )
+    evolution_share: NonNegative = Field(
+        0.0,
+        description="part evolved from patterns by the ensemble's answers, which search the codes "
+        "of the classes that it answers least; 0: none",
+    )
+    pattern_share: NonNegative = Field(
+        0.0, description="part drawn as new patterns, networks of the coordinates; 0: none"
+    )
     search_share: NonNegative = Field(
         0.5, description="part bred from the memory's elites, class-balanced; 0: none"
     )
@@ -347,10 +355,10 @@ class ImageSettings(Section):
 
     @model_validator(mode="after")
     def _images_from_somewhere(self) -> ImageSettings:
-        if self.generator_share + self.search_share + self.procedural_share <= 0:
-            raise ValueError(
-                "one of 'generator-share', 'search-share' and 'procedural-share' must be above 0"
-            )
+        shares = [name for name in type(self).model_fields if name.endswith("_share")]
+        if not any(getattr(self, name) for name in shares):
+            names = ", ".join(f"'{kebab(name)}'" for name in shares)
+            raise ValueError(f"one of {names} must be above 0")
         return self
 
 

@@ -23,7 +23,7 @@ from fedzge_flwr.server.paper import PAPER
 from fedzge_flwr.server.round import Recipe
 from fedzge_flwr.server.state import ServerState
 from fedzge_flwr.synthesis.generators import GENERATORS
-from fedzge_flwr.synthesis.memory import Memory
+from fedzge_flwr.synthesis.memory import Memories
 from fedzge_flwr.zeroth_order.base import Estimator
 from fedzge_flwr.zeroth_order.estimators import ESTIMATORS
 from fedzge_flwr.zeroth_order.samplers import DIRECTIONS
@@ -133,7 +133,7 @@ def build_server(
             steps_each=distillation.central_distill_steps,
         ),
         combine=lookup(ENSEMBLES, settings.queries.ensemble, "ensemble"),
-        memory=Memory(distillation.memory_size) if distillation.memory_size else None,
+        memories=Memories.of(distillation.memory_size) if distillation.memory_size else None,
         estimator=build_estimator(settings),
         objective=build_objective(settings),
     )

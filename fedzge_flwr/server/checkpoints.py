@@ -34,11 +34,8 @@ from fedzge_flwr.learning.tensors import to_tensor
 
 LOGGER = logging.getLogger("flwr.fedzge")
 
-FORMAT = 3
+FORMAT = 4
 """To be raised when a checkpoint comes to hold other things."""
-
-_READABLE = frozenset({2, FORMAT})
-"""Formats that can be gone on from. One of format 2 does not say what its data are."""
 
 _HEAD = re.compile(rb"fedzge-checkpoint (\d+) (?:(\S+) )?([0-9a-f]{64})")
 _FILE = re.compile(r"round-(\d{6,})\.checkpoint")
@@ -252,7 +249,7 @@ def _read(path: Path) -> Checkpoint:
     if hashlib.sha256(data).hexdigest().encode() != match[3]:
         raise CheckpointError(f"checkpoint {path} is truncated or damaged and is passed over")
     version = printable(match[2].decode(errors="replace")) if match[2] else None
-    if int(match[1]) not in _READABLE:
+    if int(match[1]) != FORMAT:
         who = f"version {version}" if version else "an earlier version"
         raise _OtherFormatError(
             f"checkpoint {path} is of format {int(match[1])}, written by {who} of fedzge-flwr; "

@@ -13,6 +13,7 @@ import torch
 
 from fedzge_flwr.common.errors import DivergenceError
 from fedzge_flwr.common.randomness import Purpose, torch_stream
+from fedzge_flwr.images.pixels import PIXEL_RANGE
 from fedzge_flwr.learning.distillation import distill_levels
 from fedzge_flwr.learning.numerics import reproducible
 from fedzge_flwr.learning.outputs import logits_of
@@ -57,31 +58,37 @@ def efficient_round(server: ServerState, clients: Clients, current: RoundState) 
 
 
 def compose_images(server: ServerState, round_: int) -> Asked:
-    """Gather the round's images as levels: generated, procedural, bred from the memory."""
-    images, memory = server.settings.images, server.memory
-    counts = image_counts(images, past=memory is not None and len(memory) > 0)
-    others = other_images(
+    """Gather the round's images as levels: generated ones, then those of the other sources."""
+    images, memories = server.settings.images, server.memories
+    counts = image_counts(images, past=memories is not None and len(memories.images) > 0)
+    drawn = other_images(
         counts,
         server.settings.data.spec.image_shape,
-        memory,
+        memories,
         # One that has not taken a step yet has nothing to choose by.
         server.central if server.central_optimizer.state else None,
         images.candidates,
         lambda purpose: _stream(server, purpose, round_),
-    ).numpy()
+    )
+    others = PIXEL_RANGE.to_uint8(drawn.images_NCHW).numpy()
     if not counts.generated:
-        return Asked(Question.unperturbed(others))
+        return Asked(Question.unperturbed(others), codes_ED=drawn.codes_ED)
     batch = generate(server, counts.generated, _stream(server, Purpose.LATENT, round_))
     generated = question_about(server, batch, round_, levels=True)
     first = generated.question
-    return Asked(first.about(np.concatenate((first.base, others))), generated)
+    question = first.about(np.concatenate((first.base, others)))
+    return Asked(question, generated, drawn.codes_ED)
 
 
 def remember(server: ServerState, asked: Asked, answered: Answered) -> None:
-    """Put the round's images and answers into the memory."""
-    if server.memory is not None:
-        levels = torch.from_numpy(asked.question.base)
-        server.memory.add(levels, torch.from_numpy(answered.logits_NK))
+    """Put the round's images and codes into the memories, with the answers."""
+    if server.memories is None:
+        return
+    logits_NK = torch.from_numpy(answered.logits_NK)
+    server.memories.images.add(torch.from_numpy(asked.question.base), logits_NK)
+    if asked.codes_ED is not None and len(asked.codes_ED):
+        first = len(asked.generated.batch.z_ND) if asked.generated is not None else 0
+        server.memories.codes.add(asked.codes_ED, logits_NK[first : first + len(asked.codes_ED)])
 
 
 def distill_central(server: ServerState, round_: int, asked: Asked, answered: Answered) -> float:
@@ -92,8 +99,8 @@ def distill_central(server: ServerState, round_: int, asked: Asked, answered: An
     they are the round's own. Returns the mean loss over the steps.
     """
     distillation = server.settings.distillation
-    if server.memory is not None:
-        levels, logits_MK = server.memory.images_u8_MCHW, server.memory.logits_MK
+    if server.memories is not None:
+        levels, logits_MK = server.memories.images.asked, server.memories.images.logits_MK
     else:
         levels = torch.from_numpy(asked.question.base)
         logits_MK = torch.from_numpy(answered.logits_NK)

@@ -60,10 +60,13 @@ class Asked:
         All that the clients are asked: the generated images first, in copies, then the others.
     generated : Generated, optional
         The part of it that is about generated images; None if there are none.
+    codes_ED : Tensor, optional
+        Codes of the patterns, the images that follow the generated ones; None if there are none.
     """
 
     question: Question
     generated: Generated | None = None
+    codes_ED: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from fedzge_flwr.learning.losses import BoundObjective
 from fedzge_flwr.learning.tensors import load_plain, plain_state
 from fedzge_flwr.server.contrasts import Float64Array
 from fedzge_flwr.server.ensemble import Answers, Combination, check_combined
-from fedzge_flwr.synthesis.memory import Memory
+from fedzge_flwr.synthesis.memory import Memories
 from fedzge_flwr.zeroth_order.base import Estimator
 
 
@@ -49,8 +49,8 @@ class ServerState:
         recipe's; the paper's distillation starts afresh in each round).
     combine : Combination
         Makes the ensemble's logits from the clients'.
-    memory : Memory, optional
-        Past images and answers; None without a memory.
+    memories : Memories, optional
+        Past images, codes and answers; None without a memory.
     tendencies : dict[int, ndarray]
         Class tendencies of the clients that have answered so far, by partition.
     num_test_images : int
@@ -72,7 +72,7 @@ class ServerState:
     central_optimizer: Optimizer
     central_schedule: LRScheduler | None
     combine: Combination
-    memory: Memory | None = None
+    memories: Memories | None = None
     tendencies: dict[int, Float64Array] = field(default_factory=dict)
     num_test_images: int = 0
     num_queries: dict[int, int] = field(default_factory=dict)
@@ -92,7 +92,7 @@ class ServerState:
             "generator_optimizer": self.generator_optimizer.state_dict(),
             "central_schedule": _state_of(self.central_schedule),
             "generator_schedule": _state_of(self.generator_schedule),
-            "memory": (self.memory.images_u8_MCHW, self.memory.logits_MK) if self.memory else None,
+            "memories": self.memories and [memory.snapshot() for memory in self.memories],
             "tendencies": dict(self.tendencies),
             "num_queries": dict(self.num_queries),
         }
@@ -115,8 +115,9 @@ class ServerState:
         ):
             if schedule is not None:
                 schedule.load_state_dict(state)
-        if self.memory is not None and snapshot["memory"] is not None:
-            self.memory.restore(*snapshot["memory"])
+        if self.memories is not None:
+            for memory, kept in zip(self.memories, snapshot["memories"], strict=True):
+                memory.restore(kept)
         self.tendencies = dict(snapshot["tendencies"])
         self.num_queries = dict(snapshot["num_queries"])
 

@@ -1,4 +1,4 @@
-"""How many of a round's images are generated, bred and procedural, and the latter two."""
+"""How many of a round's images come from which source, and those that no generator makes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from fedzge_flwr.common.randomness import Purpose
 from fedzge_flwr.config.sections import MIN_TRAINING_IMAGES, ImageSettings
-from fedzge_flwr.images.pixels import PIXEL_RANGE
 from fedzge_flwr.learning.predict import predict
-from fedzge_flwr.synthesis.memory import Memory
+from fedzge_flwr.synthesis.evolution import evolve
+from fedzge_flwr.synthesis.memory import Memories
+from fedzge_flwr.synthesis.patterns import draw_codes, render
 from fedzge_flwr.synthesis.procedural import procedural_images
 from fedzge_flwr.synthesis.screening import screen
 from fedzge_flwr.synthesis.search import breed
@@ -21,56 +22,76 @@ _SCREENING_BATCH = 500
 
 
 class Counts(NamedTuple):
-    """How many of a round's images are of which origin."""
+    """How many of a round's images are of which source."""
 
     generated: int
+    evolved: int
     bred: int
+    patterns: int
     procedural: int
 
 
-def image_counts(images: ImageSettings, *, past: bool) -> Counts:
-    """Return how many images the generator, the search and the procedures make in a round.
+class Drawn(NamedTuple):
+    """Images that no generator makes: those of patterns first, with their codes.
 
-    Without past images there is nothing to breed from: procedural ones stand in, or generated ones
-    if those are switched off.
+    Parameters
+    ----------
+    images_NCHW : Tensor
+        float32, on the CPU, in the shared pixel range.
+    codes_ED : Tensor
+        Codes of the first E images; none without patterns.
     """
-    num_images = images.synthetic_batch_size
-    shares = (images.generator_share, images.search_share, images.procedural_share)
-    generated, bred = (round(num_images * share / sum(shares)) for share in shares[:2])
-    if generated < MIN_TRAINING_IMAGES:
-        generated = 0
-    procedural = num_images - generated - bred
-    if not images.procedural_share:
-        # What rounding leaves goes to a source that is not switched off.
-        bred, generated = (
-            (bred + procedural, generated) if images.search_share else (bred, num_images)
-        )
-        procedural = 0
-    if past:
-        return Counts(generated, bred, procedural)
-    if images.procedural_share or not generated:
-        return Counts(generated, 0, procedural + bred)
-    return Counts(generated + bred, 0, procedural)
+
+    images_NCHW: Tensor
+    codes_ED: Tensor
+
+
+def image_counts(images: ImageSettings, *, past: bool) -> Counts:
+    """Return how many images each source makes in a round.
+
+    Without past images there is nothing to evolve or to breed from: new patterns and procedural
+    images stand in, or generated ones if those are switched off. What rounding leaves goes to the
+    source of the largest share that is no generator, which cannot make a single image.
+    """
+    shares = {
+        "generated": images.generator_share,
+        "evolved": images.evolution_share,
+        "bred": images.search_share,
+        "patterns": images.pattern_share,
+        "procedural": images.procedural_share,
+    }
+    num_images, total = images.synthetic_batch_size, sum(shares.values())
+    counts = {name: round(num_images * share / total) for name, share in shares.items()}
+    if counts["generated"] < MIN_TRAINING_IMAGES:
+        counts["generated"] = 0
+    others = {name: share for name, share in shares.items() if share and name != "generated"}
+    rest = max(others, key=lambda name: others[name]) if others else "generated"
+    counts[rest] += num_images - sum(counts.values())
+    if not past:
+        counts["patterns"] += counts.pop("evolved")
+        stand_in = [name for name in ("procedural", "patterns", "generated") if counts[name]]
+        counts[(stand_in or ["procedural"])[0]] += counts.pop("bred")
+    return Counts(**{"evolved": 0, "bred": 0, **counts})
 
 
 def other_images(
     counts: Counts,
     image_shape: tuple[int, int, int],
-    memory: Memory | None,
+    memories: Memories | None,
     chooser: nn.Module | None,
     candidates: int,
     stream: Callable[[Purpose], torch.Generator],
-) -> Tensor:
-    """Return the round's procedural images, then those bred from the memory.
+) -> Drawn:
+    """Return the images that no generator makes: evolved, new patterns, procedural, bred.
 
     Parameters
     ----------
     counts : Counts
-        How many of each; none are bred without a memory.
+        How many of each; none are evolved or bred without a memory.
     image_shape : tuple of int
         (C, H, W).
-    memory : Memory, optional
-        Past images and answers.
+    memories : Memories, optional
+        Past images and codes, with the answers to them.
     chooser : nn.Module, optional
         The central model, whose classes choose among candidates (`screen`); None while it knows
         nothing to choose by.
@@ -78,26 +99,44 @@ def other_images(
         Images drawn for each one that is returned.
     stream : Callable[[Purpose], torch.Generator]
         The round's streams.
-
-    Returns
-    -------
-    Tensor
-        Levels, uint8 (N, C, H, W), on the CPU.
     """
     times = 1 if chooser is None else candidates
 
-    def chosen(drawn_NCHW: Tensor, num_images: int, stream: torch.Generator) -> Tensor:
-        if chooser is None or len(drawn_NCHW) == num_images:
-            return drawn_NCHW
-        logits_NK = predict(chooser, drawn_NCHW, _SCREENING_BATCH)
-        return screen(drawn_NCHW, logits_NK, num_images, stream)
+    def chosen(drawn_NCHW: Tensor, num: int, stream: torch.Generator) -> Tensor:
+        """Which of the candidates: their numbers (num,)."""
+        if chooser is None or len(drawn_NCHW) == num:
+            return torch.arange(num)
+        return screen(predict(chooser, drawn_NCHW, _SCREENING_BATCH), num, stream)
 
-    found = [torch.zeros(0, *image_shape)]
-    if counts.procedural:
-        procedural = stream(Purpose.PROCEDURAL)
-        drawn_NCHW = procedural_images(times * counts.procedural, image_shape, procedural)
-        found.append(chosen(drawn_NCHW, counts.procedural, procedural))
-    if counts.bred and memory is not None:
-        search = stream(Purpose.SEARCH)
-        found.append(chosen(breed(memory, times * counts.bred, search), counts.bred, search))
-    return PIXEL_RANGE.to_uint8(torch.cat(found))
+    channels = image_shape[0]
+    images, codes = [torch.zeros(0, *image_shape)], [draw_codes(0, channels, torch.Generator())]
+
+    def of_codes(
+        num: int, purpose: Purpose, draw: Callable[[int, torch.Generator], Tensor]
+    ) -> None:
+        if num:
+            drawn = stream(purpose)
+            codes_ND = draw(times * num, drawn)
+            images_NCHW = render(codes_ND, image_shape)
+            which = chosen(images_NCHW, num, drawn)
+            images.append(images_NCHW[which])
+            codes.append(codes_ND[which])
+
+    def of_pixels(
+        num: int, purpose: Purpose, draw: Callable[[int, torch.Generator], Tensor]
+    ) -> None:
+        if num:
+            drawn = stream(purpose)
+            images_NCHW = draw(times * num, drawn)
+            images.append(images_NCHW[chosen(images_NCHW, num, drawn)])
+
+    if memories is not None:
+        past = memories.codes
+        of_codes(counts.evolved, Purpose.EVOLUTION, lambda n, g: evolve(past, n, channels, g))
+    of_codes(counts.patterns, Purpose.PATTERNS, lambda n, g: draw_codes(n, channels, g))
+    of_pixels(
+        counts.procedural, Purpose.PROCEDURAL, lambda n, g: procedural_images(n, image_shape, g)
+    )
+    if memories is not None:
+        of_pixels(counts.bred, Purpose.SEARCH, lambda n, g: breed(memories.images, n, g))
+    return Drawn(torch.cat(images), torch.cat(codes))

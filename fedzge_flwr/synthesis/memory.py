@@ -1,4 +1,4 @@
-"""Memory of past images and of the ensemble's answers on them.
+"""Memory of what was asked about, and of the ensemble's answers.
 
 Distillation from the newest images alone forgets what older ones taught (Binici et al., 2022, arXiv
 2108.05698; CaBaGE, arXiv 2409.10643, replays in the black-box setting); an answer, once paid for,
@@ -7,12 +7,14 @@ is used many times.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 
 class Memory:
-    """The newest (image, ensemble logits) pairs, on the CPU.
+    """The newest (image or code, ensemble logits) pairs, on the CPU.
 
     Parameters
     ----------
@@ -22,18 +24,21 @@ class Memory:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._images: Tensor | None = None
+        self._asked: Tensor | None = None
         self._logits: Tensor | None = None
 
     def __len__(self) -> int:
-        return 0 if self._images is None else len(self._images)
+        return 0 if self._asked is None else len(self._asked)
 
     @property
-    def images_u8_MCHW(self) -> Tensor:
-        """The images, uint8, oldest first; raises ValueError while there are none."""
-        if self._images is None:
+    def asked(self) -> Tensor:
+        """What was asked about, oldest first; raises ValueError while there is nothing.
+
+        Images as levels, uint8 (M, C, H, W), or patterns' codes, float32 (M, D).
+        """
+        if self._asked is None:
             raise ValueError("the memory is empty")
-        return self._images
+        return self._asked
 
     @property
     def logits_MK(self) -> Tensor:
@@ -42,16 +47,33 @@ class Memory:
             raise ValueError("the memory is empty")
         return self._logits
 
-    def restore(self, images_u8_MCHW: Tensor, logits_MK: Tensor) -> None:
-        """Take up what `images_u8_MCHW` and `logits_MK` were."""
-        self._images, self._logits = images_u8_MCHW, logits_MK
+    def snapshot(self) -> tuple[Tensor, Tensor] | None:
+        """Return what `restore` takes up; None while there is nothing."""
+        return (self.asked, self.logits_MK) if len(self) else None
 
-    def add(self, images_u8_NCHW: Tensor, logits_NK: Tensor) -> None:
-        """Take in a round's images, uint8, and the ensemble's logits on them."""
-        images, logits = images_u8_NCHW.cpu(), logits_NK.cpu().float()
-        if self._images is not None and self._logits is not None:
-            images = torch.cat((self._images, images))
+    def restore(self, snapshot: tuple[Tensor, Tensor] | None) -> None:
+        """Take up what `snapshot` returned."""
+        if snapshot is not None:
+            self._asked, self._logits = snapshot
+
+    def add(self, asked: Tensor, logits_NK: Tensor) -> None:
+        """Take in what a round asked about, and the ensemble's logits on it."""
+        asked, logits = asked.cpu(), logits_NK.cpu().float()
+        if self._asked is not None and self._logits is not None:
+            asked = torch.cat((self._asked, asked))
             logits = torch.cat((self._logits, logits))
         # Copied, so that what is forgotten is freed.
-        self._images = images[-self._size :].clone()
+        self._asked = asked[-self._size :].clone()
         self._logits = logits[-self._size :].clone()
+
+
+class Memories(NamedTuple):
+    """What a run remembers: all its images, and the codes of those that are patterns."""
+
+    images: Memory
+    codes: Memory
+
+    @classmethod
+    def of(cls, size: int) -> Memories:
+        """Return empty ones of some size."""
+        return cls(Memory(size), Memory(size))

@@ -16,22 +16,9 @@ from torch import Tensor
 from fedzge_flwr.images.pixels import PIXEL_RANGE
 from fedzge_flwr.synthesis.memory import Memory
 from fedzge_flwr.synthesis.procedural import procedural_images
+from fedzge_flwr.synthesis.screening import class_demand
 
 _ELITE = 40
-_LEAST_SHARE = 0.01
-
-
-def class_demand(logits_MK: Tensor) -> Tensor:
-    """Return probabilities (K,) of asking for each class: inverse to its share of the answers.
-
-    Parameters
-    ----------
-    logits_MK : Tensor
-        The ensemble's logits so far, M ≥ 1.
-    """
-    share_K = logits_MK.softmax(dim=1).mean(dim=0)
-    demand_K = 1.0 / (share_K + _LEAST_SHARE)
-    return demand_K / demand_K.sum()
 
 
 def breed(memory: Memory, num_images: int, stream: torch.Generator) -> Tensor:
@@ -62,7 +49,7 @@ def breed(memory: Memory, num_images: int, stream: torch.Generator) -> Tensor:
 
     def parent() -> Tensor:
         rank_N = torch.randint(len(elites_EK), (num_images,), generator=stream)
-        chosen = memory.images_u8_MCHW[elites_EK[rank_N, wanted_N]]
+        chosen = memory.asked[elites_EK[rank_N, wanted_N]]
         return jitter(PIXEL_RANGE.from_uint8(chosen), stream)
 
     first_NCHW, second_NCHW = parent(), parent()

@@ -9,8 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks import central_accuracy, gradient_fidelity, liars, run_table
+from benchmarks import (
+    central_accuracy,
+    gradient_fidelity,
+    liars,
+    run_table,
+    zeroth_order_value,
+)
 from benchmarks.costs.memory import memory_rows
 from benchmarks.costs.memory_watch import MemoryWatch
 from benchmarks.costs.parallel_clients import parallel_clients
@@ -22,6 +29,8 @@ from benchmarks.told import kept_in, told
 from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.config.presets.catalogue import preset_file, read_settings
 from fedzge_flwr.query.question import Question
+from fedzge_flwr.server.build import build_central, build_generator, build_server
+from fedzge_flwr.server.phases import generate
 from tests.helpers.paths import ROOT
 from tests.helpers.running import run_server
 
@@ -105,6 +114,65 @@ def test_liars(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert told["absent"]["together"] != told["none"]["together"]
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(table) == 2 * ((2 + 4) + (2 + 8))
+
+
+def test_zeroth_order_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Clients are trained once for all rows; a finished row is not run again."""
+    kept = tmp_path / "kept.json"
+    arguments = [
+        *("--clients", "3", "--cache", str(tmp_path / "cache"), "--json", str(kept)),
+        *("--row", "evolved patterns", "generated, exact", "--exchanges", "2", "--set"),
+        *TINY.partition("--set ")[2].split(),
+        *("num-train-images=300", "num-test-images=100", "num-server-rounds=2", "local-rounds=2"),
+    ]
+    zeroth_order_value.main(arguments)
+    runs = json.loads(kept.read_text())
+    assert [run["row"] for run in runs] == ["evolved patterns", "generated, exact"]
+    # Two rounds of 20 images, in four of 10.
+    assert [run["queries"] for run in runs] == [40, 40]
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+    first = capsys.readouterr().out
+    assert first.count("is trained") == 2 * 3
+    zeroth_order_value.main(arguments)
+    assert json.loads(kept.read_text()) == runs
+    assert "is trained" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ensemble", ["mean", "mean-probability"])
+def test_the_exact_gradient_is_autograds(ensemble: str) -> None:
+    """Of ensembles that torch can differentiate by itself."""
+    settings = from_run_config(
+        {
+            **dict.fromkeys(("num-train-images", "num-test-images"), 200),
+            **{"num-clients": 3, "local-rounds": 1, "min-local-steps": 4, "ensemble": ensemble},
+            **{"generator-width": 4, "answer-temperature": 2.0},
+        }
+    )
+    clients = zeroth_order_value.FixedClients(settings, None)
+    server = build_server(
+        settings,
+        build_central(settings),
+        build_generator(settings),
+        num_rounds=1,
+        device=torch.device("cpu"),
+    )
+    batch = generate(server, 6, torch.Generator().manual_seed(0))
+    x_NCHW = batch.x_NCHW.detach().requires_grad_()
+    white = zeroth_order_value.WhiteBox(server, clients)
+    (found,) = torch.autograd.grad(white.loss(x_NCHW, batch.z_ND, batch.y_N), x_NCHW)
+    examples = clients.num_examples
+    shares = [examples[p] / sum(examples.values()) for p in clients.models]
+    logits = [model(x_NCHW) for model in clients.models.values()]
+    if ensemble == "mean-probability":
+        logits = [(logits_NK / 2.0).softmax(dim=1) for logits_NK in logits]
+    together = sum(share * logits_NK for share, logits_NK in zip(shares, logits, strict=True))
+    assert isinstance(together, torch.Tensor)
+    if ensemble == "mean-probability":
+        together = together.log()
+    terms = server.objective(x_NCHW, batch.z_ND, batch.y_N, together, server.central(x_NCHW))
+    (wanted,) = torch.autograd.grad(terms["total"], x_NCHW)
+    assert float(wanted.abs().max()) > 1e-6
+    assert float((found - wanted).norm() / wanted.norm()) < 1e-2
 
 
 def test_central_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

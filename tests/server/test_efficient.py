@@ -21,6 +21,7 @@ from fedzge_flwr.server.round import RoundState, SyntheticBatch
 from fedzge_flwr.server.state import ServerState
 from fedzge_flwr.synthesis import composition
 from fedzge_flwr.synthesis.composition import image_counts
+from fedzge_flwr.synthesis.patterns import render
 from fedzge_flwr.synthesis.procedural import procedural_images
 from tests.helpers.federation import FunctionClients, flat, linear_logits, no_report
 
@@ -101,9 +102,51 @@ def test_unperturbed_images_are_bytes_on_both_sides_and_in_the_memory() -> None:
     images = torch.from_numpy(clients.distilled[0][0])
     levels = PIXEL_RANGE.to_uint8(images)
     assert torch.equal(PIXEL_RANGE.from_uint8(levels), images)
-    assert server.memory is not None
-    assert torch.equal(server.memory.images_u8_MCHW, levels)
-    torch.testing.assert_close(server.memory.logits_MK, torch.from_numpy(clients.distilled[0][1]))
+    assert server.memories is not None
+    assert torch.equal(server.memories.images.asked, levels)
+    torch.testing.assert_close(
+        server.memories.images.logits_MK, torch.from_numpy(clients.distilled[0][1])
+    )
+
+
+SHARES = (
+    "generator-share",
+    "evolution-share",
+    "search-share",
+    "pattern-share",
+    "procedural-share",
+)
+ALL_SOURCES = dict.fromkeys(SHARES, 0.2)
+
+
+def test_codes_are_kept_with_the_answers_on_their_own_images() -> None:
+    server = make_server(**ALL_SOURCES)
+    sizes = []
+    for number in range(1, 4):
+        run_round(EFFICIENT, server, FunctionClients(), number, no_report)
+        assert server.memories is not None
+        images, codes = server.memories
+        sizes.append((len(images), len(codes)))
+        # The newest: after 4 generated images, patterns, of which 4 are evolved but in round 1.
+        drawn = PIXEL_RANGE.to_uint8(render(codes.asked[-8:], (1, 8, 8)))
+        assert torch.equal(images.asked[-16:-8], drawn)
+        assert torch.equal(images.logits_MK[-16:-8], codes.logits_MK[-8:])
+    assert sizes == [(20, 8), (40, 16), (60, 24)]
+
+
+@pytest.mark.parametrize("memory", [12000, 0])
+def test_a_run_goes_on_from_its_snapshot_with_all_sources(memory: int) -> None:
+    whole = make_server(**ALL_SOURCES, **{"memory-size": memory})
+    run(whole, 2)
+    resumed = make_server(**ALL_SOURCES, **{"memory-size": memory})
+    resumed.restore(copy.deepcopy(whole.snapshot()))
+    asked = []
+    for server in (whole, resumed):
+        state = run_round(EFFICIENT, server, FunctionClients(), 3, no_report)
+        assert state.asked is not None
+        asked.append(state.asked.question.base)
+    assert np.array_equal(*asked)
+    assert torch.equal(flat(whole.central), flat(resumed.central))
 
 
 def test_memory_grows_to_its_bound_over_rounds() -> None:
@@ -111,8 +154,8 @@ def test_memory_grows_to_its_bound_over_rounds() -> None:
     sizes = []
     for number in range(1, 5):
         run_round(EFFICIENT, server, FunctionClients(), number, no_report)
-        assert server.memory is not None
-        sizes.append(len(server.memory))
+        assert server.memories is not None
+        sizes.append(len(server.memories.images))
     assert sizes == [20, 40, 50, 50]
 
 
@@ -138,38 +181,48 @@ def test_a_step_schedule_counts_rounds() -> None:
 
 @pytest.mark.parametrize(
     "shares",
-    [(1.0, 1.0, 0.0), (1.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.01, 1.0, 0.0)],
+    [
+        (1.0, 0.0, 1.0, 0.0, 0.0),
+        (1.0, 0.0, 0.0, 0.0, 0.0),
+        (1.0, 0.0, 1.0, 0.0, 1.0),
+        (0.01, 0.0, 1.0, 0.0, 0.0),
+        (1.0, 1.0, 1.0, 1.0, 1.0),
+        (0.0, 1.0, 0.0, 1.0, 0.0),
+    ],
 )
 def test_rounding_makes_neither_more_nor_fewer(shares: tuple[float, ...]) -> None:
     """Halves round to even: two shares of an odd number may both be rounded up."""
-    names = ("generator-share", "search-share", "procedural-share")
     for num_images in range(2, 40):
-        config = {**dict(zip(names, shares, strict=True)), "synthetic-batch-size": num_images}
+        config = {**dict(zip(SHARES, shares, strict=True)), "synthetic-batch-size": num_images}
         counts = image_counts(from_run_config(config).images, past=True)
         assert sum(counts) == num_images
         assert min(counts) >= 0
-        assert counts.procedural == 0 or shares[2]
-        assert counts.bred == 0 or shares[1]
+        assert counts.generated != 1
+        assert all(share or not count for count, share in zip(counts, shares, strict=True))
 
 
 @pytest.mark.parametrize(
     ("shares", "empty", "later"),
     [
-        ((0.25, 0.5, 0.25), (5, 0, 15), (5, 10, 5)),
-        ((0.0, 0.5, 0.5), (0, 0, 20), (0, 10, 10)),
-        ((0.5, 0.5, 0.0), (20, 0, 0), (10, 10, 0)),
-        ((0.0, 1.0, 0.0), (0, 0, 20), (0, 20, 0)),
-        ((1.0, 0.0, 0.0), (20, 0, 0), (20, 0, 0)),
-        ((2.0, 0.0, 2.0), (10, 0, 10), (10, 0, 10)),
+        # Generated, evolved, bred, patterns, procedural.
+        ((0.25, 0.0, 0.5, 0.0, 0.25), (5, 0, 0, 0, 15), (5, 0, 10, 0, 5)),
+        ((0.0, 0.0, 0.5, 0.0, 0.5), (0, 0, 0, 0, 20), (0, 0, 10, 0, 10)),
+        ((0.5, 0.0, 0.5, 0.0, 0.0), (20, 0, 0, 0, 0), (10, 0, 10, 0, 0)),
+        ((0.0, 0.0, 1.0, 0.0, 0.0), (0, 0, 0, 0, 20), (0, 0, 20, 0, 0)),
+        ((1.0, 0.0, 0.0, 0.0, 0.0), (20, 0, 0, 0, 0), (20, 0, 0, 0, 0)),
+        ((2.0, 0.0, 0.0, 0.0, 2.0), (10, 0, 0, 0, 10), (10, 0, 0, 0, 10)),
+        ((0.0, 0.5, 0.0, 0.5, 0.0), (0, 0, 0, 20, 0), (0, 10, 0, 10, 0)),
+        ((0.0, 1.0, 0.0, 0.0, 0.0), (0, 0, 0, 20, 0), (0, 20, 0, 0, 0)),
+        ((0.0, 0.25, 0.25, 0.5, 0.0), (0, 0, 0, 20, 0), (0, 5, 5, 10, 0)),
+        ((0.2, 0.2, 0.2, 0.2, 0.2), (4, 0, 0, 8, 8), (4, 4, 4, 4, 4)),
         # Batch norm cannot make a single image.
-        ((0.05, 0.0, 0.95), (0, 0, 20), (0, 0, 20)),
+        ((0.05, 0.0, 0.0, 0.0, 0.95), (0, 0, 0, 0, 20), (0, 0, 0, 0, 20)),
     ],
 )
 def test_each_source_makes_its_share(
     shares: tuple[float, ...], empty: tuple[int, ...], later: tuple[int, ...]
 ) -> None:
-    names = ("generator-share", "search-share", "procedural-share")
-    settings = make_server(**dict(zip(names, shares, strict=True))).settings
+    settings = make_server(**dict(zip(SHARES, shares, strict=True))).settings
     assert image_counts(settings.images, past=False) == empty
     assert image_counts(settings.images, past=True) == later
 
@@ -216,7 +269,7 @@ def test_all_parts_are_on_by_default(used: dict[str, list[Any]]) -> None:
     server, clients = make_server(), FunctionClients()
     rounds = run(server, 2, clients)
     assert all(used.values())
-    assert server.memory is not None
+    assert server.memories is not None
     assert all(batch_of(state) is not None for state in rounds)
     assert "distill" in clients.calls
     assert len(set(used["class_weights"][-1].tolist())) > 1
@@ -233,7 +286,7 @@ def test_every_part_can_be_switched_off_by_one_key(part: str, used: dict[str, li
     assert not torch.equal(flat(server.central), before)
     asked = [len(images) for images in clients.queries]
     if part == "memory":
-        assert server.memory is None
+        assert server.memories is None
     elif part == "generator":
         assert all(batch_of(state) is None for state in rounds)
         assert asked == [20, 20]
@@ -249,8 +302,8 @@ def test_every_part_can_be_switched_off_by_one_key(part: str, used: dict[str, li
         assert all((weights == 1).all() for weights in used["class_weights"])
     elif part == "minibatches":
         # Every image of the memory once, as it lies there.
-        assert server.memory is not None
-        wanted = PIXEL_RANGE.from_uint8(server.memory.images_u8_MCHW)
+        assert server.memories is not None
+        wanted = PIXEL_RANGE.from_uint8(server.memories.images.asked)
         assert torch.equal(used["distillation_step"][-1], wanted)
     elif part == "zeroth-order":
         assert asked == [20, 20]
@@ -315,8 +368,8 @@ def test_clients_distill_the_answers_as_they_are_and_the_server_softened_ones() 
         more = {"ensemble": "mean-probability", "answer-temperature": temperature}
         server, clients = make_server(1, **more), FunctionClients()
         run(server, 1, clients)
-        assert server.memory is not None
-        learned[temperature] = (server.memory.logits_MK.numpy(), clients.distilled[0][1])
+        assert server.memories is not None
+        learned[temperature] = (server.memories.images.logits_MK.numpy(), clients.distilled[0][1])
     for sharp in (learned[1.0][0], learned[4.0][1]):
         np.testing.assert_array_equal(sharp, learned[1.0][1])
     assert np.ptp(learned[4.0][0], axis=1).mean() < np.ptp(learned[1.0][0], axis=1).mean()

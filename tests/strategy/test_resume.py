@@ -312,7 +312,10 @@ def test_a_checkpoint_names_the_version_that_wrote_it(
 
 @pytest.mark.parametrize(
     ("middle", "who"),
-    [([b"1"], "an earlier version"), ([b"4", b"9.9.9"], "version 9.9.9")],
+    [
+        ([b"1"], "an earlier version"),
+        ([b"%d" % (checkpoints_module.FORMAT + 1), b"9.9.9"], "version 9.9.9"),
+    ],
 )
 def test_another_format_is_refused_and_not_passed_over(
     tmp_path: Path, middle: list[bytes], who: str

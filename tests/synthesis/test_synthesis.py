@@ -10,8 +10,8 @@ from fedzge_flwr.images.pixels import PIXEL_RANGE
 from fedzge_flwr.learning.distillation import class_weights
 from fedzge_flwr.synthesis.memory import Memory
 from fedzge_flwr.synthesis.procedural import procedural_images
-from fedzge_flwr.synthesis.screening import screen
-from fedzge_flwr.synthesis.search import breed, class_demand, jitter
+from fedzge_flwr.synthesis.screening import class_demand, screen
+from fedzge_flwr.synthesis.search import breed, jitter
 
 
 def stream(seed: int = 0) -> torch.Generator:
@@ -47,14 +47,14 @@ def test_memory_keeps_the_newest() -> None:
     memory = Memory(5)
     assert len(memory) == 0
     with pytest.raises(ValueError, match="empty"):
-        _ = memory.images_u8_MCHW
+        _ = memory.asked
     for first in (0, 3, 6):
         images = torch.arange(first, first + 3, dtype=torch.uint8).reshape(3, 1, 1, 1)
         memory.add(images, images.flatten(1).float() * 10)
-    assert memory.images_u8_MCHW.flatten().tolist() == [4, 5, 6, 7, 8]
+    assert memory.asked.flatten().tolist() == [4, 5, 6, 7, 8]
     assert memory.logits_MK.flatten().tolist() == [40, 50, 60, 70, 80]
     # What was forgotten is freed.
-    assert memory.images_u8_MCHW.untyped_storage().nbytes() == 5
+    assert memory.asked.untyped_storage().nbytes() == 5
 
 
 def test_demand_is_inverse_to_what_was_answered() -> None:
@@ -74,15 +74,14 @@ def test_class_weights_even_out_what_a_model_answers() -> None:
 
 
 def test_screening_evens_out_classes_and_chooses_nothing_twice() -> None:
-    candidates = torch.arange(300.0).reshape(300, 1, 1, 1)
     logits = torch.zeros(300, 3)
     logits[:240, 0] = logits[240:, 1] = 5.0
-    chosen = screen(candidates, logits, 100, stream()).flatten()
+    chosen = screen(logits, 100, stream())
     assert len(set(chosen.tolist())) == len(chosen) == 100
     # A fifth of the candidates, and as good as half of those chosen.
     assert 35 <= int((chosen >= 240).sum()) <= 55
-    assert torch.equal(chosen, screen(candidates, logits, 100, stream()).flatten())
-    assert not torch.equal(chosen, screen(candidates, logits, 100, stream(1)).flatten())
+    assert torch.equal(chosen, screen(logits, 100, stream()))
+    assert not torch.equal(chosen, screen(logits, 100, stream(1)))
 
 
 def filled_memory() -> Memory:
@@ -117,7 +116,7 @@ def test_bred_images_are_new_in_range_and_a_function_of_the_stream() -> None:
     assert first.shape == (50, 1, 8, 8)
     assert float(first.min()) >= PIXEL_RANGE.low
     assert float(first.max()) <= PIXEL_RANGE.high
-    known = {image.numpy().tobytes() for image in memory.images_u8_MCHW}
+    known = {image.numpy().tobytes() for image in memory.asked}
     # But for plain ones, which moving and mirroring does not change.
     assert len(known & {image.numpy().tobytes() for image in as_bytes(first)}) < 5
 
