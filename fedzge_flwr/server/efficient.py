@@ -1,12 +1,13 @@
 """The efficient round, phase by phase: more images for the queries, more steps for the answers.
 
-One generator step a round on one batch teaches the central model next to nothing, so here each
-answer is kept and used many times, the images asked about come from several sources, and the
-generator trains through the central model between the rounds' zeroth-order steps. Each part has a
-key that switches it off; `docs/evidence.md` has what each did.
+One generator step a round on one batch teaches next to nothing, so each answer is kept and used
+many times, images come from several sources, and the generator trains through the central model
+between zeroth-order steps. Each part has a key that switches it off (`docs/evidence.md`).
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import numpy as np
 import torch
@@ -33,7 +34,8 @@ from fedzge_flwr.server.phases import (
 )
 from fedzge_flwr.server.round import Answered, Asked, Learned, Recipe, RoundState
 from fedzge_flwr.server.state import ServerState
-from fedzge_flwr.synthesis.composition import image_counts, other_images
+from fedzge_flwr.synthesis.composition import Sources, image_counts
+from fedzge_flwr.synthesis.memory import Memories
 
 _GENERATOR_BATCH = 64
 
@@ -59,36 +61,28 @@ def efficient_round(server: ServerState, clients: Clients, current: RoundState) 
 
 def compose_images(server: ServerState, round_: int) -> Asked:
     """Gather the round's images as levels: generated ones, then those of the other sources."""
-    images, memories = server.settings.images, server.memories
-    counts = image_counts(images, past=memories is not None and len(memories.images) > 0)
-    drawn = other_images(
-        counts,
-        server.settings.data.spec.image_shape,
-        memories,
-        # One that has not taken a step yet has nothing to choose by.
-        server.central if server.central_optimizer.state else None,
-        images.candidates,
-        lambda purpose: _stream(server, purpose, round_),
-    )
+    images, shape = server.settings.images, server.settings.data.spec.image_shape
+    memories = server.memories or Memories.of(1)
+    counts = image_counts(images, past=len(memories.images) > 0)
+    # A model that has not taken a step yet has nothing to choose by.
+    chooser = server.central if server.central_optimizer.state else None
+    stream = partial(_stream, server, round_=round_)
+    drawn = Sources(shape, memories, chooser, images.candidates, stream).drawn(counts)
     others = PIXEL_RANGE.to_uint8(drawn.images_NCHW).numpy()
     if not counts.generated:
         return Asked(Question.unperturbed(others), codes_ED=drawn.codes_ED)
-    batch = generate(server, counts.generated, _stream(server, Purpose.LATENT, round_))
+    batch = generate(server, counts.generated, stream(Purpose.LATENT))
     generated = question_about(server, batch, round_, levels=True)
-    first = generated.question
-    question = first.about(np.concatenate((first.base, others)))
+    question = generated.question.about(np.concatenate((generated.question.base, others)))
     return Asked(question, generated, drawn.codes_ED)
 
 
 def remember(server: ServerState, asked: Asked, answered: Answered) -> None:
-    """Put the round's images and codes into the memories, with the answers."""
-    if server.memories is None:
-        return
-    logits_NK = torch.from_numpy(answered.logits_NK)
-    server.memories.images.add(torch.from_numpy(asked.question.base), logits_NK)
-    if asked.codes_ED is not None and len(asked.codes_ED):
-        first = len(asked.generated.batch.z_ND) if asked.generated is not None else 0
-        server.memories.codes.add(asked.codes_ED, logits_NK[first : first + len(asked.codes_ED)])
+    """Put the round's images, codes and answers into the memories."""
+    if server.memories is not None:
+        levels = torch.from_numpy(asked.question.base)
+        logits_NK = torch.from_numpy(answered.logits_NK)
+        server.memories.add(levels, logits_NK, asked.codes_ED, asked.num_generated)
 
 
 def distill_central(server: ServerState, round_: int, asked: Asked, answered: Answered) -> float:

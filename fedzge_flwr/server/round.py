@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, ParamSpec, TypeVar
 
+import torch
 from torch import Tensor
 
 from fedzge_flwr.common.arrays import FloatArray
@@ -60,13 +61,18 @@ class Asked:
         All that the clients are asked: the generated images first, in copies, then the others.
     generated : Generated, optional
         The part of it that is about generated images; None if there are none.
-    codes_ED : Tensor, optional
-        Codes of the patterns, the images that follow the generated ones; None if there are none.
+    codes_ED : Tensor
+        Codes of the patterns, the images that follow the generated ones.
     """
 
     question: Question
     generated: Generated | None = None
-    codes_ED: Tensor | None = None
+    codes_ED: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+
+    @property
+    def num_generated(self) -> int:
+        """How many of the base images are generated: the first."""
+        return len(self.generated.batch.z_ND) if self.generated is not None else 0
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -74,24 +76,17 @@ def image_counts(images: ImageSettings, *, past: bool) -> Counts:
     return Counts(**{"evolved": 0, "bred": 0, **counts})
 
 
-def other_images(
-    counts: Counts,
-    image_shape: tuple[int, int, int],
-    memories: Memories | None,
-    chooser: nn.Module | None,
-    candidates: int,
-    stream: Callable[[Purpose], torch.Generator],
-) -> Drawn:
-    """Return the images that no generator makes: evolved, new patterns, procedural, bred.
+@dataclass(frozen=True)
+class Sources:
+    """Where images come from that no generator makes.
 
     Parameters
     ----------
-    counts : Counts
-        How many of each; none are evolved or bred without a memory.
     image_shape : tuple of int
         (C, H, W).
-    memories : Memories, optional
-        Past images and codes, with the answers to them.
+    memories : Memories
+        Past images and codes, with the answers to them; empty, there is nothing to evolve or to
+        breed from.
     chooser : nn.Module, optional
         The central model, whose classes choose among candidates (`screen`); None while it knows
         nothing to choose by.
@@ -100,43 +95,57 @@ def other_images(
     stream : Callable[[Purpose], torch.Generator]
         The round's streams.
     """
-    times = 1 if chooser is None else candidates
 
-    def chosen(drawn_NCHW: Tensor, num: int, stream: torch.Generator) -> Tensor:
-        """Which of the candidates: their numbers (num,)."""
-        if chooser is None or len(drawn_NCHW) == num:
+    image_shape: tuple[int, int, int]
+    memories: Memories
+    chooser: nn.Module | None
+    candidates: int
+    stream: Callable[[Purpose], torch.Generator]
+
+    def drawn(self, counts: Counts) -> Drawn:
+        """Return the images: evolved, new patterns, procedural, bred."""
+        codes = [
+            self._codes(counts.evolved, Purpose.EVOLUTION, partial(evolve, self.memories.codes)),
+            self._codes(counts.patterns, Purpose.PATTERNS, draw_codes),
+        ]
+        images = [
+            *(render(codes_ND, self.image_shape) for codes_ND in codes),
+            self._images(counts.procedural, Purpose.PROCEDURAL, procedural_images),
+            self._images(counts.bred, Purpose.SEARCH, self._bred),
+        ]
+        return Drawn(torch.cat(images), torch.cat(codes))
+
+    def _codes(
+        self, num: int, purpose: Purpose, draw: Callable[[int, int, torch.Generator], Tensor]
+    ) -> Tensor:
+        """Draw patterns' codes, chosen by their images."""
+        channels, stream = self.image_shape[0], self.stream(purpose)
+        if not num:
+            return draw_codes(0, channels, stream)
+        codes_ND = draw(self._times * num, channels, stream)
+        return codes_ND[self._choice(render(codes_ND, self.image_shape), num, stream)]
+
+    def _images(
+        self,
+        num: int,
+        purpose: Purpose,
+        draw: Callable[[int, tuple[int, int, int], torch.Generator], Tensor],
+    ) -> Tensor:
+        stream = self.stream(purpose)
+        if not num:
+            return torch.zeros(0, *self.image_shape)
+        drawn_NCHW = draw(self._times * num, self.image_shape, stream)
+        return drawn_NCHW[self._choice(drawn_NCHW, num, stream)]
+
+    def _bred(self, num: int, image_shape: tuple[int, int, int], stream: torch.Generator) -> Tensor:
+        return breed(self.memories.images, num, stream)
+
+    @property
+    def _times(self) -> int:
+        return 1 if self.chooser is None else self.candidates
+
+    def _choice(self, drawn_NCHW: Tensor, num: int, stream: torch.Generator) -> Tensor:
+        """Return which candidates are asked about, (num,)."""
+        if self.chooser is None or len(drawn_NCHW) == num:
             return torch.arange(num)
-        return screen(predict(chooser, drawn_NCHW, _SCREENING_BATCH), num, stream)
-
-    channels = image_shape[0]
-    images, codes = [torch.zeros(0, *image_shape)], [draw_codes(0, channels, torch.Generator())]
-
-    def of_codes(
-        num: int, purpose: Purpose, draw: Callable[[int, torch.Generator], Tensor]
-    ) -> None:
-        if num:
-            drawn = stream(purpose)
-            codes_ND = draw(times * num, drawn)
-            images_NCHW = render(codes_ND, image_shape)
-            which = chosen(images_NCHW, num, drawn)
-            images.append(images_NCHW[which])
-            codes.append(codes_ND[which])
-
-    def of_pixels(
-        num: int, purpose: Purpose, draw: Callable[[int, torch.Generator], Tensor]
-    ) -> None:
-        if num:
-            drawn = stream(purpose)
-            images_NCHW = draw(times * num, drawn)
-            images.append(images_NCHW[chosen(images_NCHW, num, drawn)])
-
-    if memories is not None:
-        past = memories.codes
-        of_codes(counts.evolved, Purpose.EVOLUTION, lambda n, g: evolve(past, n, channels, g))
-    of_codes(counts.patterns, Purpose.PATTERNS, lambda n, g: draw_codes(n, channels, g))
-    of_pixels(
-        counts.procedural, Purpose.PROCEDURAL, lambda n, g: procedural_images(n, image_shape, g)
-    )
-    if memories is not None:
-        of_pixels(counts.bred, Purpose.SEARCH, lambda n, g: breed(memories.images, n, g))
-    return Drawn(torch.cat(images), torch.cat(codes))
+        return screen(predict(self.chooser, drawn_NCHW, _SCREENING_BATCH), num, stream)

@@ -77,3 +77,9 @@ class Memories(NamedTuple):
     def of(cls, size: int) -> Memories:
         """Return empty ones of some size."""
         return cls(Memory(size), Memory(size))
+
+    def add(self, images: Tensor, logits_NK: Tensor, codes_ED: Tensor, first: int) -> None:
+        """Take in a round's images, and the codes of those from ``first`` on that are patterns."""
+        self.images.add(images, logits_NK)
+        if len(codes_ED):
+            self.codes.add(codes_ED, logits_NK[first : first + len(codes_ED)])
