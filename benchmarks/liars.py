@@ -14,9 +14,7 @@ clients have more than half of the images; among those, the two of which the lia
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +23,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.numpy import load_file, save_file
 
 from benchmarks.central_accuracy import overrides_of
 from benchmarks.local_clients import LocalClients
-from benchmarks.told import kept_in, told
+from benchmarks.told import kept_in, run_once, told
 from fedzge_flwr.common.arrays import FloatArray
-from fedzge_flwr.common.files import atomic_path, atomic_write_text
 from fedzge_flwr.common.randomness import Purpose, torch_stream
 from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.config.sections import Settings
@@ -145,30 +141,11 @@ class LyingClients(LocalClients):
         b: int,
         cache: Path | None,
     ) -> None:
-        super().__init__(settings)
+        super().__init__(settings, cache)
         self._server, self._lie, self._liars = server, lie, tuple(liars if lie else ())
-        self._a, self._b, self._cache = a, b, cache
-        run, training = settings.run, settings.training
-        trained = (run.seed, run.num_clients, settings.data, training, settings.optimizer)
-        self._key = hashlib.sha256(repr(trained).encode()).hexdigest()[:16]
+        self._a, self._b = a, b
         if lie not in (None, ABSENT):
             self._num_examples |= dict.fromkeys(self._liars, CLAIM)
-
-    def _train(self, partition: int, round_: int) -> float | None:
-        if 0 < self._local_rounds <= self._trained[partition] or self._cache is None:
-            return super()._train(partition, round_)
-        path = self._cache / f"{self._key}-{partition}-{round_}.safetensors"
-        if not path.exists():
-            super()._train(partition, round_)
-            self._cache.mkdir(parents=True, exist_ok=True)
-            state = self._boxes[partition].state()
-            with atomic_path(path, durable=False) as temporary:
-                save_file({k: np.ascontiguousarray(v) for k, v in state.items()}, temporary)
-        else:
-            self._trained[partition] += 1
-        # In either case, so that the first run is as the later ones.
-        self._boxes[partition].load_state({k: v.copy() for k, v in load_file(path).items()})
-        return 0.0
 
     def ask(
         self, round_: int, partitions: Sequence[int], question: Question, *, to_distill: bool
@@ -351,7 +328,7 @@ def main(given: list[str] | None = None) -> None:
                 for ensemble in arguments.ensemble:
                     for lie in arguments.lie:
                         _kept(arguments, seed, alpha, num_clients, ensemble, lie)
-    print(table(_finished(arguments.json)))
+    print(table(kept_in(arguments.json, list)))
 
 
 def _kept(
@@ -375,10 +352,6 @@ def _kept(
         "ensemble": ensemble,
         "lie": lie,
     }
-    if any(
-        all(run[name] == value for name, value in key.items()) for run in _finished(arguments.json)
-    ):
-        return
     settings = from_run_config(
         {
             "dataset": arguments.dataset,
@@ -392,26 +365,19 @@ def _kept(
             **overrides_of(arguments.set),
         }
     )
-    started = time.perf_counter()
     num_liars = arguments.liars if lie != "none" else 0
     run_settings = combine_alone if arguments.answers_alone else run_one
-    found = run_settings(
-        settings,
-        None if lie == "none" else lie,
-        num_liars,
-        alone=arguments.alone,
-        cache=arguments.cache,
+    run_once(
+        arguments.json,
+        key,
+        lambda: run_settings(
+            settings,
+            None if lie == "none" else lie,
+            num_liars,
+            alone=arguments.alone,
+            cache=arguments.cache,
+        ),
     )
-    run = {**key, **found, "seconds": time.perf_counter() - started}
-    print(json.dumps(run), flush=True)
-    # Another process may have finished a run for the same file meanwhile.
-    runs = [*_finished(arguments.json), run]
-    atomic_write_text(arguments.json, json.dumps(runs, indent=1))
-
-
-def _finished(path: Path) -> list[dict[str, Any]]:
-    runs: list[dict[str, Any]] = kept_in(path, list)
-    return runs
 
 
 def table(runs: list[dict[str, Any]]) -> str:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import cast
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from fedzge_flwr.black_boxes.contract import EvaluationSplit
 from fedzge_flwr.black_boxes.partition import TorchBlackBox
+from fedzge_flwr.common.files import atomic_path
 from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.query.question import Question
 from fedzge_flwr.query.targets import Targets
@@ -20,13 +26,20 @@ class LocalClients:
     ----------
     settings : Settings
         The run's settings; one black box for each of ``num-clients``.
+    cache : Path, optional
+        Where trained models are kept, for other runs of the same clients: what they learn of their
+        own data does not depend on what others answer, until they distill.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, cache: Path | None = None) -> None:
         num_clients = settings.run.num_clients
         partitions = range(num_clients)
         self._boxes = [TorchBlackBox(settings, p, num_clients) for p in partitions]
         self._local_rounds = settings.training.local_rounds
+        self._cache = cache
+        run, training = settings.run, settings.training
+        trained = (run.seed, run.num_clients, settings.data, training, settings.optimizer)
+        self._key = hashlib.sha256(repr(trained).encode()).hexdigest()[:16]
         self._trained = dict.fromkeys(partitions, 0)
         self._num_examples = {p: self._boxes[p].profile().num_examples for p in partitions}
 
@@ -42,9 +55,21 @@ class LocalClients:
     def _train(self, partition: int, round_: int) -> float | None:
         if 0 < self._local_rounds <= self._trained[partition]:
             return None
-        report = self._boxes[partition].fit(round_)
         self._trained[partition] += 1
-        return report.loss if report.num_examples else None
+        box = self._boxes[partition]
+        if self._cache is None:
+            report = box.fit(round_)
+            return report.loss if report.num_examples else None
+        path = self._cache / f"{self._key}-{partition}-{round_}.safetensors"
+        if not path.exists():
+            box.fit(round_)
+            self._cache.mkdir(parents=True, exist_ok=True)
+            state = {name: np.ascontiguousarray(value) for name, value in box.state().items()}
+            with atomic_path(path, durable=False) as temporary:
+                save_file(state, temporary)
+        # In either case, so that the first run is as the later ones.
+        box.load_state({name: value.copy() for name, value in load_file(path).items()})
+        return 0.0
 
     def ask(
         self, round_: int, partitions: Sequence[int], question: Question, *, to_distill: bool

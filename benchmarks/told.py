@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fedzge_flwr.common.errors import DataError, FedZGEError
 from fedzge_flwr.common.file_kinds import unreadable
+from fedzge_flwr.common.files import atomic_write_text
 
 
 def told(main: Callable[[], None]) -> None:
@@ -45,3 +47,31 @@ def kept_in(path: Path | None, kind: type) -> Any:
     if not isinstance(found, kind):
         raise DataError(f"{path}: not what this benchmark has kept; {fix}")
     return found
+
+
+def run_once(path: Path, key: Mapping[str, Any], run: Callable[[], Mapping[str, Any]]) -> None:
+    """Run what a JSON file of runs does not have yet, and add it there.
+
+    Parameters
+    ----------
+    path : Path
+        The file: a list of dictionaries.
+    key : Mapping[str, Any]
+        What tells a run from all others.
+    run : Callable[[], Mapping[str, Any]]
+        Returns its figures; they, the key and the seconds that it took are kept and printed.
+
+    Raises
+    ------
+    DataError
+        If the file is something else.
+    """
+    if any(
+        all(kept.get(name) == value for name, value in key.items()) for kept in kept_in(path, list)
+    ):
+        return
+    started = time.perf_counter()
+    found = {**key, **run(), "seconds": time.perf_counter() - started}
+    print(json.dumps(found), flush=True)
+    # Another process may have finished a run for the same file meanwhile.
+    atomic_write_text(path, json.dumps([*kept_in(path, list), found], indent=1))

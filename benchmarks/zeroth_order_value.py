@@ -10,9 +10,7 @@ the gradient through the clients' models, which no run can: what it cannot buy, 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from benchmarks.central_accuracy import overrides_of
 from benchmarks.local_clients import LocalClients
-from benchmarks.told import kept_in, told
+from benchmarks.told import kept_in, run_once, told
 from fedzge_flwr.common.arrays import FloatArray
-from fedzge_flwr.common.files import atomic_path, atomic_write_text
 from fedzge_flwr.common.randomness import Purpose, torch_stream
 from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.config.sections import Settings
@@ -70,23 +66,10 @@ class FixedClients(LocalClients):
     """`LocalClients` after their training rounds, from a cache if they are there."""
 
     def __init__(self, settings: Settings, cache: Path | None) -> None:
-        super().__init__(settings)
-        run, training = settings.run, settings.training
-        parts = (run.seed, run.num_clients, settings.data, training, settings.optimizer)
-        key = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-        for partition, box in enumerate(self._boxes):
-            path = cache / f"{key}-{partition}.safetensors" if cache else None
-            if path is None or not path.exists():
-                for round_ in range(1, training.local_rounds + 1):
-                    box.fit(round_)
-            if path is not None and not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                state = {name: np.ascontiguousarray(v) for name, v in box.state().items()}
-                with atomic_path(path, durable=False) as temporary:
-                    save_file(state, temporary)
-            if path is not None:
-                box.load_state({name: v.copy() for name, v in load_file(path).items()})
-            print(f"  client {partition} is trained", flush=True)
+        super().__init__(settings, cache)
+        for round_ in range(1, settings.training.local_rounds + 1):
+            super().train(round_, range(settings.run.num_clients))
+            print(f"  clients: training round {round_}", flush=True)
 
     def train(self, round_: int, partitions: Sequence[int]) -> dict[int, float | None]:
         """Nothing is left to train."""
@@ -277,16 +260,12 @@ def _kept(arguments: argparse.Namespace, row: str, alpha: float, seed: int) -> N
         "clients": arguments.clients,
         "set": arguments.set,
     }
-    runs = kept_in(arguments.json, list)
-    if any(all(run[name] == value for name, value in key.items()) for run in runs):
-        return
-    started = time.perf_counter()
     settings = settings_of(arguments, row, alpha, seed)
-    found = run_row(settings, exact=row.endswith("exact"), cache=arguments.cache)
-    run = {**key, **found, "seconds": time.perf_counter() - started}
-    print(json.dumps(run), flush=True)
-    # Another process may have finished a row for the same file meanwhile.
-    atomic_write_text(arguments.json, json.dumps([*kept_in(arguments.json, list), run], indent=1))
+    run_once(
+        arguments.json,
+        key,
+        lambda: run_row(settings, exact=row.endswith("exact"), cache=arguments.cache),
+    )
 
 
 if __name__ == "__main__":

@@ -104,26 +104,27 @@ class Sources:
 
     def drawn(self, counts: Counts) -> Drawn:
         """Return the images: evolved, new patterns, procedural, bred."""
-        codes = [
-            self._codes(counts.evolved, Purpose.EVOLUTION, partial(evolve, self.memories.codes)),
-            self._codes(counts.patterns, Purpose.PATTERNS, draw_codes),
-        ]
-        images = [
-            *(render(codes_ND, self.image_shape) for codes_ND in codes),
+        evolve_codes = partial(evolve, self.memories.codes)
+        evolved = self._patterns(counts.evolved, Purpose.EVOLUTION, evolve_codes)
+        new = self._patterns(counts.patterns, Purpose.PATTERNS, draw_codes)
+        images = (
+            evolved.images_NCHW,
+            new.images_NCHW,
             self._images(counts.procedural, Purpose.PROCEDURAL, procedural_images),
             self._images(counts.bred, Purpose.SEARCH, self._bred),
-        ]
-        return Drawn(torch.cat(images), torch.cat(codes))
+        )
+        return Drawn(torch.cat(images), torch.cat((evolved.codes_ED, new.codes_ED)))
 
-    def _codes(
+    def _patterns(
         self, num: int, purpose: Purpose, draw: Callable[[int, int, torch.Generator], Tensor]
-    ) -> Tensor:
-        """Draw patterns' codes, chosen by their images."""
+    ) -> Drawn:
         channels, stream = self.image_shape[0], self.stream(purpose)
-        if not num:
-            return draw_codes(0, channels, stream)
-        codes_ND = draw(self._times * num, channels, stream)
-        return codes_ND[self._choice(render(codes_ND, self.image_shape), num, stream)]
+        codes_ND = (
+            draw(self._times * num, channels, stream) if num else draw_codes(0, channels, stream)
+        )
+        images_NCHW = render(codes_ND, self.image_shape)
+        chosen = self._choice(images_NCHW, num, stream)
+        return Drawn(images_NCHW[chosen], codes_ND[chosen])
 
     def _images(
         self,

@@ -46,6 +46,7 @@ RUN_ELSEWHERE = {
     **dict.fromkeys(
         (
             r"C='.*'",
+            r'C="\$C .*"',
             r'fedzge run (--preset paper )?--seeds 0,1,2 --run-config "\$C .*"',
             r"fedzge report .*\{0,1,2\}.*",
         ),
@@ -188,8 +189,9 @@ def with_flower_home(place: Path) -> Iterator[psutil.Process]:
 def test_a_comparison(place: Path) -> None:
     """The block for a report of both recipes over seeds: one script, with tiny settings."""
     (block,) = (block for block in blocks() if block[0].startswith("C="))
-    settings, *commands = block
+    settings, more, *commands = block
     assert re.fullmatch(r"C='[^']*'", settings)
+    assert re.fullmatch(r'C="\$C [^"]*"', more)
     script = "\n".join(["set -eu", f"C='{TINY} server-threads=1'", *commands])
     script = script.replace("0,1,2", "0,1").replace("num-server-rounds=9", "")
     script = script.replace("fedzge run", f"fedzge run --app {ROOT} --output-dir runs")
