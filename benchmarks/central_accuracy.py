@@ -43,10 +43,10 @@ ROWS: dict[str, dict[str, object]] = {
     "paper": {"recipe": "paper"},
     "efficient": {},
     "no memory": {"memory-size": 0},
-    "no procedural images": {"procedural-share": 0.0},
-    "no search": {"search-share": 0.0},
+    "no procedural images": {"image-sources": "bred:0.5"},
+    "no search": {"image-sources": "procedural:0.45"},
     "no generator": {"generator-share": 0.0},
-    "generator alone": {"search-share": 0.0, "procedural-share": 0.0},
+    "generator alone": {"image-sources": ""},
     "surrogate only": {"estimator": "surrogate"},
     "per-image estimates": {"estimator": "per-image"},
     "surrogate not shifted": {"surrogate-shift": 0},
@@ -86,26 +86,19 @@ class Point:
     mean_client: float
 
 
-def queries_of_rounds(settings: Settings) -> tuple[int, int]:
-    """Return the queries of each client in the first round and in every later one.
-
-    Perturbed images are queries too.
-    """
-    num_images, queries = settings.images.synthetic_batch_size, settings.queries
+def queries_of_round(settings: Settings) -> int:
+    """Return the queries of each client in a round, perturbed images among them."""
+    images, queries = settings.images, settings.queries
     copies = copies_asked(queries.estimator, queries.q, queries.differences)
-    if settings.run.recipe == "paper":
-        first = later = num_images
-    else:
-        memory = settings.distillation.memory_size > 0
-        first = image_counts(settings.images, past=False).generated
-        later = image_counts(settings.images, past=memory).generated
-    return num_queries(num_images, first, copies), num_queries(num_images, later, copies)
+    num_images = images.synthetic_batch_size
+    of_paper = settings.run.recipe == "paper"
+    generated = num_images if of_paper else image_counts(images).generated
+    return num_queries(num_images, generated, copies)
 
 
 def rounds_within(settings: Settings, budget: int) -> int:
     """Return the rounds that a budget of queries a client is enough for; at least 1."""
-    first, later = queries_of_rounds(settings)
-    return 1 + max(budget - first, 0) // later
+    return max(budget // queries_of_round(settings), 1)
 
 
 def run_federation(settings: Settings, num_rounds: int, label: str) -> list[Point]:

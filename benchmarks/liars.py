@@ -273,7 +273,7 @@ def combine_alone(
     images = procedural_images(
         settings.images.synthetic_batch_size,
         settings.data.spec.image_shape,
-        torch_stream(settings.run.seed, Purpose.PROCEDURAL),
+        torch_stream(settings.run.seed, Purpose.IMAGES),
     )
     levels_NCHW = PIXEL_RANGE.to_uint8(images).numpy()
     for round_ in range(1, settings.training.local_rounds + 1):

@@ -5,6 +5,7 @@ client in its training rounds once, keeps it in FOLDER, and then runs the server
 fixed clients, in this process on one thread: a row takes minutes. ``--exchanges K`` has the same
 images and steps in K times as many rounds. Rows whose name ends in "exact" train the generator by
 the gradient through the clients' models, which no run can: what it cannot buy, no estimate will.
+"Steered patterns" are searched by the central model's gradient instead of by queries.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from benchmarks.central_accuracy import overrides_of
 from benchmarks.local_clients import LocalClients
+from benchmarks.steered_patterns import Steered
 from benchmarks.told import kept_in, run_once, told
 from fedzge_flwr.common.arrays import FloatArray
 from fedzge_flwr.common.randomness import Purpose, torch_stream
@@ -42,19 +44,24 @@ _EXACT_STEPS = 20
 _LOGIT_STEP = 0.05
 
 
-def _sources(**shares: float) -> dict[str, Any]:
-    names = ("generator", "evolution", "search", "pattern", "procedural")
-    return {f"{name}-share": shares.get(name, 0.0) for name in names}
+def _sources(text: str) -> dict[str, Any]:
+    return {"generator-share": 0.0, "image-sources": text}
 
 
-_GENERATED = {**_sources(generator=1.0), "estimator": "surrogate"}
+_GENERATED = {"generator-share": 1.0, "image-sources": "", "estimator": "surrogate"}
+_STEERED = "steered patterns"
 
 ROWS: dict[str, dict[str, Any]] = {
     "default": {},
-    "no generator": _sources(search=0.5, procedural=0.5),
-    "procedural": _sources(procedural=1.0),
-    "new patterns": _sources(pattern=1.0),
-    "evolved patterns": _sources(pattern=0.5, evolution=0.5),
+    "generator, bred and procedural": {
+        "generator-share": 0.05,
+        "image-sources": "bred:0.5,procedural:0.45",
+    },
+    "bred and procedural": _sources("bred:0.5,procedural:0.5"),
+    "procedural": _sources("procedural:1"),
+    "new patterns": _sources("patterns:1"),
+    _STEERED: _sources("patterns:0.5,evolved:0.5"),
+    "evolved patterns": _sources("patterns:0.5,evolved:0.5"),
     "generated, untrained": {**_GENERATED, "generator-steps": 0},
     "generated, central model's": {**_GENERATED, "generator-steps": _EXACT_STEPS},
     "generated, exact": {**_GENERATED, "generator-steps": 0},
@@ -141,9 +148,10 @@ def exact_steps(server: ServerState, clients: FixedClients, round_: int) -> None
     server.central.zero_grad(set_to_none=True)
 
 
-def run_row(settings: Settings, *, exact: bool, cache: Path | None) -> dict[str, Any]:
+def run_row(settings: Settings, row: str, cache: Path | None) -> dict[str, Any]:
     """Run the server over fixed clients; return figures in [0, 1]."""
     test, rounds = load_split(settings.data, "test"), settings.run.num_server_rounds
+    exact, steered = row.endswith("exact"), row == _STEERED
     clients = FixedClients(settings, cache)
     server = build_server(
         settings,
@@ -153,6 +161,8 @@ def run_row(settings: Settings, *, exact: bool, cache: Path | None) -> dict[str,
         device=select_device("cpu"),
         num_test_images=len(test.labels_N),
     )
+    if steered:
+        server.sources = {**server.sources, "evolved": Steered(server.central)}
     for round_ in range(1, rounds + 1):
         if exact and round_ > 1:
             exact_steps(server, clients, round_)
@@ -264,7 +274,7 @@ def _kept(arguments: argparse.Namespace, row: str, alpha: float, seed: int) -> N
     run_once(
         arguments.json,
         key,
-        lambda: run_row(settings, exact=row.endswith("exact"), cache=arguments.cache),
+        lambda: run_row(settings, row, arguments.cache),
     )
 
 

@@ -53,6 +53,9 @@ if TYPE_CHECKING:
     from fedzge_flwr.strategy import CommonTestSet as CommonTestSet
     from fedzge_flwr.strategy import FedZGE as FedZGE
     from fedzge_flwr.synthesis.generators import GENERATORS as GENERATORS
+    from fedzge_flwr.synthesis.memory import Memories as Memories
+    from fedzge_flwr.synthesis.sources import SOURCES as SOURCES
+    from fedzge_flwr.synthesis.sources import Proposed as Proposed
     from fedzge_flwr.zeroth_order.base import Estimate as Estimate
     from fedzge_flwr.zeroth_order.base import Estimator as Estimator
     from fedzge_flwr.zeroth_order.base import Objective as Objective
@@ -86,6 +89,8 @@ _HOMES = {
     "server.ensemble": ("Answers", "ENSEMBLES"),
     "strategy": ("CommonTestSet", "FedZGE"),
     "synthesis.generators": ("GENERATORS",),
+    "synthesis.memory": ("Memories",),
+    "synthesis.sources": ("Proposed", "SOURCES"),
     "zeroth_order.base": ("Estimate", "Estimator", "Objective"),
     "zeroth_order.estimators": ("ESTIMATORS",),
 }

@@ -319,23 +319,14 @@ class ImageSettings(Section):
     generator_share: NonNegative = Field(
         0.05, description="part of a round's images that the generator makes; 0: none"
     )
-    evolution_share: NonNegative = Field(
-        0.0,
-        description="part evolved from patterns by the ensemble's answers, which search the codes "
-        "of the classes that it answers least; 0: none",
-    )
-    pattern_share: NonNegative = Field(
-        0.0, description="part drawn as new patterns, networks of the coordinates; 0: none"
-    )
-    search_share: NonNegative = Field(
-        0.5, description="part bred from the memory's elites, class-balanced; 0: none"
-    )
-    procedural_share: NonNegative = Field(
-        0.45, description="part drawn procedurally (dead leaves and kin); 0: none"
+    image_sources: str = Field(
+        "bred:0.5,procedural:0.45",
+        description="where the other images come from, as source:share, comma-separated; the "
+        'shares are relative, generator-share among them; "": all are generated',
     )
     candidates: Count = Field(
         3,
-        description="bred or procedural images drawn for each one that is asked about, of which "
+        description="images of a source drawn for each one that is asked about, of which "
         "the central model's classes choose; 1: no choice",
     )
     generator: str = Field(
@@ -355,11 +346,33 @@ class ImageSettings(Section):
 
     @model_validator(mode="after")
     def _images_from_somewhere(self) -> ImageSettings:
-        shares = [name for name in type(self).model_fields if name.endswith("_share")]
-        if not any(getattr(self, name) for name in shares):
-            names = ", ".join(f"'{kebab(name)}'" for name in shares)
-            raise ValueError(f"one of {names} must be above 0")
+        if not (self.source_shares or self.generator_share):
+            raise ValueError("'generator-share' or a share of 'image-sources' must be above 0")
         return self
+
+    @property
+    def source_shares(self) -> dict[str, float]:
+        """Shares above 0 by source, in the order given.
+
+        Raises
+        ------
+        ValueError
+            If they are not written as source:share, each source once.
+        """
+        pairs = [pair.partition(":") for pair in self.image_sources.split(",") if pair.strip()]
+        shares: dict[str, float] = {}
+        for name, _, share in pairs:
+            try:
+                value = float(share)
+            except ValueError:
+                value = math.nan
+            if not name.strip() or name.strip() in shares or not 0 <= value < math.inf:
+                raise ValueError(
+                    f"'image-sources' = '{self.image_sources}': give source:share, each source "
+                    'once and no share below 0, e.g. "evolved:0.5,patterns:0.5"'
+                )
+            shares[name.strip()] = value
+        return {name: share for name, share in shares.items() if share}
 
 
 class QuerySettings(Section):

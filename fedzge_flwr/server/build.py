@@ -24,6 +24,7 @@ from fedzge_flwr.server.round import Recipe
 from fedzge_flwr.server.state import ServerState
 from fedzge_flwr.synthesis.generators import GENERATORS
 from fedzge_flwr.synthesis.memory import Memories
+from fedzge_flwr.synthesis.sources import SOURCES, Source
 from fedzge_flwr.zeroth_order.base import Estimator
 from fedzge_flwr.zeroth_order.estimators import ESTIMATORS
 from fedzge_flwr.zeroth_order.samplers import DIRECTIONS
@@ -38,8 +39,8 @@ def check_names(settings: Settings) -> None:
     Raises
     ------
     ConfigError
-        If there is no such data set, estimator, distribution of directions, objective, generator
-        or way to combine answers; the line lists the known ones.
+        If there is no such data set, estimator, distribution of directions, objective, generator,
+        source of images or way to combine answers; the line lists the known ones.
     """
     _ = settings.data.spec
     lookup(DIRECTIONS, settings.queries.directions, "distribution of directions")
@@ -47,6 +48,7 @@ def check_names(settings: Settings) -> None:
     lookup(OBJECTIVES, settings.images.objective, "objective")
     lookup(GENERATORS, settings.images.generator, "generator")
     lookup(ENSEMBLES, settings.queries.ensemble, "ensemble")
+    build_sources(settings)
 
 
 def check_models(settings: Settings) -> None:
@@ -133,6 +135,7 @@ def build_server(
             steps_each=distillation.central_distill_steps,
         ),
         combine=lookup(ENSEMBLES, settings.queries.ensemble, "ensemble"),
+        sources=build_sources(settings),
         memories=Memories.of(distillation.memory_size) if distillation.memory_size else None,
         estimator=build_estimator(settings),
         objective=build_objective(settings),
@@ -145,6 +148,13 @@ def build_estimator(settings: Settings) -> Estimator:
     sampler = lookup(DIRECTIONS, queries.directions, "distribution of directions")
     build = lookup(ESTIMATORS, queries.estimator, "estimator")
     return build(sampler, queries.q, queries.eps, queries.differences)
+
+
+def build_sources(settings: Settings) -> dict[str, Source]:
+    """Return the sources of images that the settings give a share, by name."""
+    return {
+        name: lookup(SOURCES, name, "source of images") for name in settings.images.source_shares
+    }
 
 
 def build_objective(settings: Settings) -> BoundObjective:

@@ -7,8 +7,6 @@ between zeroth-order steps. Each part has a key that switches it off (`docs/evid
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import torch
 
@@ -34,7 +32,7 @@ from fedzge_flwr.server.phases import (
 )
 from fedzge_flwr.server.round import Answered, Asked, Learned, Recipe, RoundState
 from fedzge_flwr.server.state import ServerState
-from fedzge_flwr.synthesis.composition import Sources, image_counts
+from fedzge_flwr.synthesis.composition import Composition, image_counts
 from fedzge_flwr.synthesis.memory import Memories
 
 _GENERATOR_BATCH = 64
@@ -62,16 +60,18 @@ def efficient_round(server: ServerState, clients: Clients, current: RoundState) 
 def compose_images(server: ServerState, round_: int) -> Asked:
     """Gather the round's images as levels: generated ones, then those of the other sources."""
     images, shape = server.settings.images, server.settings.data.spec.image_shape
-    memories = server.memories or Memories.of(1)
-    counts = image_counts(images, past=len(memories.images) > 0)
+    counts = image_counts(images)
     # A model that has not taken a step yet has nothing to choose by.
     chooser = server.central if server.central_optimizer.state else None
-    stream = partial(_stream, server, round_=round_)
-    drawn = Sources(shape, memories, chooser, images.candidates, stream).drawn(counts)
+    stream = _stream(server, Purpose.IMAGES, round_)
+    told = server.memories or Memories.of(1)
+    drawn = Composition(server.sources, shape, told, chooser, images.candidates, stream).drawn(
+        counts.others
+    )
     others = PIXEL_RANGE.to_uint8(drawn.images_NCHW).numpy()
     if not counts.generated:
         return Asked(Question.unperturbed(others), codes_ED=drawn.codes_ED)
-    batch = generate(server, counts.generated, stream(Purpose.LATENT))
+    batch = generate(server, counts.generated, _stream(server, Purpose.LATENT, round_))
     generated = question_about(server, batch, round_, levels=True)
     question = generated.question.about(np.concatenate((generated.question.base, others)))
     return Asked(question, generated, drawn.codes_ED)

@@ -19,6 +19,7 @@ from fedzge_flwr.learning.tensors import load_plain, plain_state
 from fedzge_flwr.server.contrasts import Float64Array
 from fedzge_flwr.server.ensemble import Answers, Combination, check_combined
 from fedzge_flwr.synthesis.memory import Memories
+from fedzge_flwr.synthesis.sources import Source
 from fedzge_flwr.zeroth_order.base import Estimator
 
 
@@ -49,6 +50,8 @@ class ServerState:
         recipe's; the paper's distillation starts afresh in each round).
     combine : Combination
         Makes the ensemble's logits from the clients'.
+    sources : Mapping[str, Source]
+        Where images come from that no generator makes, by name: those that the settings name.
     memories : Memories, optional
         Past images, codes and answers; None without a memory.
     tendencies : dict[int, ndarray]
@@ -72,6 +75,7 @@ class ServerState:
     central_optimizer: Optimizer
     central_schedule: LRScheduler | None
     combine: Combination
+    sources: Mapping[str, Source] = field(default_factory=dict)
     memories: Memories | None = None
     tendencies: dict[int, Float64Array] = field(default_factory=dict)
     num_test_images: int = 0

@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fedzge_flwr.common.randomness import Purpose
+from fedzge_flwr.common.errors import ConfigError
 from fedzge_flwr.config.sections import MIN_TRAINING_IMAGES, ImageSettings
+from fedzge_flwr.images.pixels import PIXEL_RANGE
 from fedzge_flwr.learning.predict import predict
-from fedzge_flwr.synthesis.evolution import evolve
 from fedzge_flwr.synthesis.memory import Memories
-from fedzge_flwr.synthesis.patterns import draw_codes, render
-from fedzge_flwr.synthesis.procedural import procedural_images
 from fedzge_flwr.synthesis.screening import screen
-from fedzge_flwr.synthesis.search import breed
+from fedzge_flwr.synthesis.sources import Proposed, Source
 
 _SCREENING_BATCH = 500
 
 
 class Counts(NamedTuple):
-    """How many of a round's images are of which source."""
+    """How many of a round's images are generated, and how many are of each source."""
 
     generated: int
-    evolved: int
-    bred: int
-    patterns: int
-    procedural: int
+    others: dict[str, int]
 
 
 class Drawn(NamedTuple):
-    """Images that no generator makes: those of patterns first, with their codes.
+    """Images that no generator makes: patterns first, with their codes.
 
     Parameters
     ----------
@@ -48,105 +42,96 @@ class Drawn(NamedTuple):
     codes_ED: Tensor
 
 
-def image_counts(images: ImageSettings, *, past: bool) -> Counts:
+def image_counts(images: ImageSettings) -> Counts:
     """Return how many images each source makes in a round.
 
-    Without past images there is nothing to evolve or to breed from: new patterns and procedural
-    images stand in, or generated ones if those are switched off. What rounding leaves goes to the
-    source of the largest share that is no generator, which cannot make a single image.
+    What rounding leaves goes to the source of the largest share that is no generator, which cannot
+    make a single image.
     """
-    shares = {
-        "generated": images.generator_share,
-        "evolved": images.evolution_share,
-        "bred": images.search_share,
-        "patterns": images.pattern_share,
-        "procedural": images.procedural_share,
-    }
-    num_images, total = images.synthetic_batch_size, sum(shares.values())
-    counts = {name: round(num_images * share / total) for name, share in shares.items()}
-    if counts["generated"] < MIN_TRAINING_IMAGES:
-        counts["generated"] = 0
-    others = {name: share for name, share in shares.items() if share and name != "generated"}
-    rest = max(others, key=lambda name: others[name]) if others else "generated"
-    counts[rest] += num_images - sum(counts.values())
-    if not past:
-        counts["patterns"] += counts.pop("evolved")
-        stand_in = [name for name in ("procedural", "patterns", "generated") if counts[name]]
-        counts[(stand_in or ["procedural"])[0]] += counts.pop("bred")
-    return Counts(**{"evolved": 0, "bred": 0, **counts})
+    sources = images.source_shares
+    num_images, total = images.synthetic_batch_size, images.generator_share + sum(sources.values())
+    generated = round(num_images * images.generator_share / total)
+    if generated < MIN_TRAINING_IMAGES:
+        generated = 0
+    others = {name: round(num_images * share / total) for name, share in sources.items()}
+    rest = num_images - generated - sum(others.values())
+    if others:
+        others[max(sources, key=lambda name: sources[name])] += rest
+    else:
+        generated += rest
+    return Counts(generated, others)
 
 
 @dataclass(frozen=True)
-class Sources:
-    """Where images come from that no generator makes.
+class Composition:
+    """What the sources are asked with in a round.
 
     Parameters
     ----------
+    sources : Mapping[str, Source]
+        By name.
     image_shape : tuple of int
         (C, H, W).
     memories : Memories
-        Past images and codes, with the answers to them; empty, there is nothing to evolve or to
-        breed from.
+        What was told so far.
     chooser : nn.Module, optional
         The central model, whose classes choose among candidates (`screen`); None while it knows
         nothing to choose by.
     candidates : int
         Images drawn for each one that is returned.
-    stream : Callable[[Purpose], torch.Generator]
-        The round's streams.
+    stream : torch.Generator
+        The round's.
     """
 
+    sources: Mapping[str, Source]
     image_shape: tuple[int, int, int]
     memories: Memories
     chooser: nn.Module | None
     candidates: int
-    stream: Callable[[Purpose], torch.Generator]
+    stream: torch.Generator
 
-    def drawn(self, counts: Counts) -> Drawn:
-        """Return the images: evolved, new patterns, procedural, bred."""
-        evolve_codes = partial(evolve, self.memories.codes)
-        evolved = self._patterns(counts.evolved, Purpose.EVOLUTION, evolve_codes)
-        new = self._patterns(counts.patterns, Purpose.PATTERNS, draw_codes)
-        images = (
-            evolved.images_NCHW,
-            new.images_NCHW,
-            self._images(counts.procedural, Purpose.PROCEDURAL, procedural_images),
-            self._images(counts.bred, Purpose.SEARCH, self._bred),
+    def drawn(self, counts: Mapping[str, int]) -> Drawn:
+        """Return so many images of each source.
+
+        Raises
+        ------
+        ConfigError
+            If a source from outside the package proposes anything but as many images as it was
+            asked for, float32 of the shape asked for, in the shared pixel range.
+        """
+        proposed = [self._chosen(name, num) for name, num in counts.items() if num]
+        coded = [part for part in proposed if part.codes_ND is not None]
+        plain = [part for part in proposed if part.codes_ND is None]
+        codes = [part.codes_ND for part in coded if part.codes_ND is not None]
+        images = [part.images_NCHW for part in (*coded, *plain)]
+        return Drawn(
+            torch.cat([torch.zeros(0, *self.image_shape), *images]),
+            torch.cat(codes) if codes else torch.zeros(0, 0),
         )
-        return Drawn(torch.cat(images), torch.cat((evolved.codes_ED, new.codes_ED)))
 
-    def _patterns(
-        self, num: int, purpose: Purpose, draw: Callable[[int, int, torch.Generator], Tensor]
-    ) -> Drawn:
-        channels, stream = self.image_shape[0], self.stream(purpose)
-        codes_ND = (
-            draw(self._times * num, channels, stream) if num else draw_codes(0, channels, stream)
+    def _chosen(self, name: str, num: int) -> Proposed:
+        wanted = num if self.chooser is None else num * self.candidates
+        images_NCHW, codes_ND = found = self.sources[name](
+            wanted, self.image_shape, self.memories, self.stream
         )
-        images_NCHW = render(codes_ND, self.image_shape)
-        chosen = self._choice(images_NCHW, num, stream)
-        return Drawn(images_NCHW[chosen], codes_ND[chosen])
+        _check_proposed(name, images_NCHW, (wanted, *self.image_shape))
+        if self.chooser is None or wanted == num:
+            return found
+        says_NK = predict(self.chooser, images_NCHW, _SCREENING_BATCH)
+        chosen = screen(says_NK, num, self.stream)
+        return Proposed(images_NCHW[chosen], None if codes_ND is None else codes_ND[chosen])
 
-    def _images(
-        self,
-        num: int,
-        purpose: Purpose,
-        draw: Callable[[int, tuple[int, int, int], torch.Generator], Tensor],
-    ) -> Tensor:
-        stream = self.stream(purpose)
-        if not num:
-            return torch.zeros(0, *self.image_shape)
-        drawn_NCHW = draw(self._times * num, self.image_shape, stream)
-        return drawn_NCHW[self._choice(drawn_NCHW, num, stream)]
 
-    def _bred(self, num: int, image_shape: tuple[int, int, int], stream: torch.Generator) -> Tensor:
-        return breed(self.memories.images, num, stream)
-
-    @property
-    def _times(self) -> int:
-        return 1 if self.chooser is None else self.candidates
-
-    def _choice(self, drawn_NCHW: Tensor, num: int, stream: torch.Generator) -> Tensor:
-        """Return which candidates are asked about, (num,)."""
-        if self.chooser is None or len(drawn_NCHW) == num:
-            return torch.arange(num)
-        return screen(predict(self.chooser, drawn_NCHW, _SCREENING_BATCH), num, stream)
+def _check_proposed(name: str, images_NCHW: Tensor, wanted: tuple[int, ...]) -> None:
+    if images_NCHW.shape != wanted or images_NCHW.dtype != torch.float32:
+        kind = str(images_NCHW.dtype).removeprefix("torch.")
+        raise ConfigError(
+            f"source '{name}' proposed {kind} images of shape {tuple(images_NCHW.shape)}; it was "
+            f"asked for float32 of {wanted}"
+        )
+    low, high = PIXEL_RANGE.low, PIXEL_RANGE.high
+    # Not the negation: nothing compares with what is no number.
+    if not ((images_NCHW >= low) & (images_NCHW <= high)).all():
+        raise ConfigError(
+            f"source '{name}' proposed pixel values outside [{low:g}, {high:g}] or not finite"
+        )

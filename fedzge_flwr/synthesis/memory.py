@@ -68,7 +68,15 @@ class Memory:
 
 
 class Memories(NamedTuple):
-    """What a run remembers: all its images, and the codes of those that are patterns."""
+    """What a run remembers, with the ensemble's answers.
+
+    Parameters
+    ----------
+    images : Memory
+        All images that were asked about.
+    codes : Memory
+        The codes of those that are patterns.
+    """
 
     images: Memory
     codes: Memory

@@ -27,7 +27,7 @@ CONFIG: dict[str, Any] = {
     "num-clients": 10,
     "num-server-rounds": 20,
     "synthetic-batch-size": 300,
-    "procedural-share": 0.15,
+    "image-sources": "bred:0.5,procedural:0.15",
     "candidates": 1,
     "local-models": "mlp",
     "central-model": "mlp",

@@ -17,6 +17,7 @@ from fedzge_flwr import (
     LOADERS,
     MODELS,
     OBJECTIVES,
+    SOURCES,
 )
 from tests.helpers.paths import ROOT
 
@@ -31,7 +32,8 @@ SNIPPETS: dict[str, str] = dict(
 def registries() -> Iterator[None]:
     """As they were, afterwards."""
     registries: list[dict[str, Any]] = [
-        *(COPIES, DATASETS, ENSEMBLES, ESTIMATORS, GENERATORS, LOADERS, MODELS, OBJECTIVES)  # type: ignore[list-item]
+        *(COPIES, DATASETS, ENSEMBLES, ESTIMATORS, GENERATORS, LOADERS, MODELS),  # type: ignore[list-item]
+        *(OBJECTIVES, SOURCES),  # type: ignore[list-item]
     ]
     before = [dict(registry) for registry in registries]
     yield

@@ -18,6 +18,7 @@ from fedzge_flwr import (
     ENSEMBLES,
     ESTIMATORS,
     OBJECTIVES,
+    SOURCES,
     Answers,
     Checkpoint,
     CheckpointFolder,
@@ -25,10 +26,12 @@ from fedzge_flwr import (
     Estimate,
     FedZGE,
     FedZGEError,
+    Memories,
     ModuleBlackBox,
     Objective,
     ObjectiveWeights,
     Observer,
+    Proposed,
     Queries,
     RoundRow,
     Settings,
@@ -53,6 +56,7 @@ def settings() -> Settings:
         q=2,
         synthetic_batch_size=20,
         generator_share=0.5,
+        image_sources="blends:0.5",
         central_distill_steps=2,
         client_distill_steps=2,
         server_threads=1,
@@ -99,9 +103,21 @@ class FirstPixels:
         return Estimate(gradient, {name: term.detach() for name, term in terms.items()})
 
 
+def blends(
+    num: int, image_shape: tuple[int, int, int], told: Memories, stream: torch.Generator
+) -> Proposed:
+    """Noise, blended with images of which it was told."""
+    noise = torch.rand(num, *image_shape, generator=stream) * 2 - 1
+    if not len(told.images):
+        return Proposed(noise)
+    chosen = torch.randint(len(told.images), (num,), generator=stream)
+    return Proposed((noise + told.images.asked[chosen] / 127.5 - 1) / 2)
+
+
 OBJECTIVES["sharp"] = sharp
 ENSEMBLES["first"] = first
 ESTIMATORS["first-pixels"] = FirstPixels
+SOURCES["blends"] = blends
 
 
 def black_box(context: Context) -> ModuleBlackBox:

@@ -15,7 +15,15 @@ import torch
 from flwr.app import ArrayRecord
 from safetensors.torch import load_file
 
-from fedzge_flwr import ENSEMBLES, OBJECTIVES, Answers, ClientEvaluation, FedZGE, make_settings
+from fedzge_flwr import (
+    ENSEMBLES,
+    OBJECTIVES,
+    Answers,
+    ClientEvaluation,
+    FedZGE,
+    Memories,
+    make_settings,
+)
 from fedzge_flwr.common.errors import ConfigError
 from fedzge_flwr.config.node import NodeSettings
 from fedzge_flwr.config.owner import OwnerSettings
@@ -38,6 +46,7 @@ def test_every_snippet_is_short_and_tested() -> None:
             "model",
             "dataset",
             "generator",
+            "source",
             "objective",
             "estimator",
             "ensemble",
@@ -59,6 +68,7 @@ def test_every_snippet_is_short_and_tested() -> None:
     [
         ("model", {"local-models": "linear", "central-model": "linear"}),
         ("generator", {"generator": "flat"}),
+        ("source", {"image-sources": "stripes:0.5,evolved:0.5"}),
         ("objective", {"objective": "smooth"}),
         ("estimator", {"estimator": "normalised"}),
         ("ensemble", {"ensemble": "surest"}),
@@ -134,6 +144,23 @@ def test_the_surest_client_answers() -> None:
     found = run_snippet("ensemble")["surest"](answers)
     assert found.tolist() == [[0.0, 1.5, 0.5], [0.0, 0.25, 1.25]]
     assert found.dtype == np.float32
+
+
+def test_the_stripes_keep_to_the_contract_of_sources() -> None:
+    stripes = run_snippet("source")["stripes"]
+    for shape in ((1, 8, 8), (3, 9, 14)):
+        made, again = (
+            stripes(40, shape, Memories.of(1), torch.Generator().manual_seed(1)).images_NCHW
+            for _ in range(2)
+        )
+        assert torch.equal(made, again)
+        assert made.shape == (40, *shape)
+        assert made.dtype == torch.float32
+        assert float(made.abs().max()) <= 1
+        # Stripes, which differ: along a column nothing changes, along a row something does.
+        assert torch.equal(made, made[:, :, :1].expand_as(made))
+        assert float(made.std(dim=3).min()) > 0.05
+        assert len({image.numpy().tobytes() for image in made}) == 40
 
 
 def test_the_estimators_gradients_have_one_length() -> None:

@@ -21,7 +21,7 @@ from tests.helpers.paths import ROOT
 from tests.helpers.snippets import SNIPPETS
 from tests.helpers.superlink import start_superlink
 
-REGISTERED = ("model", "dataset", "generator", "objective", "estimator", "ensemble")
+REGISTERED = ("model", "dataset", "generator", "source", "objective", "estimator", "ensemble")
 SHORT = (
     "num_train_images=120, synthetic_batch_size=20, central_distill_steps=2, "
     "client_distill_steps=2, min_local_steps=2, local_rounds=1, server_threads=1"
@@ -115,6 +115,7 @@ def test_what_an_app_registers_and_a_defence(launch: Session, tmp_path: Path) ->
         **names,
         "ensemble": "surest",
         "generator-share": 0.25,
+        "image-sources": "stripes:0.5,evolved:0.25",
         "num-clients": 2,
         "num-server-rounds": 2,
         "num-train-images": 0,

@@ -32,11 +32,12 @@ PUBLIC = {
     "Answers", "BlackBox", "COPIES", "Checkpoint", "CheckpointFolder", "ClassifierBlackBox",
     "ClientEvaluation", "ClientProfile", "CommonTestSet", "DATASETS", "DatasetSpec", "Directions",
     "ENSEMBLES", "ESTIMATORS", "Estimate", "Estimator", "FedZGE", "FedZGEError", "FitReport",
-    "FunctionBlackBox", "GENERATORS", "ImageSet", "LOADERS", "MODELS", "ModuleBlackBox",
-    "OBJECTIVES", "Objective", "ObjectiveWeights", "Observer", "OnnxBlackBox", "Queries",
-    "Question", "RoundRow", "RunFolder", "Settings", "SklearnBlackBox", "TensorBoard",
-    "TorchBlackBox", "__version__", "export_onnx", "from_run_config", "generator_objective",
-    "make_settings", "register_endpoints", "torch_black_box",
+    "FunctionBlackBox", "GENERATORS", "ImageSet", "LOADERS", "MODELS", "Memories",
+    "ModuleBlackBox", "OBJECTIVES", "Objective", "ObjectiveWeights", "Observer", "OnnxBlackBox",
+    "Proposed", "Queries", "Question", "RoundRow", "RunFolder", "SOURCES", "Settings",
+    "SklearnBlackBox", "TensorBoard", "TorchBlackBox", "__version__", "export_onnx",
+    "from_run_config", "generator_objective", "make_settings", "register_endpoints",
+    "torch_black_box",
 }
 # fmt: on
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fedzge_flwr.config.parsing import from_run_config
+from fedzge_flwr.config.sections import ImageSettings
 from fedzge_flwr.images.pixels import PIXEL_RANGE
 from fedzge_flwr.learning import distillation
 from fedzge_flwr.query.question import Question
@@ -19,7 +20,7 @@ from fedzge_flwr.server.efficient import EFFICIENT, train_generator
 from fedzge_flwr.server.phases import run_round
 from fedzge_flwr.server.round import RoundState, SyntheticBatch
 from fedzge_flwr.server.state import ServerState
-from fedzge_flwr.synthesis import composition
+from fedzge_flwr.synthesis import composition, sources
 from fedzge_flwr.synthesis.composition import image_counts
 from fedzge_flwr.synthesis.patterns import render
 from fedzge_flwr.synthesis.procedural import procedural_images
@@ -31,8 +32,7 @@ CONFIG = {
     "latent-dim": 6,
     "generator-width": 4,
     "generator-share": 0.25,
-    "search-share": 0.5,
-    "procedural-share": 0.25,
+    "image-sources": "bred:0.5,procedural:0.25",
     "estimator": "guided",
     "q": 2,
     "distill-batch-size": 8,
@@ -109,14 +109,10 @@ def test_unperturbed_images_are_bytes_on_both_sides_and_in_the_memory() -> None:
     )
 
 
-SHARES = (
-    "generator-share",
-    "evolution-share",
-    "search-share",
-    "pattern-share",
-    "procedural-share",
-)
-ALL_SOURCES = dict.fromkeys(SHARES, 0.2)
+ALL_SOURCES = {
+    "generator-share": 0.2,
+    "image-sources": "bred:0.2, evolved:0.2, procedural:0.2, patterns:0.2",
+}
 
 
 def test_codes_are_kept_with_the_answers_on_their_own_images() -> None:
@@ -127,7 +123,7 @@ def test_codes_are_kept_with_the_answers_on_their_own_images() -> None:
         assert server.memories is not None
         images, codes = server.memories
         sizes.append((len(images), len(codes)))
-        # The newest: after 4 generated images, patterns, of which 4 are evolved but in round 1.
+        # After 4 generated images those of patterns, whatever the order of the sources.
         drawn = PIXEL_RANGE.to_uint8(render(codes.asked[-8:], (1, 8, 8)))
         assert torch.equal(images.asked[-16:-8], drawn)
         assert torch.equal(images.logits_MK[-16:-8], codes.logits_MK[-8:])
@@ -179,61 +175,64 @@ def test_a_step_schedule_counts_rounds() -> None:
     assert rates == pytest.approx([0.01, 0.01, 0.001, 0.001])
 
 
-@pytest.mark.parametrize(
-    "shares",
-    [
-        (1.0, 0.0, 1.0, 0.0, 0.0),
-        (1.0, 0.0, 0.0, 0.0, 0.0),
-        (1.0, 0.0, 1.0, 0.0, 1.0),
-        (0.01, 0.0, 1.0, 0.0, 0.0),
-        (1.0, 1.0, 1.0, 1.0, 1.0),
-        (0.0, 1.0, 0.0, 1.0, 0.0),
-    ],
-)
-def test_rounding_makes_neither_more_nor_fewer(shares: tuple[float, ...]) -> None:
+SHARES: list[tuple[float, dict[str, float]]] = [
+    (1.0, {"a": 1.0}),
+    (1.0, {}),
+    (1.0, {"a": 1.0, "b": 1.0}),
+    (0.01, {"a": 1.0}),
+    (1.0, {"a": 1.0, "b": 1.0, "c": 1.0, "d": 1.0}),
+    (0.0, {"a": 1.0, "b": 1.0}),
+]
+
+
+def image_settings(generated: float, shares: dict[str, float], num_images: int) -> ImageSettings:
+    sources = ",".join(f"{name}:{share}" for name, share in shares.items())
+    config = {
+        "generator-share": generated,
+        "image-sources": sources,
+        "synthetic-batch-size": num_images,
+    }
+    return from_run_config(config).images
+
+
+@pytest.mark.parametrize(("generated", "shares"), SHARES)
+def test_rounding_makes_neither_more_nor_fewer(generated: float, shares: dict[str, float]) -> None:
     """Halves round to even: two shares of an odd number may both be rounded up."""
     for num_images in range(2, 40):
-        config = {**dict(zip(SHARES, shares, strict=True)), "synthetic-batch-size": num_images}
-        counts = image_counts(from_run_config(config).images, past=True)
-        assert sum(counts) == num_images
-        assert min(counts) >= 0
+        counts = image_counts(image_settings(generated, shares, num_images))
+        assert counts.generated + sum(counts.others.values()) == num_images
+        assert min(counts.others.values(), default=0) >= 0
         assert counts.generated != 1
-        assert all(share or not count for count, share in zip(counts, shares, strict=True))
+        assert generated or not counts.generated
+        assert list(counts.others) == list(shares)
 
 
 @pytest.mark.parametrize(
-    ("shares", "empty", "later"),
+    ("generated", "shares", "wanted"),
     [
-        # Generated, evolved, bred, patterns, procedural.
-        ((0.25, 0.0, 0.5, 0.0, 0.25), (5, 0, 0, 0, 15), (5, 0, 10, 0, 5)),
-        ((0.0, 0.0, 0.5, 0.0, 0.5), (0, 0, 0, 0, 20), (0, 0, 10, 0, 10)),
-        ((0.5, 0.0, 0.5, 0.0, 0.0), (20, 0, 0, 0, 0), (10, 0, 10, 0, 0)),
-        ((0.0, 0.0, 1.0, 0.0, 0.0), (0, 0, 0, 0, 20), (0, 0, 20, 0, 0)),
-        ((1.0, 0.0, 0.0, 0.0, 0.0), (20, 0, 0, 0, 0), (20, 0, 0, 0, 0)),
-        ((2.0, 0.0, 0.0, 0.0, 2.0), (10, 0, 0, 0, 10), (10, 0, 0, 0, 10)),
-        ((0.0, 0.5, 0.0, 0.5, 0.0), (0, 0, 0, 20, 0), (0, 10, 0, 10, 0)),
-        ((0.0, 1.0, 0.0, 0.0, 0.0), (0, 0, 0, 20, 0), (0, 20, 0, 0, 0)),
-        ((0.0, 0.25, 0.25, 0.5, 0.0), (0, 0, 0, 20, 0), (0, 5, 5, 10, 0)),
-        ((0.2, 0.2, 0.2, 0.2, 0.2), (4, 0, 0, 8, 8), (4, 4, 4, 4, 4)),
+        (0.25, {"a": 0.5, "b": 0.25}, (5, {"a": 10, "b": 5})),
+        (0.0, {"a": 0.5, "b": 0.5}, (0, {"a": 10, "b": 10})),
+        (0.0, {"a": 1.0}, (0, {"a": 20})),
+        (1.0, {}, (20, {})),
+        (2.0, {"a": 2.0}, (10, {"a": 10})),
+        (0.2, {"a": 0.6, "none": 0.0, "b": 0.2}, (4, {"a": 12, "b": 4})),
         # Batch norm cannot make a single image.
-        ((0.05, 0.0, 0.0, 0.0, 0.95), (0, 0, 0, 0, 20), (0, 0, 0, 0, 20)),
+        (0.05, {"a": 0.5, "b": 0.45}, (0, {"a": 11, "b": 9})),
     ],
 )
 def test_each_source_makes_its_share(
-    shares: tuple[float, ...], empty: tuple[int, ...], later: tuple[int, ...]
+    generated: float, shares: dict[str, float], wanted: tuple[int, dict[str, int]]
 ) -> None:
-    settings = make_server(**dict(zip(SHARES, shares, strict=True))).settings
-    assert image_counts(settings.images, past=False) == empty
-    assert image_counts(settings.images, past=True) == later
+    assert image_counts(image_settings(generated, shares, 20)) == wanted
 
 
 PARTS: dict[str, dict[str, object]] = {
     "memory": {"memory-size": 0},
     "generator": {"generator-share": 0.0},
-    "search": {"search-share": 0.0},
+    "search": {"image-sources": "procedural:1"},
     "screening": {"candidates": 1},
     "class balance": {"class-balance": 0.0},
-    "procedural": {"procedural-share": 0.0},
+    "other sources": {"image-sources": ""},
     "zeroth-order": {"estimator": "surrogate"},
     "free steps": {"generator-steps": 0},
     "client distillation": {"client-distill-steps": 0},
@@ -257,8 +256,9 @@ def used(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
         calls[name] = []
         monkeypatch.setattr(module, name, seen)
 
-    for name in ("breed", "screen", "procedural_images"):
-        watch(composition, name)
+    watch(sources, "breed")
+    watch(sources, "procedural_images")
+    watch(composition, "screen")
     watch(distillation, "class_weights")
     watch(distillation, "distillation_step", keep_given=True)
     return calls
@@ -290,10 +290,9 @@ def test_every_part_can_be_switched_off_by_one_key(part: str, used: dict[str, li
     elif part == "generator":
         assert all(batch_of(state) is None for state in rounds)
         assert asked == [20, 20]
-    elif part == "procedural":
-        # Until there is something to breed from, the generator makes all images.
-        assert used["procedural_images"] == []
-        assert asked[1] < asked[0] == 20 * (1 + 2)
+    elif part == "other sources":
+        assert used["procedural_images"] == used["breed"] == []
+        assert asked == [20 * (1 + 2)] * 2
     elif part == "search":
         assert used["breed"] == []
     elif part == "screening":

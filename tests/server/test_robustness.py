@@ -47,7 +47,7 @@ CONFIG: dict[str, Any] = {
     "central-model": "mlp",
     "synthetic-batch-size": 2000,
     "generator-share": 0.05,
-    "procedural-share": 0.15,
+    "image-sources": "bred:0.5,procedural:0.15",
     "central-distill-steps": 300,
     "client-distill-steps": 0,
     "eval-every": 6,
