@@ -39,18 +39,24 @@ from fedzge_flwr.synthesis.composition import image_counts
 LOCAL_ONLY = "local only"
 LOCAL_DEFAULT = "local only, default training"
 
+_GENERATOR = {"generator-share": 0.2}
+"""Beside four sources of share 1: nearly a twentieth of the images."""
+
 ROWS: dict[str, dict[str, object]] = {
     "paper": {"recipe": "paper"},
     "efficient": {},
     "no memory": {"memory-size": 0},
-    "no procedural images": {"image-sources": "bred:0.5"},
-    "no search": {"image-sources": "procedural:0.45"},
-    "no generator": {"generator-share": 0.0},
-    "generator alone": {"image-sources": ""},
-    "surrogate only": {"estimator": "surrogate"},
-    "per-image estimates": {"estimator": "per-image"},
-    "surrogate not shifted": {"surrogate-shift": 0},
-    "no free generator steps": {"generator-steps": 0},
+    "no procedural images": {"image-sources": "evolved:1,patterns:1,bred:1"},
+    "no search": {"image-sources": "evolved:1,patterns:1,procedural:1"},
+    "no evolution": {"image-sources": "patterns:1,bred:1,procedural:1"},
+    "no patterns": {"image-sources": "bred:1,procedural:1"},
+    "sources not favoured": {"surprise-power": 0.0},
+    "generator too": _GENERATOR,
+    "generator alone": {"generator-share": 1.0, "image-sources": ""},
+    "surrogate only": {**_GENERATOR, "estimator": "surrogate"},
+    "per-image estimates": {**_GENERATOR, "estimator": "per-image"},
+    "surrogate not shifted": {**_GENERATOR, "surrogate-shift": 0},
+    "no free generator steps": {**_GENERATOR, "generator-steps": 0},
     "known contrasts": {"ensemble": "known-contrasts"},
     "mean logits": {"ensemble": "mean"},
     "mean probability": {"ensemble": "mean-probability"},

@@ -63,7 +63,7 @@ def light(options: argparse.Namespace, **more: Any) -> dict[str, Any]:
         "min-local-steps": 0,
         "local-rounds": 0,
         "synthetic-batch-size": 100,
-        "generator-share": 0.25,
+        "generator-share": 1.0,
         "central-distill-steps": 5,
         "client-distill-steps": 0,
         "candidates": 1,

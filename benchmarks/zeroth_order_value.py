@@ -44,19 +44,21 @@ _EXACT_STEPS = 20
 _LOGIT_STEP = 0.05
 
 
-def _sources(text: str) -> dict[str, Any]:
-    return {"generator-share": 0.0, "image-sources": text}
+def _sources(text: str, *, generated: float = 0.0) -> dict[str, Any]:
+    """Return settings of sources whose shares stay as they are."""
+    return {"generator-share": generated, "image-sources": text, "surprise-power": 0.0}
 
 
-_GENERATED = {"generator-share": 1.0, "image-sources": "", "estimator": "surrogate"}
+_GENERATED = {**_sources("", generated=1.0), "estimator": "surrogate"}
+_BEFORE = _sources("bred:0.5,procedural:0.45", generated=0.05)
 _STEERED = "steered patterns"
 
 ROWS: dict[str, dict[str, Any]] = {
     "default": {},
-    "generator, bred and procedural": {
-        "generator-share": 0.05,
-        "image-sources": "bred:0.5,procedural:0.45",
-    },
+    "sources not favoured": {"surprise-power": 0.0},
+    "blind": _sources("patterns:1,procedural:1"),
+    "generator, bred and procedural": {**_BEFORE, "synthetic-batch-size": 2000},
+    "surrogate only": {**_BEFORE, "estimator": "surrogate"},
     "bred and procedural": _sources("bred:0.5,procedural:0.5"),
     "procedural": _sources("procedural:1"),
     "new patterns": _sources("patterns:1"),
@@ -66,7 +68,10 @@ ROWS: dict[str, dict[str, Any]] = {
     "generated, central model's": {**_GENERATED, "generator-steps": _EXACT_STEPS},
     "generated, exact": {**_GENERATED, "generator-steps": 0},
 }
-"""The rows by name, as the settings in which they differ from the default."""
+"""The rows by name, as the settings in which they differ from the default.
+
+"Blind" images owe nothing to any answer. Queries of the generator's estimate are no labels.
+"""
 
 
 class FixedClients(LocalClients):

@@ -67,7 +67,7 @@ def efficient_config(small_config: dict[str, Any]) -> dict[str, Any]:
     return {
         **small_config,
         "synthetic-batch-size": 20,
-        "generator-share": 0.25,
+        "generator-share": 1.0,
         "generator-steps": 1,
         "memory-size": 30,
         "min-local-steps": 4,

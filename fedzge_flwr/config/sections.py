@@ -314,15 +314,20 @@ class ImageSettings(Section):
     """
 
     synthetic_batch_size: Annotated[int, Field(ge=2)] = Field(
-        2000, description="new images N a round, perturbed copies not counted"
+        2200, description="new images N a round, perturbed copies not counted"
     )
     generator_share: NonNegative = Field(
-        0.05, description="part of a round's images that the generator makes; 0: none"
+        0.0, description="part of a round's images that the generator makes; 0: none"
     )
     image_sources: str = Field(
-        "bred:0.5,procedural:0.45",
+        "evolved:1,patterns:1,bred:1,procedural:1",
         description="where the other images come from, as source:share, comma-separated; the "
         'shares are relative, generator-share among them; "": all are generated',
+    )
+    surprise_power: NonNegative = Field(
+        3.0,
+        description="power by which sources are favoured whose answers surprise the central model; "
+        "0: their shares are as given",
     )
     candidates: Count = Field(
         3,

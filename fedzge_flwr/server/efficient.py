@@ -1,8 +1,8 @@
 """The efficient round, phase by phase: more images for the queries, more steps for the answers.
 
 One generator step a round on one batch teaches next to nothing, so each answer is kept and used
-many times, images come from several sources, and the generator trains through the central model
-between zeroth-order steps. Each part has a key that switches it off (`docs/evidence.md`).
+many times, and images come from several sources, of which those that learn are told the answers.
+Each part has a key that switches it off (`docs/evidence.md`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from fedzge_flwr.server.phases import (
 from fedzge_flwr.server.round import Answered, Asked, Learned, Recipe, RoundState
 from fedzge_flwr.server.state import ServerState
 from fedzge_flwr.synthesis.composition import Composition, image_counts
-from fedzge_flwr.synthesis.memory import Memories
+from fedzge_flwr.synthesis.favour import favoured, noted, surprises
 
 _GENERATOR_BATCH = 64
 
@@ -61,28 +61,28 @@ def compose_images(server: ServerState, round_: int) -> Asked:
     """Gather the round's images as levels: generated ones, then those of the other sources."""
     images, shape = server.settings.images, server.settings.data.spec.image_shape
     counts = image_counts(images)
-    # A model that has not taken a step yet has nothing to choose by.
-    chooser = server.central if server.central_optimizer.state else None
-    stream = _stream(server, Purpose.IMAGES, round_)
-    told = server.memories or Memories.of(1)
-    drawn = Composition(server.sources, shape, told, chooser, images.candidates, stream).drawn(
-        counts.others
-    )
+    drawn = Composition(
+        *(server.sources, shape, server.told, server.chooser, images.candidates),
+        _stream(server, Purpose.IMAGES, round_),
+    ).drawn(favoured(counts.others, server.surprises, images.surprise_power))
     others = PIXEL_RANGE.to_uint8(drawn.images_NCHW).numpy()
     if not counts.generated:
-        return Asked(Question.unperturbed(others), codes_ED=drawn.codes_ED)
+        return Asked(Question.unperturbed(others), None, drawn.codes_ED, drawn.counts)
     batch = generate(server, counts.generated, _stream(server, Purpose.LATENT, round_))
     generated = question_about(server, batch, round_, levels=True)
     question = generated.question.about(np.concatenate((generated.question.base, others)))
-    return Asked(question, generated, drawn.codes_ED)
+    return Asked(question, generated, drawn.codes_ED, drawn.counts)
 
 
 def remember(server: ServerState, asked: Asked, answered: Answered) -> None:
-    """Put the round's images, codes and answers into the memories."""
+    """Note which sources surprised, and put images, codes and answers into the memories."""
+    first, levels = asked.num_generated, torch.from_numpy(asked.question.base)
+    logits_NK = torch.from_numpy(answered.logits_NK)
+    if server.chooser is not None:
+        found = surprises(server.chooser, levels[first:], logits_NK[first:], asked.counts)
+        server.surprises = noted(server.surprises, found)
     if server.memories is not None:
-        levels = torch.from_numpy(asked.question.base)
-        logits_NK = torch.from_numpy(answered.logits_NK)
-        server.memories.add(levels, logits_NK, asked.codes_ED, asked.num_generated)
+        server.memories.add(levels, logits_NK, asked.codes_ED, first)
 
 
 def distill_central(server: ServerState, round_: int, asked: Asked, answered: Answered) -> float:

@@ -63,11 +63,14 @@ class Asked:
         The part of it that is about generated images; None if there are none.
     codes_ED : Tensor
         Codes of the patterns, the images that follow the generated ones.
+    counts : Mapping[str, int]
+        How many of the images that are not generated are of which source, in their order.
     """
 
     question: Question
     generated: Generated | None = None
     codes_ED: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    counts: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def num_generated(self) -> int:

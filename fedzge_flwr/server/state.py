@@ -56,6 +56,8 @@ class ServerState:
         Past images, codes and answers; None without a memory.
     tendencies : dict[int, ndarray]
         Class tendencies of the clients that have answered so far, by partition.
+    surprises : dict[str, float]
+        How much the answers to each source's images surprised the central model, in nats.
     num_test_images : int
         Size of the common test set, if the clients' ensemble is to be scored on it; else 0.
     num_queries : dict[int, int]
@@ -78,8 +80,19 @@ class ServerState:
     sources: Mapping[str, Source] = field(default_factory=dict)
     memories: Memories | None = None
     tendencies: dict[int, Float64Array] = field(default_factory=dict)
+    surprises: dict[str, float] = field(default_factory=dict)
     num_test_images: int = 0
     num_queries: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def chooser(self) -> nn.Module | None:
+        """The central model, once it has taken a step: until then it has nothing to choose by."""
+        return self.central if self.central_optimizer.state else None
+
+    @property
+    def told(self) -> Memories:
+        """What sources go by: the memories, or empty ones without."""
+        return self.memories or Memories.of(1)
 
     def step_generator(self) -> None:
         """Take a step with the gradient that the generator has, and one of its schedule."""
@@ -98,6 +111,7 @@ class ServerState:
             "generator_schedule": _state_of(self.generator_schedule),
             "memories": self.memories and [memory.snapshot() for memory in self.memories],
             "tendencies": dict(self.tendencies),
+            "surprises": dict(self.surprises),
             "num_queries": dict(self.num_queries),
         }
 
@@ -123,6 +137,7 @@ class ServerState:
             for memory, kept in zip(self.memories, snapshot["memories"], strict=True):
                 memory.restore(kept)
         self.tendencies = dict(snapshot["tendencies"])
+        self.surprises = dict(snapshot["surprises"])
         self.num_queries = dict(snapshot["num_queries"])
 
     def combined(

@@ -36,10 +36,13 @@ class Drawn(NamedTuple):
         float32, on the CPU, in the shared pixel range.
     codes_ED : Tensor
         Codes of the first E images; none without patterns.
+    counts : dict of str to int
+        How many images are of which source, in their order.
     """
 
     images_NCHW: Tensor
     codes_ED: Tensor
+    counts: dict[str, int]
 
 
 def image_counts(images: ImageSettings) -> Counts:
@@ -99,14 +102,14 @@ class Composition:
             If a source from outside the package proposes anything but as many images as it was
             asked for, float32 of the shape asked for, in the shared pixel range.
         """
-        proposed = [self._chosen(name, num) for name, num in counts.items() if num]
-        coded = [part for part in proposed if part.codes_ND is not None]
-        plain = [part for part in proposed if part.codes_ND is None]
-        codes = [part.codes_ND for part in coded if part.codes_ND is not None]
-        images = [part.images_NCHW for part in (*coded, *plain)]
+        proposed = {name: self._chosen(name, num) for name, num in counts.items() if num}
+        ordered = sorted(proposed.items(), key=lambda found: found[1].codes_ND is None)
+        images = [part.images_NCHW for _, part in ordered]
+        codes = [part.codes_ND for _, part in ordered if part.codes_ND is not None]
         return Drawn(
             torch.cat([torch.zeros(0, *self.image_shape), *images]),
             torch.cat(codes) if codes else torch.zeros(0, 0),
+            {name: len(part.images_NCHW) for name, part in ordered},
         )
 
     def _chosen(self, name: str, num: int) -> Proposed:

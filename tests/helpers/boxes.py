@@ -21,7 +21,7 @@ TINY: dict[str, Any] = {
     "num_clients": 2,
     "num_server_rounds": 2,
     "synthetic_batch_size": 20,
-    "generator_share": 0.25,
+    "generator_share": 1.0,
     "generator_width": 4,
     "generator_steps": 1,
     "memory_size": 30,

@@ -15,7 +15,7 @@ SETTINGS: dict[str, Any] = {
     "synthetic-batch-size": 20,
     "latent-dim": 8,
     "generator-width": 4,
-    "generator-share": 0.25,
+    "generator-share": 1.0,
     "generator-steps": 1,
     "memory-size": 30,
     "min-local-steps": 4,

@@ -31,7 +31,7 @@ DEFAULT = {
     "num-server-rounds": 4,
     "synthetic-batch-size": 120,
     "memory-size": 300,
-    "generator-share": 0.25,
+    "generator-share": 1.0,
     "generator-steps": 2,
     "central-distill-steps": 30,
     "client-distill-steps": 20,

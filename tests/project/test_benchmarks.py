@@ -202,9 +202,8 @@ def test_central_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     kept, picture = tmp_path / "kept.json", tmp_path / "accuracy.png"
     arguments = [
         *TINY.split(),
-        "generator-share=0.1",
         *("--budget", "90", "--seed", "0", "1", "--json", str(kept), "--plot", str(picture)),
-        *("--recipe", "paper", "efficient", "no generator", "local only"),
+        *("--recipe", "paper", "efficient", "no evolution", "local only"),
     ]
     central_accuracy.main(arguments)
     first = capsys.readouterr().out
@@ -213,7 +212,7 @@ def test_central_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     last = {(run["row"], run["seed"]): run["points"][-1] for run in runs}
     # 20 images in 6 copies are above the budget, yet there is a round.
     assert last["paper", 0]["queries"] == 120
-    assert last["no generator", 1]["queries"] == 80
+    assert last["no evolution", 1]["queries"] == 80
     assert last["local only", 0]["central"] is None
     assert picture.read_bytes().startswith(b"\x89PNG")
     table = [line for line in first.splitlines() if line.startswith("|")]
@@ -270,6 +269,7 @@ def test_unlike_runs_are_not_averaged(tmp_path: Path) -> None:
         "paper",
         "efficient",
         "surrogate only",
+        "generator too",
         "generator alone",
         "no procedural images",
         "no memory",

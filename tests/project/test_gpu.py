@@ -121,7 +121,7 @@ def test_a_run_on_the_gpu(recipe: str, make_grid: Any, tiny_config: dict[str, An
     config = {
         **tiny_config,
         "recipe": recipe,
-        "generator-share": 0.3,
+        "generator-share": 2.0,
         "server-device": "cuda",
         "client-device": "cuda",
     }

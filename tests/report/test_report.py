@@ -49,7 +49,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folders = []
     for name, more in {
         "paper-0": {**paper, "seed": 0},
-        "efficient": {"seed": 0, "eval-every": 2, "generator-share": 0.5},
+        "efficient": {"seed": 0, "eval-every": 2, "generator-share": 3.0},
         "paper-1": {**paper, "seed": 1},
     }.items():
         config = {**more, **common, "run-name": name}

@@ -116,18 +116,21 @@ ALL_SOURCES = {
 
 
 def test_codes_are_kept_with_the_answers_on_their_own_images() -> None:
-    server = make_server(**ALL_SOURCES)
-    sizes = []
+    server, num_codes = make_server(**ALL_SOURCES), 0
     for number in range(1, 4):
-        run_round(EFFICIENT, server, FunctionClients(), number, no_report)
+        state = run_round(EFFICIENT, server, FunctionClients(), number, no_report)
         assert server.memories is not None
+        assert state.asked is not None
         images, codes = server.memories
-        sizes.append((len(images), len(codes)))
+        num = len(state.asked.codes_ED)
+        num_codes += num
+        assert 4 < num < 16
+        assert (len(images), len(codes)) == (20 * number, num_codes)
         # After 4 generated images those of patterns, whatever the order of the sources.
-        drawn = PIXEL_RANGE.to_uint8(render(codes.asked[-8:], (1, 8, 8)))
-        assert torch.equal(images.asked[-16:-8], drawn)
-        assert torch.equal(images.logits_MK[-16:-8], codes.logits_MK[-8:])
-    assert sizes == [(20, 8), (40, 16), (60, 24)]
+        drawn = PIXEL_RANGE.to_uint8(render(codes.asked[-num:], (1, 8, 8)))
+        newest = slice(20 * number - 16, 20 * number - 16 + num)
+        assert torch.equal(images.asked[newest], drawn)
+        assert torch.equal(images.logits_MK[newest], codes.logits_MK[-num:])
 
 
 @pytest.mark.parametrize("memory", [12000, 0])
@@ -136,6 +139,8 @@ def test_a_run_goes_on_from_its_snapshot_with_all_sources(memory: int) -> None:
     run(whole, 2)
     resumed = make_server(**ALL_SOURCES, **{"memory-size": memory})
     resumed.restore(copy.deepcopy(whole.snapshot()))
+    assert set(resumed.surprises) == {"bred", "evolved", "procedural", "patterns"}
+    assert resumed.surprises == whole.surprises
     asked = []
     for server in (whole, resumed):
         state = run_round(EFFICIENT, server, FunctionClients(), 3, no_report)
@@ -143,6 +148,40 @@ def test_a_run_goes_on_from_its_snapshot_with_all_sources(memory: int) -> None:
         asked.append(state.asked.question.base)
     assert np.array_equal(*asked)
     assert torch.equal(flat(whole.central), flat(resumed.central))
+
+
+def test_by_default_every_query_is_a_label() -> None:
+    """No image is asked about that the central model does not learn from."""
+    own = ("generator-share", "image-sources", "surprise-power", "estimator", "q")
+    defaults = from_run_config({}).to_run_config()
+    server, clients = make_server(**{key: defaults[key] for key in own}), FunctionClients()
+    run(server, 3, clients)
+    assert server.memories is not None
+    asked = np.concatenate([PIXEL_RANGE.to_uint8(torch.from_numpy(x)) for x in clients.queries])
+    assert np.array_equal(asked, server.memories.images.asked)
+    assert set(server.num_queries.values()) == {len(asked)} == {60}
+    assert set(server.surprises) == {"evolved", "patterns", "bred", "procedural"}
+
+
+@pytest.mark.parametrize("power", [0.0, 3.0])
+def test_sources_that_surprised_make_more_of_the_next_round(power: float) -> None:
+    """Judged from the second round on, by what the central model expected before it learned."""
+    server = make_server(**{"surprise-power": power})
+    states = run(server, 1)
+    assert server.surprises == {}
+    first = states[0].asked
+    assert first is not None
+    assert dict(first.counts) == {"bred": 10, "procedural": 5}
+    server.surprises = {"bred": 0.001, "procedural": 0.1}
+    state = run_round(EFFICIENT, server, FunctionClients(), 2, no_report)
+    assert state.asked is not None
+    found = dict(state.asked.counts)
+    if not power:
+        assert found == dict(first.counts)
+    else:
+        assert sum(found.values()) == 15
+        assert found["procedural"] > 10 > 5 > found["bred"] > 0
+    assert server.surprises["bred"] != 0.001
 
 
 def test_memory_grows_to_its_bound_over_rounds() -> None:

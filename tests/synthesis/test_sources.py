@@ -117,7 +117,9 @@ def test_patterns_come_first_with_their_codes_whatever_the_order_is() -> None:
     """Also where the central model chooses among candidates."""
     for chooser in (None, Bright().eval()):
         counts = {"procedural": 5, "evolved": 4, "bred": 3, "patterns": 2}
-        images_NCHW, codes_ED = composition(SOURCES, chooser).drawn(counts)
+        images_NCHW, codes_ED, of_which = composition(SOURCES, chooser).drawn(counts)
+        order = ["evolved", "patterns", "procedural", "bred"]
+        assert list(of_which.items()) == [(name, counts[name]) for name in order]
         assert images_NCHW.shape == (14, 1, 8, 8)
         assert torch.equal(render(codes_ED, (1, 8, 8)), images_NCHW[:6])
     nothing = composition(SOURCES).drawn({"bred": 0})
