@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from fedzge_flwr.common.arrays import FloatArray
 from fedzge_flwr.common.file_kinds import reason_of
 from fedzge_flwr.common.files import atomic_path
+from fedzge_flwr.observers.asked import AskedPictures
 from fedzge_flwr.observers.base import RoundRow
-from fedzge_flwr.observers.generated import GeneratedPictures
-from fedzge_flwr.server.round import SyntheticBatch
 
 _LOGGER = logging.getLogger("flwr.fedzge")
 
@@ -28,13 +28,13 @@ class RunPictures:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._generated = GeneratedPictures(folder / "generated")
+        self._asked = AskedPictures(folder / "generated")
         self._undrawn: set[str] = set()
 
-    def of_round(self, round_: int, batch: SyntheticBatch) -> None:
-        """Draw what the generator has made in a round."""
+    def of_round(self, round_: int, images_NCHW: FloatArray, logits_NK: FloatArray) -> None:
+        """Draw what was asked about in a round, by the class that the ensemble gave it."""
         with self._drawing("generated"):
-            self._generated.draw(round_, batch)
+            self._asked.draw(round_, images_NCHW, logits_NK)
 
     def of_run(self, rows: Sequence[RoundRow]) -> None:
         """Draw ``accuracy.png``, ``bytes.png`` and ``synthetic.png``, of what there is."""
@@ -45,8 +45,8 @@ class RunPictures:
             if rows:
                 drawn["accuracy.png"] = partial(draw_accuracy, rows)
                 drawn["bytes.png"] = partial(draw_bytes, rows)
-            if self._generated.samples is not None:
-                drawn["synthetic.png"] = partial(draw_synthetic, *self._generated.samples)
+            if self._asked.samples is not None:
+                drawn["synthetic.png"] = partial(draw_synthetic, *self._asked.samples)
         for name, draw in drawn.items():
             with self._drawing(name), atomic_path(self._folder / name) as temporary:
                 draw(temporary)
@@ -59,7 +59,7 @@ class RunPictures:
         OSError
             If one cannot be removed.
         """
-        self._generated.drop_after(round_)
+        self._asked.drop_after(round_)
 
     @contextmanager
     def _drawing(self, what: str) -> Iterator[None]:

@@ -104,14 +104,14 @@ def draw_bytes(rows: Sequence[RoundRow], path: Path) -> None:
 def draw_synthetic(
     images_NCHW: npt.NDArray[np.uint8], labels_N: npt.NDArray[np.int64], path: Path
 ) -> None:
-    """Draw generated images as PNG, a row for each class, with its label.
+    """Draw synthetic images as PNG, a row for each class, with its number.
 
     Parameters
     ----------
     images_NCHW : ndarray of uint8
         Images of 1 or 3 channels (`fedzge_flwr.images.pixels.shown`).
     labels_N : ndarray of int64
-        The classes that they were generated for.
+        The classes that the ensemble gives them.
     path : Path
         The file to write.
     """
@@ -138,5 +138,5 @@ def draw_synthetic(
     axes.set_xticks([])
     axes.set_yticks([(row + 0.5) * cell[0] for row in range(len(classes))], classes)
     axes.tick_params(length=0)
-    figure.suptitle("Generated images by label")
+    figure.suptitle("Synthetic images by the ensemble's class")
     figure.savefig(path, format="png", dpi=100)

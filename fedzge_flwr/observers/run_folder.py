@@ -54,8 +54,8 @@ class RunFolder:
     that goes on from its newest checkpoint), ``rounds.jsonl`` (a row a round),
     ``progress.json`` (round, phase and replies right now), ``warnings.log``, ``accuracy.csv``,
     ``checkpoints/``, and at the end ``central.safetensors``, ``generator.safetensors``,
-    ``accuracy.png``, ``bytes.png`` and ``synthetic.png``. ``generated/`` has a picture a round: one
-    generated image of each class.
+    ``accuracy.png``, ``bytes.png`` and ``synthetic.png``. ``generated/`` has a picture a round: of
+    each class one image that was asked about.
 
     One process at a time holds the folder, until the run's end. A run that goes on in a folder
     (``resume``) does so from its newest checkpoint; what the folder has of later rounds is dropped.
@@ -145,8 +145,9 @@ class RunFolder:
 
     def on_round(self, server: ServerState, current: RoundState, row: RoundRow) -> None:
         """Append to ``rounds.jsonl`` and ``accuracy.csv``; the row is then on disk."""
-        if current.asked is not None and current.asked.generated is not None:
-            self._pictures.of_round(row.round, current.asked.generated.batch)
+        if current.asked is not None and current.answered is not None:
+            images_NCHW = current.asked.question.base_NCHW
+            self._pictures.of_round(row.round, images_NCHW, current.answered.logits_NK)
         with self._explained():
             self._rows.append(row)
             self._accuracy.append(row)

@@ -103,7 +103,7 @@ class _Content:
         self.figure("Time by phase", figures.phases(run))
         self.figure("Images by client and class", figures.partition(run))
         if run.pictures:
-            self.section("Generated images, one of each class", _pictures(run))
+            self.section("Synthetic images, one of each class", _pictures(run))
         self.section("Settings", _settings(run))
         self._parts.append("</div></details>")
 
@@ -170,7 +170,7 @@ def _pictures(run: Run) -> str:
         data = base64.b64encode(picture).decode("ascii")
         text = f"round {round_}"
         items.append(
-            f"<figure><img alt='Generated images of {text}' src='data:image/png;base64,{data}'>"
+            f"<figure><img alt='Synthetic images of {text}' src='data:image/png;base64,{data}'>"
             f"<figcaption>{text}</figcaption></figure>"
         )
     return f"<div class='strips'>{''.join(items)}</div>"

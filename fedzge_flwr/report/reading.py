@@ -115,7 +115,7 @@ def read_rows(folder: Path) -> list[RoundRow]:
 
 
 def read_pictures(folder: Path) -> dict[int, bytes]:
-    """Return PNGs of generated images, by round; of many rounds twelve, evenly chosen.
+    """Return PNGs of synthetic images, by round; of many rounds twelve, evenly chosen.
 
     What is returned has been drawn anew from the pixels alone.
 

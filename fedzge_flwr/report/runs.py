@@ -42,7 +42,7 @@ class Run:
     rows : Sequence[RoundRow]
         The rounds so far, at least one.
     pictures : Mapping[int, bytes]
-        PNGs of generated images, by round; of many rounds a few.
+        PNGs of synthetic images, by round; of many rounds a few.
     """
 
     folder: Path

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from fedzge_flwr.images.pixels import shown
+from fedzge_flwr.observers.asked import AskedPictures
 from tests.helpers.running import run_server
 
 
@@ -46,6 +47,23 @@ def test_images_of_any_number_of_channels_are_drawn(
         assert (strip.mode, strip.height) == ("L", 8)
     assert (folder / "synthetic.png").is_file()
     assert not (folder / "warnings.log").exists()
+
+
+def test_pictures_are_of_the_images_whose_class_the_ensemble_is_surest_of(tmp_path: Path) -> None:
+    """By its margin over the second class; classes in order, none that was never answered."""
+    greys = np.array([-1.0, -0.5, 0.0, 0.5, 1.0], dtype=np.float32)
+    images = np.broadcast_to(greys[:, None, None, None], (5, 1, 4, 4)).copy()
+    logits = np.array([[5, 4.9, 0], [3, 0, 0], [0, 0, 1], [9, 0, 8.5], [0, 0, 4]], dtype=np.float32)
+    pictures = AskedPictures(tmp_path / "generated")
+    pictures.draw(3, images, logits)
+    with Image.open(tmp_path / "generated" / "round-000003.png") as strip:
+        found = np.asarray(strip)
+    assert found.shape == (4, 8)
+    assert found[0, ::4].tolist() == [64, 255]
+    assert pictures.samples is not None
+    shades, classes = pictures.samples
+    assert classes.tolist() == [0, 0, 0, 2, 2]
+    assert shades[:, 0, 0, 0].tolist() == [64, 191, 0, 255, 128]
 
 
 def test_what_is_shown_of_channels() -> None:
