@@ -78,7 +78,7 @@ def remember(server: ServerState, asked: Asked, answered: Answered) -> None:
     """Note which sources surprised, and put images, codes and answers into the memories."""
     first, levels = asked.num_generated, torch.from_numpy(asked.question.base)
     logits_NK = torch.from_numpy(answered.logits_NK)
-    if server.chooser is not None:
+    if server.chooser is not None and server.settings.images.surprise_power:
         found = surprises(server.chooser, levels[first:], logits_NK[first:], asked.counts)
         server.surprises = noted(server.surprises, found)
     if server.memories is not None:

@@ -22,7 +22,7 @@ _AS_GIVEN = 0.2
 
 
 def surprises(
-    central: nn.Module, x_NCHW: Tensor, logits_NK: Tensor, counts: Mapping[str, int]
+    central: nn.Module, levels_NCHW: Tensor, logits_NK: Tensor, counts: Mapping[str, int]
 ) -> dict[str, float]:
     """Return how much answers surprised the central model, in nats, by source.
 
@@ -30,10 +30,10 @@ def surprises(
     ----------
     central : nn.Module
         The central model, before it learns these answers.
-    x_NCHW : Tensor
-        The images, source by source.
+    levels_NCHW : Tensor
+        The images, uint8, source by source.
     logits_NK : Tensor
-        The ensemble's on them.
+        The ensemble's logits on them, on the CPU.
     counts : Mapping[str, int]
         How many are of which source, in order.
 
@@ -42,7 +42,7 @@ def surprises(
     dict of str to float
         The mean KL(ensemble ‖ central), ≥ 0, of each source that made any.
     """
-    expected_NK = predict(central, x_NCHW, _BATCH).cpu()
+    expected_NK = predict(central, levels_NCHW, _BATCH).cpu()
     sizes = list(counts.values())
     parts = zip(counts, logits_NK.split(sizes), expected_NK.split(sizes), strict=True)
     return {

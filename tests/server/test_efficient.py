@@ -177,11 +177,13 @@ def test_sources_that_surprised_make_more_of_the_next_round(power: float) -> Non
     assert state.asked is not None
     found = dict(state.asked.counts)
     if not power:
+        # Nor is the central model asked what it expected.
         assert found == dict(first.counts)
+        assert server.surprises == {"bred": 0.001, "procedural": 0.1}
     else:
         assert sum(found.values()) == 15
         assert found["procedural"] > 10 > 5 > found["bred"] > 0
-    assert server.surprises["bred"] != 0.001
+        assert server.surprises["bred"] != 0.001
 
 
 def test_memory_grows_to_its_bound_over_rounds() -> None:

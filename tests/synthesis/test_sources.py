@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fedzge_flwr.common.errors import ConfigError
 from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.images.pixels import PIXEL_RANGE
-from fedzge_flwr.server.build import build_central, build_generator, build_server, check_names
+from fedzge_flwr.server.build import build_sources, check_names
 from fedzge_flwr.synthesis.composition import Composition
 from fedzge_flwr.synthesis.memory import Memories
 from fedzge_flwr.synthesis.patterns import render
@@ -154,14 +154,7 @@ def test_the_setting_names_sources_by_share(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(SOURCES, "grey", grey)
     settings = from_run_config({"image-sources": " grey : 3, patterns:1, bred:0"})
     assert settings.images.source_shares == {"grey": 3.0, "patterns": 1.0}
-    server = build_server(
-        settings,
-        build_central(settings),
-        build_generator(settings),
-        num_rounds=1,
-        device=torch.device("cpu"),
-    )
-    assert server.sources == {"grey": grey, "patterns": SOURCES["patterns"]}
+    assert build_sources(settings) == {"grey": grey, "patterns": SOURCES["patterns"]}
     unknown = from_run_config({"image-sources": "gray:1"})
     with pytest.raises(
         ConfigError, match="no source of images named 'gray'; known: bred, evolved, grey, patterns"
