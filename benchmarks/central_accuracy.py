@@ -83,13 +83,19 @@ from its preset."""
 
 @dataclass(frozen=True)
 class Point:
-    """Accuracies in [0, 1] after a round, and the queries that each client has been asked."""
+    """Accuracies in [0, 1] after a round, and the queries that each client has been asked.
+
+    ``worst`` is the lowest recall of a class of the central model, ``worst_ensemble`` the
+    ensemble's recall of the same class.
+    """
 
     round: int
     queries: int
     central: float | None
     ensemble: float | None
     mean_client: float
+    worst: float | None = None
+    worst_ensemble: float | None = None
 
 
 def queries_of_round(settings: Settings) -> int:
@@ -110,13 +116,14 @@ def rounds_within(settings: Settings, budget: int) -> int:
 def run_federation(settings: Settings, num_rounds: int, label: str) -> list[Point]:
     """Run one federation; return its accuracies on evaluation rounds."""
     clients, evaluation = LocalClients(settings), TestSetEvaluation(settings)
+    labels_M = evaluation.labels_M
     server = build_server(
         settings,
         build_central(settings),
         build_generator(settings),
         num_rounds=num_rounds,
         device=select_device(settings.run.server_device),
-        num_test_images=evaluation.num_images,
+        num_test_images=len(labels_M),
     )
     points: list[Point] = []
     started = time.perf_counter()
@@ -128,13 +135,20 @@ def run_federation(settings: Settings, num_rounds: int, label: str) -> list[Poin
         if evaluated.ensemble_logits_MK is not None:
             metrics = evaluation.central(round_, ArrayRecord(server.central.state_dict()))
             accuracies = [item.accuracy for item in evaluated.accuracies.values()]
+            classes_M = np.array(metrics["classes"])
+            together_M = evaluated.ensemble_logits_MK.argmax(axis=1)
+            of_class = [labels_M == k for k in np.unique(labels_M)]
+            recalls = [float((classes_M == labels_M)[mask].mean()) for mask in of_class]
+            worst = int(np.argmin(recalls))
             points.append(
                 Point(
                     round_,
                     max(server.num_queries.values()),
                     float(str(metrics["accuracy"])),
-                    evaluation.accuracy(evaluated.ensemble_logits_MK),
+                    float((together_M == labels_M).mean()),
                     float(np.mean(accuracies)),
+                    recalls[worst],
+                    float((together_M == labels_M)[of_class[worst]].mean()),
                 )
             )
         _progress(label, round_, num_rounds, started, points)
@@ -238,8 +252,8 @@ def table(runs: Runs) -> str:
     """Return the runs as a Markdown table, mean ± standard deviation (of n) over their seeds."""
     lines = [
         "| run | α | seeds | queries a client | central | ensemble | central ÷ ensemble | "
-        "mean client | minutes |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "worst class | ensemble there | mean client | minutes |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     groups = grouped(runs)
     for members in groups:
@@ -256,6 +270,8 @@ def table(runs: Runs) -> str:
             _spread([point["central"] for point in last]),
             _spread([point["ensemble"] for point in last]),
             _spread(ratios, 3),
+            _spread([point.get("worst") for point in last]),
+            _spread([point.get("worst_ensemble") for point in last]),
             _spread([point["mean_client"] for point in last]),
             f"{np.mean([member['seconds'] for member in members]) / 60:.1f}",
         )

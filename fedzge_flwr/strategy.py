@@ -15,8 +15,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import nn
 
-from fedzge_flwr.common.arrays import FloatArray
-from fedzge_flwr.common.errors import CheckpointError, TooFewClientsError
+from fedzge_flwr.common.arrays import FloatArray, IntArray
+from fedzge_flwr.common.errors import CheckpointError, DataError, TooFewClientsError
 from fedzge_flwr.common.file_kinds import reason_of
 from fedzge_flwr.config.parsing import differs_from_paper
 from fedzge_flwr.config.sections import Settings
@@ -24,6 +24,7 @@ from fedzge_flwr.grid.clients import GridClients
 from fedzge_flwr.learning.numerics import select_device, threads
 from fedzge_flwr.learning.tensors import plain_state
 from fedzge_flwr.observers.base import Observer, RoundRow, rows_of
+from fedzge_flwr.observers.recalls import Recalls
 from fedzge_flwr.query.copies import copies_asked
 from fedzge_flwr.server.build import RECIPES, build_generator, build_server, check_names
 from fedzge_flwr.server.checkpoints import Checkpoint, CheckpointFolder
@@ -40,12 +41,8 @@ class CommonTestSet(Protocol):
     """The common test set, as far as the strategy may know it."""
 
     @property
-    def num_images(self) -> int:
-        """Number M of test images."""
-        ...
-
-    def accuracy(self, logits_MK: FloatArray) -> float:
-        """Return the accuracy in [0, 1] of logits (M, K) in the test set's order."""
+    def labels_M(self) -> IntArray:
+        """Classes of the test images, int64 (M,), in the order in which clients have them."""
         ...
 
 
@@ -153,7 +150,7 @@ class FedZGE(Strategy):
             Must be empty: clients take their settings from the run config, not from messages.
         evaluate_fn : Callable[[int, ArrayRecord], MetricRecord | None], optional
             Evaluates the central model: before the first round, every ``eval-every`` rounds and
-            at the last. Its "accuracy" and "loss" go into the round's row.
+            at the last: "accuracy", "loss", and "classes", the class of each ``test_set`` image.
 
         Returns
         -------
@@ -217,7 +214,8 @@ class _Run:
         evaluate_fn: EvaluateFn | None,
     ) -> None:
         self._settings = settings = strategy._settings
-        self._test_set = strategy._test_set
+        test_set = strategy._test_set
+        self._labels_M = None if test_set is None else test_set.labels_M
         self._observers = strategy._observers
         self._checkpoints = strategy._checkpoints
         self._resume_from = strategy._resume_from
@@ -229,7 +227,7 @@ class _Run:
             strategy._generator,
             num_rounds=num_rounds,
             device=select_device(settings.run.server_device),
-            num_test_images=self._test_set.num_images if self._test_set is not None else 0,
+            num_test_images=0 if self._labels_M is None else len(self._labels_M),
         )
         strategy.summary()
         self._clients = GridClients(
@@ -269,7 +267,7 @@ class _Run:
 
     def _evaluate_first(self) -> None:
         arrays = ArrayRecord(plain_state(self._server.central))
-        initial = self._evaluate_fn(0, arrays) if self._evaluate_fn else None
+        initial, _ = evaluate_central(self._evaluate_fn, 0, arrays)
         if initial is not None:
             self._result.evaluate_metrics_serverapp[0] = initial
 
@@ -360,22 +358,19 @@ class _Run:
         """Run a round, report it, and return whether it was skipped."""
         server, started = self._server, time.perf_counter()
         current = run_round(self._recipe, server, self._clients, round_, self._on_phase)
-        central: MetricRecord | None = None
+        central, classes_M = None, None
         if self._evaluate_fn is not None and is_evaluation_round(server, round_):
             arrays = ArrayRecord(plain_state(server.central))
-            central = current.do(evaluate_central, self._evaluate_fn, round_, arrays)
+            central, classes_M = current.do(evaluate_central, self._evaluate_fn, round_, arrays)
         self._warn_of_unmoved(current)
-        test_logits, test_set = current.evaluated.ensemble_logits_MK, self._test_set
+        ensemble_logits_MK = current.evaluated.ensemble_logits_MK
         row = RoundRow.of(
             server,
             current,
             self._clients.channel.close_round(),
             central=central,
-            ensemble_accuracy=(
-                test_set.accuracy(test_logits)
-                if test_set is not None and test_logits is not None
-                else None
-            ),
+            recalls=self._recalls(classes_M, ensemble_logits_MK),
+            ensemble_accuracy=self._accuracy(ensemble_logits_MK),
             seconds=time.perf_counter() - started,
         )
         _add_to_result(self._result, row, central)
@@ -384,6 +379,26 @@ class _Run:
         for observer in self._observers:
             observer.on_round(server, current, row)
         return row.skipped is not None
+
+    def _accuracy(self, logits_MK: FloatArray | None) -> float | None:
+        if self._labels_M is None or logits_MK is None:
+            return None
+        return float((logits_MK.argmax(axis=1) == self._labels_M).mean())
+
+    def _recalls(
+        self, classes_M: Sequence[int] | None, ensemble_logits_MK: FloatArray | None
+    ) -> Recalls:
+        if self._labels_M is None:
+            return Recalls()
+        num_classes = self._settings.data.spec.num_classes
+        try:
+            return Recalls.of(self._labels_M, num_classes, classes_M, ensemble_logits_MK)
+        except ValueError as error:
+            raise DataError(
+                f"the test set and what was answered about it do not fit: {error}; give "
+                "'test_set' the labels of the images that clients have, in their order, and as "
+                "\"classes\" of 'evaluate_fn' a class for each"
+            ) from error
 
     def _warn_of_unmoved(self, current: RoundState) -> None:
         for partition in current.answered.unmoved if current.answered else ():
@@ -446,10 +461,18 @@ def _restore_metrics(
 
 
 def evaluate_central(
-    evaluate_fn: EvaluateFn, round_: int, arrays: ArrayRecord
-) -> MetricRecord | None:
-    """Evaluate the central model: the last phase of a round that is evaluated."""
-    return evaluate_fn(round_, arrays)
+    evaluate_fn: EvaluateFn | None, round_: int, arrays: ArrayRecord
+) -> tuple[MetricRecord | None, list[int] | None]:
+    """Evaluate the central model: the last phase of a round that is evaluated.
+
+    Returns its metrics, and "classes" apart from them: thousands of numbers are no metric.
+    """
+    found = evaluate_fn(round_, arrays) if evaluate_fn is not None else None
+    if found is None:
+        return None, None
+    classes_M = found.get("classes")
+    metrics = MetricRecord({name: value for name, value in found.items() if name != "classes"})
+    return metrics, [int(c) for c in classes_M] if isinstance(classes_M, list) else None
 
 
 def _add_to_result(result: Result, row: RoundRow, central: MetricRecord | None) -> None:

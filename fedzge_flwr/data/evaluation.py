@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import ArrayRecord, MetricRecord
 
-from fedzge_flwr.common.arrays import FloatArray
+from fedzge_flwr.common.arrays import IntArray
 from fedzge_flwr.common.errors import MissingDataError
 from fedzge_flwr.common.randomness import Purpose, seeded_default
 from fedzge_flwr.config.sections import Settings
@@ -51,7 +51,10 @@ class TestSetEvaluation:
         load_split(self.settings.data, "test")
 
     def central(self, round_: int, arrays: ArrayRecord) -> MetricRecord:
-        """Return "loss" and "accuracy" of the central model with these arrays, evaluation mode."""
+        """Evaluate the central model with these arrays, in evaluation mode.
+
+        Returns "loss", "accuracy" and "classes", its class of each test image.
+        """
         spec = self.settings.data.spec
         with seeded_default(self.settings.run.seed, Purpose.INIT_CENTRAL):
             model = rebuild_model(
@@ -68,17 +71,15 @@ class TestSetEvaluation:
             self.settings.queries.query_batch_size,
         )
         outcome = evaluate_logits(logits_NK, to_tensor(images.labels_N))
-        return MetricRecord({"loss": outcome.loss, "accuracy": outcome.accuracy})
+        classes = logits_NK.argmax(dim=1).tolist()
+        return MetricRecord(
+            {"loss": outcome.loss, "accuracy": outcome.accuracy, "classes": classes}
+        )
 
     @property
-    def num_images(self) -> int:
-        """Number of test images."""
-        return len(load_split(self.settings.data, "test"))
-
-    def accuracy(self, logits_MK: FloatArray) -> float:
-        """Return the accuracy of logits (M, K) on the test images, in their order."""
-        labels = load_split(self.settings.data, "test").labels_N
-        return evaluate_logits(to_tensor(logits_MK), to_tensor(labels)).accuracy
+    def labels_M(self) -> IntArray:
+        """Classes of the test images, int64 (M,)."""
+        return load_split(self.settings.data, "test").labels_N
 
 
 def data_digests(settings: Settings) -> dict[str, str]:

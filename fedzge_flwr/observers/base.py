@@ -13,6 +13,7 @@ import numpy as np
 from fedzge_flwr.common.errors import CheckpointError
 from fedzge_flwr.common.file_kinds import reason_of
 from fedzge_flwr.common.text import percent
+from fedzge_flwr.observers.recalls import Recalls
 from fedzge_flwr.server.checkpoints import Checkpoint
 from fedzge_flwr.server.round import RoundState
 from fedzge_flwr.server.state import ServerState
@@ -64,6 +65,8 @@ class RoundRow:
         Wall time by phase.
     answer_classes : tuple of int
         The round's images, counted by the class that the ensemble gives them.
+    recalls : Recalls
+        Central model and ensemble by class of the test set.
     """
 
     round: int
@@ -90,6 +93,7 @@ class RoundRow:
     loss: dict[str, float] = field(default_factory=dict)
     phase_seconds: dict[str, float] = field(default_factory=dict)
     answer_classes: tuple[int, ...] = ()
+    recalls: Recalls = field(default_factory=Recalls)
 
     @classmethod
     def of(
@@ -100,6 +104,7 @@ class RoundRow:
         *,
         central: Mapping[str, object] | None,
         ensemble_accuracy: float | None,
+        recalls: Recalls,
         seconds: float,
     ) -> RoundRow:
         """Return the row of a round that has ended.
@@ -134,6 +139,7 @@ class RoundRow:
             loss=_losses(current),
             phase_seconds={name: round(spent, 4) for name, spent in current.seconds.items()},
             answer_classes=_answer_classes(current),
+            recalls=recalls,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -156,8 +162,9 @@ class RoundRow:
         values["loss"] = {k: math.nan if v is None else v for k, v in row["loss"].items()}
         for name in ("sampled", "participants", "unmoved"):
             values[name] = tuple(row[name])
-        # Runs of earlier versions have no counts.
+        # Runs of earlier versions have no counts, nor recalls.
         values["answer_classes"] = tuple(row.get("answer_classes", ()))
+        values["recalls"] = Recalls.from_json(row["recalls"]) if "recalls" in row else Recalls()
         return cls(**values)
 
     def figures(self) -> dict[str, float]:

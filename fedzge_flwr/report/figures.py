@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 
 from fedzge_flwr.common.text import printable
 from fedzge_flwr.observers.base import RoundRow
+from fedzge_flwr.observers.recalls import Recalls
 from fedzge_flwr.report.runs import Group, Reading, Run
 from fedzge_flwr.wire.traffic import total
 
@@ -102,6 +103,59 @@ def class_balance(run: Run) -> go.Figure | None:
     return _finished(figure, "round", "class", yaxis_type="category")
 
 
+def recalls(run: Run) -> go.Figure | None:
+    """Draw how much of each class central model and ensemble recognise, at the last evaluation."""
+    last = _last_recalls(run)
+    if last is None:
+        return None
+    figure = go.Figure()
+    for name, values, colour in (
+        ("central model", last.central_recalls, _CENTRAL),
+        ("ensemble", last.ensemble_recalls, _ENSEMBLE),
+    ):
+        if values:
+            figure.add_bar(
+                x=[str(number) for number in range(len(values))],
+                y=list(values),
+                name=name,
+                marker_color=colour,
+                hovertemplate="class %{x}: %{y:.1%}",
+            )
+    return _finished(
+        figure, "class", "recall", xaxis_type="category", yaxis_tickformat=".0%", barmode="group"
+    )
+
+
+def confusion(run: Run) -> go.Figure | None:
+    """Draw the central model's classes of the test images against the ensemble's."""
+    last = _last_recalls(run)
+    if last is None or not last.confusion:
+        return None
+    numbers = [str(number) for number in range(len(last.confusion))]
+    shares = [[count / max(sum(row), 1) for count in row] for row in last.confusion]
+    figure = go.Figure(
+        go.Heatmap(
+            x=numbers,
+            y=numbers,
+            z=shares,
+            customdata=[list(row) for row in last.confusion],
+            zmin=0,
+            zmax=1,
+            colorscale="Viridis",
+            colorbar={"tickformat": ".0%", "thickness": 12},
+            hovertemplate="ensemble %{y}, central model %{x}: %{customdata} images, %{z:.1%}"
+            "<extra></extra>",
+        )
+    )
+    return _finished(
+        figure,
+        "class that the central model gives",
+        "class that the ensemble gives",
+        xaxis_type="category",
+        yaxis_type="category",
+    )
+
+
 def ledger(run: Run) -> go.Figure:
     """Draw the mean MB of a client by round, up above 0 and down below, by what they are for."""
     figure, rows = go.Figure(), _shown(run.rows)
@@ -165,6 +219,11 @@ def partition(run: Run) -> go.Figure | None:
     return _finished(
         figure, "class", "", xaxis_type="category", yaxis_type="category", yaxis_automargin=True
     )
+
+
+def _last_recalls(run: Run) -> Recalls | None:
+    found = (row.recalls for row in reversed(run.rows))
+    return next((item for item in found if item.central_recalls or item.ensemble_recalls), None)
 
 
 def _shown(values: Sequence[_T]) -> list[_T]:

@@ -95,6 +95,16 @@ class _Content:
         for against, (title, _) in figures.AXES.items():
             self.figure(f"Accuracy against {title}", figures.accuracy(run, against))
         self.figure(
+            "Recall by class",
+            figures.recalls(run),
+            "Of the test images of each class, at the last evaluation.",
+        )
+        self.figure(
+            "Central model against ensemble",
+            figures.confusion(run),
+            "Test images by the class that each gives them, as shares of the ensemble's class.",
+        )
+        self.figure(
             "Classes of the answers",
             figures.class_balance(run),
             "Shares of a round's images by the class that the ensemble gives them.",

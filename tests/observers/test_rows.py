@@ -13,6 +13,7 @@ import pytest
 from fedzge_flwr.common.errors import RunFolderError
 from fedzge_flwr.common.files import append_line
 from fedzge_flwr.observers.base import RoundRow
+from fedzge_flwr.observers.recalls import Recalls
 from fedzge_flwr.observers.rows import RowsFile
 from fedzge_flwr.wire.traffic import MissingReply, Traffic
 
@@ -43,6 +44,7 @@ def row(round_: int) -> RoundRow:
         seconds=1.5,
         client_bytes={0: Traffic({"images": 4}, {"logits": 2})},
         loss={"fidelity": 1 / 3, "total": float("inf")},
+        recalls=Recalls((0.5, None), (1.0, None), ((1, 1), (0, 2))),
     )
 
 

@@ -16,7 +16,9 @@ import pytest
 from PIL import Image
 
 from fedzge_flwr.common.errors import RunFolderError
+from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.config.presets.catalogue import PAPER, preset_file, read_settings
+from fedzge_flwr.data.loading import load_split
 from fedzge_flwr.report import figures
 from fedzge_flwr.report.page import write_report
 from fedzge_flwr.report.runs import Run, group, load_run
@@ -77,6 +79,21 @@ def test_what_a_run_leaves_for_a_report(runs: list[Path]) -> None:
             assert 8 <= strip.size[0] <= 80
 
 
+def test_figures_by_class_are_those_of_the_accuracies(runs: list[Path]) -> None:
+    """The recalls of a balanced or unbalanced test set average to the accuracy."""
+    settings = load_run(runs[0]).config["settings"]
+    labels = load_split(from_run_config(settings).data, "test").labels_N
+    parts = np.bincount(labels, minlength=10) / len(labels)
+    for row in load_run(runs[0]).rows:
+        for recalls, accuracy in (
+            (row.recalls.central_recalls, row.central_accuracy),
+            (row.recalls.ensemble_recalls, row.ensemble_accuracy),
+        ):
+            mean = sum(p * (r or 0) for p, r in zip(parts, recalls, strict=True))
+            assert mean == pytest.approx(accuracy, abs=1e-5)
+        assert sum(map(sum, row.recalls.confusion)) == len(labels) == 60
+
+
 def test_runs_that_differ_by_seed_alone_are_one_group(runs: list[Path]) -> None:
     groups = group([load_run(folder) for folder in runs])
     assert [[run.folder.name for run in item.runs] for item in groups] == [
@@ -131,6 +148,15 @@ def test_the_figures_show_the_rows(runs: list[Path]) -> None:
     balance = figures.class_balance(run)
     assert balance is not None
     np.testing.assert_allclose(np.array(balance.data[0].z).sum(axis=0), 1)
+    last = run.rows[-1].recalls
+    bars = {bar.name: list(bar.y) for bar in figures.recalls(run).data}  # type: ignore[union-attr]
+    assert bars["central model"] == list(last.central_recalls)
+    assert bars["ensemble"] == list(last.ensemble_recalls)
+    confusion = figures.confusion(run)
+    assert confusion is not None
+    shares = np.array(confusion.data[0].z).sum(axis=1)
+    assert [sum(row) > 0 for row in last.confusion] == [bool(share) for share in shares]
+    np.testing.assert_allclose(shares[shares > 0], 1)
     counts = figures.partition(run)
     assert counts is not None
     assert np.array(counts.data[0].z).sum() == 120
@@ -142,10 +168,12 @@ def test_what_is_not_known_is_left_out(runs: list[Path]) -> None:
     config = {key: value for key, value in run.config.items() if key != "class_counts"}
     rows = [{**row.to_json()} for row in run.rows]
     for row in rows:
-        del row["answer_classes"]
+        del row["answer_classes"], row["recalls"]
     older = Run(run.folder, config, [type(run.rows[0]).from_json(row) for row in rows], {})
     assert figures.partition(older) is None
     assert figures.class_balance(older) is None
+    assert figures.recalls(older) is None
+    assert figures.confusion(older) is None
 
 
 def test_one_page_without_a_network(runs: list[Path], tmp_path: Path) -> None:
@@ -153,9 +181,9 @@ def test_one_page_without_a_network(runs: list[Path], tmp_path: Path) -> None:
     write_report(runs, page)
     text = page.read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
-    # Three that compare, and seven of each run.
-    assert len(figures_of(page)) == 3 + 3 * 7
-    assert text.count("data-figure='") == 24
+    # Three that compare, and nine of each run.
+    assert len(figures_of(page)) == 3 + 3 * 9
+    assert text.count("data-figure='") == 30
     before_the_scripts = text[: text.index("<script>")]
     assert not re.search(r"(src|href)=['\"](?!data:)", before_the_scripts)
     assert before_the_scripts.count("data:image/png;base64,") == 9

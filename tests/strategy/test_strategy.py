@@ -15,9 +15,10 @@ from flwr.serverapp.strategy import Strategy
 
 import fedzge_flwr.strategy as strategy_module
 from fedzge_flwr import Observer, RoundRow, make_settings
-from fedzge_flwr.common.errors import TooFewClientsError
+from fedzge_flwr.common.errors import DataError, TooFewClientsError
 from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.config.presets.catalogue import PAPER, preset_file, read_settings
+from fedzge_flwr.data.evaluation import TestSetEvaluation
 from fedzge_flwr.server.build import build_central
 from fedzge_flwr.strategy import FedZGE
 from tests.helpers.strategies import make_strategy
@@ -99,6 +100,42 @@ def test_result(make_grid: Any, tiny_config: dict[str, Any]) -> None:
     assert final.keys() == central.state_dict().keys()
     given = {name: tensor.cpu() for name, tensor in central.state_dict().items()}
     assert all(torch.equal(final[name], tensor) for name, tensor in given.items())
+
+
+def test_classes_of_the_test_images_are_of_the_row_and_no_metric(
+    make_grid: Any, tiny_config: dict[str, Any]
+) -> None:
+    settings = from_run_config(tiny_config)
+    _, central = make_strategy(tiny_config)
+    evaluation, rows = TestSetEvaluation(settings), []
+
+    class Notes(Observer):
+        def on_round(self, server: object, current: object, row: RoundRow) -> None:
+            rows.append(row)
+
+    strategy = FedZGE(settings, central, test_set=evaluation, observers=[Notes()])
+    initial = ArrayRecord(central.state_dict())
+    result = strategy.start(
+        make_grid(tiny_config), initial, num_rounds=1, evaluate_fn=evaluation.central
+    )
+    assert rows[0].recalls.central_recalls
+    assert rows[0].recalls.confusion
+    assert all(
+        set(record) == {"loss", "accuracy"} for record in result.evaluate_metrics_serverapp.values()
+    )
+
+
+def test_classes_that_do_not_fit_the_test_set(make_grid: Any, tiny_config: dict[str, Any]) -> None:
+    settings = from_run_config(tiny_config)
+    _, central = make_strategy(tiny_config)
+    strategy = FedZGE(settings, central, test_set=TestSetEvaluation(settings))
+    with pytest.raises(DataError, match=r"2 classes of .* give 'test_set' the labels"):
+        strategy.start(
+            make_grid(tiny_config),
+            ArrayRecord(central.state_dict()),
+            num_rounds=1,
+            evaluate_fn=lambda *_: MetricRecord({"accuracy": 0.5, "classes": [1, 2]}),
+        )
 
 
 def test_training_starts_from_the_initial_arrays(
