@@ -31,6 +31,7 @@ from fedzge_flwr.server.checkpoints import Checkpoint, CheckpointFolder
 from fedzge_flwr.server.checks import load_central
 from fedzge_flwr.server.phases import is_evaluation_round, run_round
 from fedzge_flwr.server.round import RoundState
+from fedzge_flwr.server.state import ServerState
 
 LOGGER = logging.getLogger("flwr.fedzge")
 
@@ -369,8 +370,8 @@ class _Run:
             current,
             self._clients.channel.close_round(),
             central=central,
-            recalls=self._recalls(classes_M, ensemble_logits_MK),
-            ensemble_accuracy=self._accuracy(ensemble_logits_MK),
+            recalls=_recalls(self._labels_M, server, classes_M, ensemble_logits_MK),
+            ensemble_accuracy=_accuracy(self._labels_M, ensemble_logits_MK),
             seconds=time.perf_counter() - started,
         )
         _add_to_result(self._result, row, central)
@@ -379,26 +380,6 @@ class _Run:
         for observer in self._observers:
             observer.on_round(server, current, row)
         return row.skipped is not None
-
-    def _accuracy(self, logits_MK: FloatArray | None) -> float | None:
-        if self._labels_M is None or logits_MK is None:
-            return None
-        return float((logits_MK.argmax(axis=1) == self._labels_M).mean())
-
-    def _recalls(
-        self, classes_M: Sequence[int] | None, ensemble_logits_MK: FloatArray | None
-    ) -> Recalls:
-        if self._labels_M is None:
-            return Recalls()
-        num_classes = self._settings.data.spec.num_classes
-        try:
-            return Recalls.of(self._labels_M, num_classes, classes_M, ensemble_logits_MK)
-        except ValueError as error:
-            raise DataError(
-                f"the test set and what was answered about it do not fit: {error}; give "
-                "'test_set' the labels of the images that clients have, in their order, and as "
-                "\"classes\" of 'evaluate_fn' a class for each"
-            ) from error
 
     def _warn_of_unmoved(self, current: RoundState) -> None:
         for partition in current.answered.unmoved if current.answered else ():
@@ -473,6 +454,31 @@ def evaluate_central(
     classes_M = found.get("classes")
     metrics = MetricRecord({name: value for name, value in found.items() if name != "classes"})
     return metrics, [int(c) for c in classes_M] if isinstance(classes_M, list) else None
+
+
+def _accuracy(labels_M: IntArray | None, logits_MK: FloatArray | None) -> float | None:
+    if labels_M is None or logits_MK is None:
+        return None
+    return float((logits_MK.argmax(axis=1) == labels_M).mean())
+
+
+def _recalls(
+    labels_M: IntArray | None,
+    server: ServerState,
+    classes_M: Sequence[int] | None,
+    ensemble_logits_MK: FloatArray | None,
+) -> Recalls:
+    if labels_M is None:
+        return Recalls()
+    num_classes = server.settings.data.spec.num_classes
+    try:
+        return Recalls.of(labels_M, num_classes, classes_M, ensemble_logits_MK)
+    except ValueError as error:
+        raise DataError(
+            f"the test set and what was answered about it do not fit: {error}; give 'test_set' "
+            'the labels of the images that clients have, in their order, and as "classes" of '
+            "'evaluate_fn' a class for each"
+        ) from error
 
 
 def _add_to_result(result: Result, row: RoundRow, central: MetricRecord | None) -> None:
