@@ -482,7 +482,7 @@ class DistillationSettings(Section):
 
 
 class OptimizerSettings(Section):
-    """The optimiser and schedule of local training, both distillations and the generator."""
+    """How models are trained: locally, in both distillations, and the generator."""
 
     optimizer: Literal["adam", "sgd"] = Field("adam", description="optimiser")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="momentum of SGD")
@@ -497,6 +497,12 @@ class OptimizerSettings(Section):
     )
     lr_gamma: Annotated[float, Field(gt=0, le=1)] = Field(
         0.1, description="factor of the learning rate at each step"
+    )
+    training_precision: Literal["fastest", "float32", "bfloat16"] = Field(
+        "fastest",
+        description="what models multiply in while they train or distill. fastest: bfloat16 on "
+        "processors that have instructions for it (AMX), float32 elsewhere. Answers are always in "
+        "float32",
     )
 
 

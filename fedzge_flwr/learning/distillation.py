@@ -19,9 +19,14 @@ from fedzge_flwr.config.sections import OptimizerSettings
 from fedzge_flwr.images.pixels import PIXEL_RANGE
 from fedzge_flwr.learning.losses import distillation_loss
 from fedzge_flwr.learning.numerics import reproducible
-from fedzge_flwr.learning.outputs import logits_of
 from fedzge_flwr.learning.tensors import device_of
-from fedzge_flwr.learning.training import OwnImages, make_optimizer, make_schedule
+from fedzge_flwr.learning.training import (
+    Answer,
+    OwnImages,
+    answers_in,
+    make_optimizer,
+    make_schedule,
+)
 
 Batch: TypeAlias = "tuple[Tensor, Tensor, OwnImages | None]"
 """Images, the teacher's logits on them, and own images to rehearse."""
@@ -100,7 +105,8 @@ def distill(
 
     optimizer = make_optimizer(model.parameters(), settings, lr)
     schedule = make_schedule(optimizer, settings, steps)
-    return float(_take_steps(model, batch, optimizer, schedule, steps, temperature)[-1])
+    answer = answers_in(model, settings)
+    return float(_take_steps(model, answer, batch, optimizer, schedule, steps, temperature)[-1])
 
 
 @reproducible()
@@ -114,6 +120,7 @@ def distill_levels(
     steps: int,
     batch_size: int,
     temperature: float,
+    settings: OptimizerSettings,
     stream: torch.Generator,
     class_balance: float,
 ) -> float:
@@ -127,7 +134,7 @@ def distill_levels(
         uint8 images, and the teacher's logits on them, on the CPU.
     optimizer, schedule
         The student's; one step of the schedule a step.
-    steps, batch_size, temperature, stream, class_balance
+    steps, batch_size, temperature, settings, stream, class_balance
         As in `distill`.
 
     Returns
@@ -146,12 +153,14 @@ def distill_levels(
         x_NCHW = PIXEL_RANGE.from_uint8(levels_MCHW[chosen].to(device))
         return x_NCHW, teacher_logits_MK[chosen].to(device), None
 
-    losses = _take_steps(model, batch, optimizer, schedule, steps, temperature)
+    answer = answers_in(model, settings)
+    losses = _take_steps(model, answer, batch, optimizer, schedule, steps, temperature)
     return float(sum(losses)) / steps
 
 
 def _take_steps(
     model: nn.Module,
+    answer: Answer,
     batch: Callable[[], Batch],
     optimizer: Optimizer,
     schedule: LRScheduler | None,
@@ -164,7 +173,7 @@ def _take_steps(
     for _ in range(steps):
         x_NCHW, teacher_NK, rehearsed = batch()
         losses.append(
-            distillation_step(model, x_NCHW, teacher_NK, optimizer, temperature, rehearsed)
+            distillation_step(answer, x_NCHW, teacher_NK, optimizer, temperature, rehearsed)
         )
         if schedule is not None:
             schedule.step()
@@ -173,14 +182,14 @@ def _take_steps(
 
 
 def distillation_step(
-    model: nn.Module,
+    answer: Answer,
     x_NCHW: Tensor,
     teacher_logits_NK: Tensor,
     optimizer: Optimizer,
     temperature: float,
     rehearsed: OwnImages | None = None,
 ) -> Tensor:
-    """Take one step of distillation in the model's mode; return its loss before it, a scalar.
+    """Take one step of distillation; return its loss before it, a scalar.
 
     Own images to rehearse, if given, go through the model in the same batch as the others, with
     their own loss: else the student forgets them, and its batch norm comes to normalise by
@@ -189,10 +198,10 @@ def distillation_step(
     """
     optimizer.zero_grad(set_to_none=True)
     if rehearsed is None:
-        loss = total = distillation_loss(teacher_logits_NK, logits_of(model(x_NCHW)), temperature)
+        loss = total = distillation_loss(teacher_logits_NK, answer(x_NCHW), temperature)
     else:
         own_NCHW = PIXEL_RANGE.from_uint8(rehearsed.images_u8_NCHW)
-        both_NK = logits_of(model(torch.cat((x_NCHW, own_NCHW))))
+        both_NK = answer(torch.cat((x_NCHW, own_NCHW)))
         synthetic_NK, own_NK = both_NK.tensor_split([len(x_NCHW)])
         loss = distillation_loss(teacher_logits_NK, synthetic_NK, temperature)
         total = loss + rehearsed.loss(own_NK, rehearsed.labels_N)

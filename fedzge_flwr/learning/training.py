@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -14,8 +14,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 
 from fedzge_flwr.config.sections import MIN_TRAINING_IMAGES, OptimizerSettings, Settings
 from fedzge_flwr.images.pixels import PIXEL_RANGE
-from fedzge_flwr.learning.numerics import reproducible
+from fedzge_flwr.learning.numerics import precision, reproducible
 from fedzge_flwr.learning.outputs import logits_of
+from fedzge_flwr.learning.tensors import device_of
 
 
 class OwnImages(NamedTuple):
@@ -41,6 +42,21 @@ class OwnImages(NamedTuple):
         return self._replace(
             images_u8_NCHW=self.images_u8_NCHW[indices_B], labels_N=self.labels_N[indices_B]
         )
+
+
+Answer: TypeAlias = Callable[[Tensor], Tensor]
+"""Maps images (N, C, H, W) to float32 logits (N, K)."""
+
+
+def answers_in(model: nn.Module, settings: OptimizerSettings) -> Answer:
+    """Return the model's forward pass in the settings' ``training-precision``."""
+    device = device_of(model)
+
+    def answer(x_NCHW: Tensor) -> Tensor:
+        with precision(settings.training_precision, device):
+            return logits_of(model(x_NCHW))
+
+    return answer
 
 
 def make_optimizer(
@@ -129,6 +145,7 @@ def fit(
         raise ValueError(f"{len(labels_N)} images; training needs {MIN_TRAINING_IMAGES}")
     optimizer = make_optimizer(model.parameters(), settings, lr)
     schedule = make_schedule(optimizer, settings, epochs)
+    answer = answers_in(model, settings)
     model.train()
     loss_sum = torch.zeros((), device=images_u8_NCHW.device)
     for _ in range(epochs):
@@ -136,7 +153,7 @@ def fit(
         for batch in minibatches(len(labels_N), batch_size, stream):
             optimizer.zero_grad(set_to_none=True)
             chosen = own.chosen(batch.to(images_u8_NCHW.device))
-            loss = _mixed_loss(model, chosen, stream) if mixup else _plain_loss(model, chosen)
+            loss = _mixed_loss(answer, chosen, stream) if mixup else _plain_loss(answer, chosen)
             loss.backward()
             optimizer.step()
             loss_sum += loss.detach() * len(batch)
@@ -146,13 +163,11 @@ def fit(
     return float(loss_sum) / len(labels_N)
 
 
-def _plain_loss(model: nn.Module, batch: OwnImages) -> Tensor:
-    return batch.loss(
-        logits_of(model(PIXEL_RANGE.from_uint8(batch.images_u8_NCHW))), batch.labels_N
-    )
+def _plain_loss(answer: Answer, batch: OwnImages) -> Tensor:
+    return batch.loss(answer(PIXEL_RANGE.from_uint8(batch.images_u8_NCHW)), batch.labels_N)
 
 
-def _mixed_loss(model: nn.Module, batch: OwnImages, stream: torch.Generator) -> Tensor:
+def _mixed_loss(answer: Answer, batch: OwnImages, stream: torch.Generator) -> Tensor:
     """Return the loss on λx + (1−λ)x′, mixed alike: pairs from the batch, one λ ~ U(0, 1).
 
     Mixup is Zhang et al., 2018, arXiv 1710.09412, here with Beta(1, 1). It curbs overconfidence
@@ -162,7 +177,7 @@ def _mixed_loss(model: nn.Module, batch: OwnImages, stream: torch.Generator) -> 
     share = float(torch.rand((), generator=stream))
     partners = torch.randperm(len(batch.labels_N), generator=stream).to(batch.labels_N.device)
     x_NCHW = PIXEL_RANGE.from_uint8(batch.images_u8_NCHW)
-    logits_NK = logits_of(model(share * x_NCHW + (1 - share) * x_NCHW[partners]))
+    logits_NK = answer(share * x_NCHW + (1 - share) * x_NCHW[partners])
     loss = batch.loss(logits_NK, batch.labels_N)
     mixed_in = batch.loss(logits_NK, batch.labels_N[partners])
     return share * loss + (1 - share) * mixed_in

@@ -93,11 +93,9 @@ def distill_central(server: ServerState, round_: int, asked: Asked, answered: An
     they are the round's own. Returns the mean loss over the steps.
     """
     distillation = server.settings.distillation
+    levels, logits_MK = torch.from_numpy(asked.question.base), torch.from_numpy(answered.logits_NK)
     if server.memories is not None:
         levels, logits_MK = server.memories.images.asked, server.memories.images.logits_MK
-    else:
-        levels = torch.from_numpy(asked.question.base)
-        logits_MK = torch.from_numpy(answered.logits_NK)
     loss = distill_levels(
         server.central,
         levels,
@@ -107,6 +105,7 @@ def distill_central(server: ServerState, round_: int, asked: Asked, answered: An
         steps=distillation.central_distill_steps,
         batch_size=distillation.distill_batch_size,
         temperature=distillation.temperature,
+        settings=server.settings.optimizer,
         stream=_stream(server, Purpose.CENTRAL_DISTILLATION, round_),
         class_balance=distillation.class_balance,
     )
