@@ -51,6 +51,8 @@ def _sources(text: str, *, generated: float = 0.0) -> dict[str, Any]:
 
 _GENERATED = {**_sources("", generated=1.0), "estimator": "surrogate"}
 _BEFORE = _sources("bred:0.5,procedural:0.45", generated=0.05)
+_PLAIN = {"random-shifts": False, "random-erasing": False, "min-local-steps": 40}
+"""The clients' training of the default before images were moved and covered."""
 _STEERED = "steered patterns"
 
 ROWS: dict[str, dict[str, Any]] = {
@@ -67,6 +69,10 @@ ROWS: dict[str, dict[str, Any]] = {
     "generated, untrained": {**_GENERATED, "generator-steps": 0},
     "generated, central model's": {**_GENERATED, "generator-steps": _EXACT_STEPS},
     "generated, exact": {**_GENERATED, "generator-steps": 0},
+    "plain clients": _PLAIN,
+    "plain clients, trained as long": {**_PLAIN, "min-local-steps": 100},
+    "clients' images shifted": {"random-erasing": False},
+    "clients' images erased": {"random-shifts": False},
 }
 """The rows by name, as the settings in which they differ from the default.
 

@@ -114,18 +114,6 @@ def tensor_float32(*, allowed: bool) -> Iterator[None]:
         yield
 
 
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether a processor has instructions that multiply matrices in bfloat16 (AMX).
-
-    Without them bfloat16 is slower than float32. GPUs are not judged.
-    """
-    if device.type != "cpu" or not hasattr(
-        torch.cpu, "get_capabilities"
-    ):  # earlier torch does not say
-        return False
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
-
-
 @contextmanager
 def precision(name: str, device: torch.device) -> Iterator[None]:
     """Have convolutions and matrix products of a forward pass in a ``training-precision``.
@@ -135,11 +123,7 @@ def precision(name: str, device: torch.device) -> Iterator[None]:
     1710.03740); bfloat16 has the range of float32, and needs no scaling of the loss (Kalamkar et
     al., 2019, arXiv 1905.12322).
     """
-    lowered = name == "bfloat16" or (name == "fastest" and multiplies_bfloat16(device))
-    if not lowered:
-        yield
-        return
-    with torch.autocast(device.type, torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16, enabled=name == "bfloat16"):
         yield
 
 

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 
 from fedzge_flwr.config.sections import MIN_TRAINING_IMAGES, OptimizerSettings, Settings
 from fedzge_flwr.images.pixels import PIXEL_RANGE
+from fedzge_flwr.learning.augmentation import NO_AUGMENTATION, Augmentation
 from fedzge_flwr.learning.numerics import precision, reproducible
 from fedzge_flwr.learning.outputs import logits_of
 from fedzge_flwr.learning.tensors import device_of
@@ -120,6 +121,7 @@ def fit(
     settings: OptimizerSettings,
     stream: torch.Generator,
     mixup: bool = False,
+    augmentation: Augmentation = NO_AUGMENTATION,
 ) -> float:
     """Train a classifier on labelled images with a fresh optimiser whose schedule spans the call.
 
@@ -131,12 +133,10 @@ def fit(
         At least `MIN_TRAINING_IMAGES` images, on the model's device.
     epochs, batch_size, lr
         Passes over the images, images a step, initial learning rate.
-    settings : OptimizerSettings
-        Optimiser and schedule (one step of it an epoch).
-    stream : torch.Generator
-        The stream of the shuffling.
-    mixup : bool
-        Train on mixed pairs (`_mixed_loss`).
+    settings, stream
+        Optimiser and schedule (one step of it an epoch); the stream of all draws.
+    mixup, augmentation
+        Whether to train on mixed pairs (`_mixed_loss`), and what changes images before that.
 
     Returns the mean cross-entropy over the last epoch, in nats; ValueError for too few images.
     """
@@ -147,13 +147,13 @@ def fit(
     schedule = make_schedule(optimizer, settings, epochs)
     answer = answers_in(model, settings)
     model.train()
-    loss_sum = torch.zeros((), device=images_u8_NCHW.device)
     for _ in range(epochs):
-        loss_sum.zero_()
+        loss_sum = torch.zeros((), device=images_u8_NCHW.device)
         for batch in minibatches(len(labels_N), batch_size, stream):
             optimizer.zero_grad(set_to_none=True)
             chosen = own.chosen(batch.to(images_u8_NCHW.device))
-            loss = _mixed_loss(answer, chosen, stream) if mixup else _plain_loss(answer, chosen)
+            x_NCHW = augmentation.applied(PIXEL_RANGE.from_uint8(chosen.images_u8_NCHW), stream)
+            loss = (_mixed_loss if mixup else _plain_loss)(answer, x_NCHW, chosen, stream)
             loss.backward()
             optimizer.step()
             loss_sum += loss.detach() * len(batch)
@@ -163,11 +163,15 @@ def fit(
     return float(loss_sum) / len(labels_N)
 
 
-def _plain_loss(answer: Answer, batch: OwnImages) -> Tensor:
-    return batch.loss(answer(PIXEL_RANGE.from_uint8(batch.images_u8_NCHW)), batch.labels_N)
+def _plain_loss(
+    answer: Answer, x_NCHW: Tensor, batch: OwnImages, stream: torch.Generator
+) -> Tensor:
+    return batch.loss(answer(x_NCHW), batch.labels_N)
 
 
-def _mixed_loss(answer: Answer, batch: OwnImages, stream: torch.Generator) -> Tensor:
+def _mixed_loss(
+    answer: Answer, x_NCHW: Tensor, batch: OwnImages, stream: torch.Generator
+) -> Tensor:
     """Return the loss on λx + (1−λ)x′, mixed alike: pairs from the batch, one λ ~ U(0, 1).
 
     Mixup is Zhang et al., 2018, arXiv 1710.09412, here with Beta(1, 1). It curbs overconfidence
@@ -176,7 +180,6 @@ def _mixed_loss(answer: Answer, batch: OwnImages, stream: torch.Generator) -> Te
     """
     share = float(torch.rand((), generator=stream))
     partners = torch.randperm(len(batch.labels_N), generator=stream).to(batch.labels_N.device)
-    x_NCHW = PIXEL_RANGE.from_uint8(batch.images_u8_NCHW)
     logits_NK = answer(share * x_NCHW + (1 - share) * x_NCHW[partners])
     loss = batch.loss(logits_NK, batch.labels_N)
     mixed_in = batch.loss(logits_NK, batch.labels_N[partners])
@@ -211,6 +214,7 @@ def train_locally(
         settings=settings.optimizer,
         stream=stream,
         mixup=training.mixup,
+        augmentation=Augmentation(training.random_shifts, training.random_erasing),
     )
 
 

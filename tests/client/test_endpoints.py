@@ -145,13 +145,14 @@ def test_distillation_learns_the_teacher(make_grid: Any, tiny_config: dict[str, 
 
 def test_local_training_obeys_its_switches(make_grid: Any, tiny_config: dict[str, Any]) -> None:
     query, answers = LogitsRequest(round=1, images=IMAGES), []
-    for switched_off in ("neither", "mixup", "logit-adjustment"):
-        settings = {"mixup": True, "logit-adjustment": True, switched_off: False}
-        settings.pop("neither", None)
+    switches = ("mixup", "logit-adjustment", "random-shifts", "random-erasing")
+    for switched_off in ("none", *switches):
+        settings = {**dict.fromkeys(switches, True), switched_off: False}
+        settings.pop("none", None)
         node = Node(make_grid, {**tiny_config, **settings})
         node.answer(TrainRequest(round=1), TrainReply)
         answers.append(node.answer(query, LogitsReply).logits.tobytes())
-    assert len(set(answers)) == 3
+    assert len(set(answers)) == 5
 
 
 def test_clients_rehearse_their_own_images_if_told_to(

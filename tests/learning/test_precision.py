@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor, nn
 
-from fedzge_flwr.config.presets.catalogue import preset_file, preset_names, read_settings
 from fedzge_flwr.config.sections import OptimizerSettings
 from fedzge_flwr.images.pixels import PIXEL_RANGE
-from fedzge_flwr.learning import numerics
 from fedzge_flwr.learning.distillation import distill, distill_levels
-from fedzge_flwr.learning.numerics import multiplies_bfloat16, precision
 from fedzge_flwr.learning.predict import predict
 from fedzge_flwr.learning.training import OwnImages, fit
 
-CPU = torch.device("cpu")
 SHAPE = (1, 6, 6)
 KIND = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -106,43 +100,3 @@ def test_each_step_sees_the_weights_of_the_one_before(way: str) -> None:
     assert finals["float32"] < 0.5 * first["float32"]
     assert finals["bfloat16"] == pytest.approx(finals["float32"], rel=0.1, abs=0.01)
     assert finals["bfloat16"] != finals["float32"]
-
-
-@pytest.mark.parametrize("fast", [True, False])
-def test_the_fastest_is_what_the_processor_multiplies(
-    fast: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(numerics, "multiplies_bfloat16", lambda device: fast)
-    with precision("fastest", CPU):
-        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == KIND[
-            "bfloat16" if fast else "float32"
-        ]
-
-
-@pytest.mark.parametrize(
-    ("device", "found", "wanted"),
-    [
-        (CPU, lambda: {"amx_bf16": True}, True),
-        (CPU, lambda: {"amx_bf16": False, "avx512_bf16": True}, False),
-        (CPU, dict, False),
-        (CPU, None, False),
-        (torch.device("cuda"), lambda: {"amx_bf16": True}, False),
-    ],
-)
-def test_which_processors_multiply_bfloat16(
-    device: torch.device,
-    found: Callable[[], dict[str, bool]] | None,
-    wanted: bool,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Of a processor without instructions for it, which is slower so, and of an earlier torch."""
-    if found is None:
-        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    else:
-        monkeypatch.setattr(torch.cpu, "get_capabilities", found, raising=False)
-    assert multiplies_bfloat16(device) is wanted
-
-
-def test_published_presets_train_in_float32() -> None:
-    for name in preset_names():
-        assert read_settings(preset_file(name))["training-precision"] == "float32"
