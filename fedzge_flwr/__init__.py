@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from fedzge_flwr.learning.models.catalogue import MODELS as MODELS
     from fedzge_flwr.observers.base import Observer as Observer
     from fedzge_flwr.observers.base import RoundRow as RoundRow
+    from fedzge_flwr.observers.recalls import Recalls as Recalls
     from fedzge_flwr.observers.run_folder import RunFolder as RunFolder
     from fedzge_flwr.observers.tensorboard import TensorBoard as TensorBoard
     from fedzge_flwr.query.copies import COPIES as COPIES
@@ -80,6 +81,7 @@ _HOMES = {
     "learning.losses": ("OBJECTIVES", "ObjectiveWeights", "generator_objective"),
     "learning.models.catalogue": ("MODELS",),
     "observers.base": ("Observer", "RoundRow"),
+    "observers.recalls": ("Recalls",),
     "observers.run_folder": ("RunFolder",),
     "observers.tensorboard": ("TensorBoard",),
     "query.copies": ("COPIES",),

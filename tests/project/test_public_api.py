@@ -34,7 +34,7 @@ PUBLIC = {
     "ENSEMBLES", "ESTIMATORS", "Estimate", "Estimator", "FedZGE", "FedZGEError", "FitReport",
     "FunctionBlackBox", "GENERATORS", "ImageSet", "LOADERS", "MODELS", "Memories",
     "ModuleBlackBox", "OBJECTIVES", "Objective", "ObjectiveWeights", "Observer", "OnnxBlackBox",
-    "Proposed", "Queries", "Question", "RoundRow", "RunFolder", "SOURCES", "Settings",
+    "Proposed", "Queries", "Question", "Recalls", "RoundRow", "RunFolder", "SOURCES", "Settings",
     "SklearnBlackBox", "TensorBoard", "TorchBlackBox", "__version__", "export_onnx",
     "from_run_config", "generator_objective", "make_settings", "register_endpoints",
     "torch_black_box",

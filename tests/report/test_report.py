@@ -366,8 +366,8 @@ def test_it_opens_in_a_browser(runs: list[Path], tmp_path: Path, scheme: str, wi
     consoles = [line for line in opened.stderr.splitlines() if "CONSOLE" in line]
     assert consoles == []
     # Every figure of the run that is open, each with its plot.
-    assert opened.stdout.count("data-drawn=") == 7
-    assert opened.stdout.count('class="main-svg"') >= 7
+    assert opened.stdout.count("data-drawn=") == 9
+    assert opened.stdout.count('class="main-svg"') >= 9
     picture = tmp_path / "page.png"
     browse(page, f"--screenshot={picture}", *options)
     with Image.open(picture) as shown:

@@ -310,10 +310,7 @@ def test_a_client_that_answers_fewer_images_says_so(caplog: pytest.LogCaptureFix
 
 def test_a_client_without_the_common_test_set_is_told_how(caplog: pytest.LogCaptureFixture) -> None:
     class Six:
-        num_images = 6
-
-        def accuracy(self, logits_MK: Any) -> float:
-            raise AssertionError("there are none")
+        labels_M = np.arange(6)
 
     run(client_evaluation="test", options={"test_set": Six()})
     assert "FunctionBlackBox has no common test set: give it one (`evaluation`" in caplog.text
