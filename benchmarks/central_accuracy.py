@@ -15,7 +15,7 @@ import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.data.evaluation import TestSetEvaluation
 from fedzge_flwr.data.loading import load_split
 from fedzge_flwr.learning.numerics import select_device
+from fedzge_flwr.observers.recalls import Recalls
 from fedzge_flwr.query.copies import copies_asked, num_queries
 from fedzge_flwr.server.build import RECIPES, build_central, build_generator, build_server
 from fedzge_flwr.server.phases import run_round
@@ -145,20 +146,23 @@ def run_federation(settings: Settings, num_rounds: int, label: str) -> list[Poin
         if evaluated.ensemble_logits_MK is not None:
             metrics = evaluation.central(round_, ArrayRecord(server.central.state_dict()))
             accuracies = [item.accuracy for item in evaluated.accuracies.values()]
-            classes_M = np.array(metrics["classes"])
-            together_M = evaluated.ensemble_logits_MK.argmax(axis=1)
-            of_class = [labels_M == k for k in np.unique(labels_M)]
-            recalls = [float((classes_M == labels_M)[mask].mean()) for mask in of_class]
-            worst = int(np.argmin(recalls))
+            together_MK = evaluated.ensemble_logits_MK
+            recalls = Recalls.of(
+                labels_M,
+                settings.data.spec.num_classes,
+                cast("list[int]", metrics["classes"]),
+                together_MK,
+            )
+            pairs = zip(recalls.central_recalls, recalls.ensemble_recalls, strict=True)
+            worst = min((c, e) for c, e in pairs if c is not None and e is not None)
             points.append(
                 Point(
                     round_,
                     max(server.num_queries.values()),
                     float(str(metrics["accuracy"])),
-                    float((together_M == labels_M).mean()),
+                    float((together_MK.argmax(axis=1) == labels_M).mean()),
                     float(np.mean(accuracies)),
-                    recalls[worst],
-                    float((together_M == labels_M)[of_class[worst]].mean()),
+                    *worst,
                 )
             )
         _progress(label, round_, num_rounds, started, points)

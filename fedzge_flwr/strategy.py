@@ -31,7 +31,6 @@ from fedzge_flwr.server.checkpoints import Checkpoint, CheckpointFolder
 from fedzge_flwr.server.checks import load_central
 from fedzge_flwr.server.phases import is_evaluation_round, run_round
 from fedzge_flwr.server.round import RoundState
-from fedzge_flwr.server.state import ServerState
 
 LOGGER = logging.getLogger("flwr.fedzge")
 
@@ -370,7 +369,7 @@ class _Run:
             current,
             self._clients.channel.close_round(),
             central=central,
-            recalls=_recalls(self._labels_M, server, classes_M, ensemble_logits_MK),
+            recalls=_recalls(server.settings, self._labels_M, classes_M, ensemble_logits_MK),
             ensemble_accuracy=_accuracy(self._labels_M, ensemble_logits_MK),
             seconds=time.perf_counter() - started,
         )
@@ -463,14 +462,14 @@ def _accuracy(labels_M: IntArray | None, logits_MK: FloatArray | None) -> float 
 
 
 def _recalls(
+    settings: Settings,
     labels_M: IntArray | None,
-    server: ServerState,
     classes_M: Sequence[int] | None,
     ensemble_logits_MK: FloatArray | None,
 ) -> Recalls:
     if labels_M is None:
         return Recalls()
-    num_classes = server.settings.data.spec.num_classes
+    num_classes = settings.data.spec.num_classes
     try:
         return Recalls.of(labels_M, num_classes, classes_M, ensemble_logits_MK)
     except ValueError as error:

@@ -43,9 +43,14 @@ def shifted(x_NCHW: Tensor, stream: torch.Generator) -> Tensor:
     Parameters
     ----------
     x_NCHW : Tensor
-        The images.
+        The images, (N, C, H, W), on any device; they stay as they are.
     stream : torch.Generator
         A CPU stream.
+
+    Returns
+    -------
+    Tensor
+        Images of the same shape.
     """
     num_images, _, height, width = x_NCHW.shape
     rows_NH = _moved(num_images, height, stream).to(x_NCHW.device)
@@ -71,9 +76,14 @@ def erased(x_NCHW: Tensor, stream: torch.Generator) -> Tensor:
     Parameters
     ----------
     x_NCHW : Tensor
-        The images, in the shared pixel range.
+        The images, (N, C, H, W), in the shared pixel range, on any device; they stay as they are.
     stream : torch.Generator
         A CPU stream.
+
+    Returns
+    -------
+    Tensor
+        Images of the same shape, in the same range.
     """
     num_images, channels, height, width = x_NCHW.shape
     inside_NHW = (
