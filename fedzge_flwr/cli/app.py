@@ -113,6 +113,41 @@ def report(
         print(f"report: {output}")
 
 
+@app.command(
+    epilog="Examples:  fedzge compare --run-config 'num-clients=5 alpha=0.1'  |  fedzge compare "
+    "--methods fedavg,fedzge --seeds 0,1,2"
+)
+def compare(
+    methods: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,…", help="Which; without, all (docs/comparison.md)."),
+    ] = None,
+    seeds: Annotated[str, typer.Option(metavar="0,1,…", help="A run of each for each.")] = "0",
+    preset: PresetOption = None,
+    run_config: SettingsOption = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder of results, tables and page.")
+    ] = Path("comparison"),
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at the same time; one for each core.")
+    ] = None,
+) -> None:
+    """Run FedZGE and what a user would pick instead on the same clients; go on with what is there.
+
+    Without Ray, each run on one thread. The settings are those of the default run.
+    """
+    with _told():
+        from fedzge_flwr.cli.given import seeds_of
+        from fedzge_flwr.common.reading import place
+        from fedzge_flwr.compare.command import compare as compare_methods
+
+        config = Given(preset, None, tuple(run_config or ())).run_config()
+        folder = place(output, "--output")
+        names = methods.split(",") if methods else []
+        print(compare_methods(names, seeds_of(seeds), config, folder, jobs=jobs))
+        print(f"page: {folder / 'comparison.html'}")
+
+
 @app.command()
 def presets(
     name: Annotated[str | None, typer.Argument(help="Show this one; without, list all.")] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,8 +10,26 @@ from typing import Any
 
 from fedzge_flwr.common.errors import ConfigError
 from fedzge_flwr.common.reading import place
+from fedzge_flwr.common.text import printable
 from fedzge_flwr.config.pairs import parse_pairs
 from fedzge_flwr.config.presets.catalogue import preset_file, read_settings
+
+
+def seeds_of(text: str) -> list[int]:
+    """Return the numbers of ``--seeds``, each once.
+
+    Raises
+    ------
+    ConfigError
+        If they are not whole numbers between commas.
+    """
+    shown = f"--seeds {printable(text)}"
+    if not re.fullmatch(r"[0-9]+(,[0-9]+)*", text):
+        raise ConfigError(f"{shown}: give whole numbers between commas, such as 0,1,2")
+    try:
+        return list(dict.fromkeys(int(number) for number in text.split(",")))
+    except ValueError:  # thousands of digits
+        raise ConfigError(f"{shown}: give smaller numbers") from None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -10,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedzge_flwr.cli.given import Given
+from fedzge_flwr.cli.given import Given, seeds_of
 from fedzge_flwr.common.errors import ConfigError, RunFolderError
 from fedzge_flwr.common.reading import parse_json, place, read_within
-from fedzge_flwr.common.text import percent, percent_spread, printable
+from fedzge_flwr.common.text import percent, percent_spread
 from fedzge_flwr.config.parsing import NUMBERS_DO_NOT_DEPEND_ON, from_run_config
 from fedzge_flwr.config.sections import MOST_NAME_BYTES
 from fedzge_flwr.launch.deployment import deploy
@@ -96,13 +95,7 @@ def _configs(seeds: str, given: Given) -> dict[int, dict[str, Any]]:
     """Return each run's settings by seed, all of which are right."""
     if given.resume is not None:
         raise ConfigError("--seeds: without --resume; runs that were stopped are gone on with")
-    shown = f"--seeds {printable(seeds)}"
-    if not re.fullmatch(r"[0-9]+(,[0-9]+)*", seeds):
-        raise ConfigError(f"{shown}: give whole numbers between commas, such as 0,1,2")
-    try:
-        numbers = dict.fromkeys(int(text) for text in seeds.split(","))
-    except ValueError:  # thousands of digits
-        raise ConfigError(f"{shown}: give smaller numbers") from None
+    numbers = seeds_of(seeds)
     common = given.run_config()
     settings = from_run_config(common)
     name = settings.run.run_name or name_without_seed(settings)

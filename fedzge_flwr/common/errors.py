@@ -75,6 +75,10 @@ class TooFewClientsError(FedZGEError):
     """Fewer clients answered in a round than ``min-clients``."""
 
 
+class ComparisonError(FedZGEError):
+    """A method of a comparison cannot be run as asked, or a client of it failed."""
+
+
 class RunFolderError(FedZGEError, OSError):
     """The run folder cannot be made or written."""
 

@@ -133,17 +133,23 @@ def main(given: list[str] | None = None) -> None:
     """Print the reference, or write what is made of it."""
     parser = argparse.ArgumentParser(description="The configuration reference, from the code.")
     parser.add_argument(
-        "--write", action="store_true", help="bring docs/ and pyproject.toml up to date"
+        "--write", action="store_true", help="bring docs/ and the apps' pyproject.toml up to date"
     )
     if not parser.parse_args(given).write:
         sys.stdout.write(reference())
         return
     root = Path(__file__).parents[2]
     atomic_write_text(root / "docs" / "configuration.md", reference())
-    project = root / "pyproject.toml"
-    before, _, rest = project.read_text(encoding="utf-8").partition("[tool.flwr.app.config]\n")
-    after = rest[rest.index("\n[tool.") :]
-    atomic_write_text(project, f"{before}[tool.flwr.app.config]\n{app_config()}{after}")
+    _write_config(root / "pyproject.toml")
+    _write_config(root / "examples" / "comparison" / "pyproject.toml", 'strategy = "fedzge"\n\n')
+
+
+def _write_config(project: Path, first: str = "") -> None:
+    """Bring an app's ``[tool.flwr.app.config]`` up to date; ``first`` is what it begins with."""
+    mark = "[tool.flwr.app.config]\n"
+    before, _, rest = project.read_text(encoding="utf-8").partition(mark)
+    after = rest[rest.index("\n[tool.") :] if "\n[tool." in rest else ""
+    atomic_write_text(project, f"{before}{mark}{first}{app_config()}{after}")
 
 
 if __name__ == "__main__":

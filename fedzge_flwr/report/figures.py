@@ -16,7 +16,7 @@ from fedzge_flwr.report.runs import Group, Reading, Run
 from fedzge_flwr.wire.traffic import total
 
 # Okabe and Ito's colours: told apart by most eyes, on light and on dark.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A7A00")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A7A00")
 _CENTRAL, _ENSEMBLE, _CLIENTS = "#D55E00", "#0072B2", "#7F7F7F"
 _MOST_CLIENT_LINES = 50
 _MOST_ROUNDS = 1000
@@ -48,12 +48,12 @@ def accuracy(run: Run, against: str) -> go.Figure:
     partitions = sorted({p for row in rows for p in row.client_accuracy})
     for partition in partitions[:_MOST_CLIENT_LINES]:
         xs, ys = _points(rows, x, lambda row, p=partition: row.client_accuracy.get(p))  # type: ignore[misc]
-        _line(figure, xs, ys, f"client {partition}", _CLIENTS, 1, opacity=0.35, showlegend=False)
+        line(figure, xs, ys, f"client {partition}", _CLIENTS, 1, opacity=0.35, showlegend=False)
     for name, y, colour in _LINES:
         xs, ys = _points(rows, x, y)
         if xs:
-            _line(figure, xs, ys, name, colour, 3)
-    return _finished(figure, title, "accuracy", yaxis_tickformat=".0%")
+            line(figure, xs, ys, name, colour, 3)
+    return finished(figure, title, "accuracy", yaxis_tickformat=".0%")
 
 
 def comparison(groups: Sequence[Group], against: str) -> go.Figure:
@@ -61,7 +61,7 @@ def comparison(groups: Sequence[Group], against: str) -> go.Figure:
     title, x = AXES[against]
     figure = go.Figure()
     for number, item in enumerate(groups):
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = COLOURS[number % len(COLOURS)]
         xs, ys, spread = map(_shown, item.curve(x, lambda row: row.central_accuracy))
         if len(item.runs) > 1 and xs:
             upper = [y + s for y, s in zip(ys, spread, strict=True)]
@@ -77,10 +77,10 @@ def comparison(groups: Sequence[Group], against: str) -> go.Figure:
                 hoverinfo="skip",
                 showlegend=False,
             )
-        _line(figure, xs, ys, f"{item.label}: central", colour, 3)
+        line(figure, xs, ys, f"{item.label}: central", colour, 3)
         xs, ys, _ = map(_shown, item.curve(x, lambda row: row.ensemble_accuracy))
-        _line(figure, xs, ys, f"{item.label}: ensemble", colour, 1.5, dash="dash")
-    return _finished(figure, title, "accuracy", yaxis_tickformat=".0%")
+        line(figure, xs, ys, f"{item.label}: ensemble", colour, 1.5, dash="dash")
+    return finished(figure, title, "accuracy", yaxis_tickformat=".0%")
 
 
 def class_balance(run: Run) -> go.Figure | None:
@@ -100,7 +100,7 @@ def class_balance(run: Run) -> go.Figure | None:
             hovertemplate="round %{x}, class %{y}: %{z:.1%}<extra></extra>",
         )
     )
-    return _finished(figure, "round", "class", yaxis_type="category")
+    return finished(figure, "round", "class", yaxis_type="category")
 
 
 def recalls(run: Run) -> go.Figure | None:
@@ -121,7 +121,7 @@ def recalls(run: Run) -> go.Figure | None:
                 marker_color=colour,
                 hovertemplate="class %{x}: %{y:.1%}",
             )
-    return _finished(
+    return finished(
         figure, "class", "recall", xaxis_type="category", yaxis_tickformat=".0%", barmode="group"
     )
 
@@ -147,7 +147,7 @@ def confusion(run: Run) -> go.Figure | None:
             "<extra></extra>",
         )
     )
-    return _finished(
+    return finished(
         figure,
         "class that the central model gives",
         "class that the ensemble gives",
@@ -164,7 +164,7 @@ def ledger(run: Run) -> go.Figure:
     colours: dict[str, str] = {}
     for way, sign in (("down", -1), ("up", 1)):
         for purpose in sorted({name for item in sums for name in getattr(item, way)}):
-            colour = colours.setdefault(purpose, _COLOURS[len(colours) % len(_COLOURS)])
+            colour = colours.setdefault(purpose, COLOURS[len(colours) % len(COLOURS)])
             figure.add_bar(
                 x=rounds,
                 y=[
@@ -174,7 +174,7 @@ def ledger(run: Run) -> go.Figure:
                 name=_label(f"{way}: {purpose}"),
                 marker={"color": colour, "opacity": 1.0 if way == "up" else 0.65},
             )
-    return _finished(figure, "round", "MB a client (down below 0)", barmode="relative")
+    return finished(figure, "round", "MB a client (down below 0)", barmode="relative")
 
 
 def phases(run: Run) -> go.Figure:
@@ -184,10 +184,10 @@ def phases(run: Run) -> go.Figure:
         {name for row in rows for name in row.phase_seconds},
         key=lambda name: -sum(row.phase_seconds.get(name, 0.0) for row in rows),
     )
-    shown, others = names[: len(_COLOURS) - 1], names[len(_COLOURS) - 1 :]
+    shown, others = names[: len(COLOURS) - 1], names[len(COLOURS) - 1 :]
     figure = go.Figure()
     for colour, (title, summed) in zip(
-        _COLOURS,
+        COLOURS,
         [(name.replace("_", " "), [name]) for name in shown] + [("others", others)],
         strict=False,
     ):
@@ -197,7 +197,7 @@ def phases(run: Run) -> go.Figure:
             name=_label(title),
             marker_color=colour,
         )
-    return _finished(figure, "round", "seconds", barmode="stack")
+    return finished(figure, "round", "seconds", barmode="stack")
 
 
 def partition(run: Run) -> go.Figure | None:
@@ -216,7 +216,7 @@ def partition(run: Run) -> go.Figure | None:
             hovertemplate="%{y}, class %{x}: %{z} images<extra></extra>",
         )
     )
-    return _finished(
+    return finished(
         figure, "class", "", xaxis_type="category", yaxis_type="category", yaxis_automargin=True
     )
 
@@ -243,7 +243,7 @@ def _points(rows: Sequence[RoundRow], x: Reading, y: Reading) -> tuple[list[floa
     return [a for a, _ in known], [b for _, b in known]
 
 
-def _line(
+def line(
     figure: go.Figure,
     xs: Sequence[float],
     ys: Sequence[float],
@@ -254,6 +254,7 @@ def _line(
     dash: str = "solid",
     **more: Any,
 ) -> None:
+    """Add a line to a figure; a single value is a dot."""
     figure.add_scatter(
         x=xs,
         y=ys,
@@ -265,7 +266,8 @@ def _line(
     )
 
 
-def _finished(figure: go.Figure, x: str, y: str, **layout: Any) -> go.Figure:
+def finished(figure: go.Figure, x: str, y: str, **layout: Any) -> go.Figure:
+    """Give a figure the titles of its axes, and what all figures of a page have."""
     return figure.update_layout(
         template="none",
         xaxis_title=x,

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 from collections.abc import Iterable, Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-
-import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
 
 from fedzge_flwr.common.errors import RunFolderError
 from fedzge_flwr.common.files import atomic_path
 from fedzge_flwr.common.reading import place
 from fedzge_flwr.common.text import percent_spread
 from fedzge_flwr.report import figures
+from fedzge_flwr.report.content import Content
 from fedzge_flwr.report.runs import ACCURACIES, Group, Run, group, load_run
 
 _MOST_PAGE_CHARACTERS = 64_000_000
@@ -41,7 +37,7 @@ def write_report(folders: Sequence[Path], output: Path) -> None:
     runs = [load_run(folder) for folder in folders]
     if not runs:
         raise RunFolderError("no run folder was given")
-    content = _Content()
+    content = Content()
     groups = group(runs)
     content.section("Accuracies of the last evaluated round", _summary(groups))
     if len(runs) > 1:
@@ -52,7 +48,7 @@ def write_report(folders: Sequence[Path], output: Path) -> None:
                 "Solid: central model, with the deviation over seeds; dashed: ensemble.",
             )
     for run in runs:
-        content.run(run, unfolded=len(runs) == 1)
+        _add_run(content, run, unfolded=len(runs) == 1)
     page = content.page(_title(runs))
     try:
         with atomic_path(place(output, "--output"), durable=False) as temporary:
@@ -63,80 +59,38 @@ def write_report(folders: Sequence[Path], output: Path) -> None:
         ) from error
 
 
-class _Content:
-    """The parts of a page, and the figures that they have places for."""
-
-    def __init__(self) -> None:
-        self._parts: list[str] = []
-        self._figures: list[str] = []
-
-    def section(self, title: str, body: str) -> None:
-        self._parts.append(f"<section class='wide'><h2>{escape(title)}</h2>{body}</section>")
-
-    def figure(self, title: str, figure: go.Figure | None, note: str = "") -> None:
-        if figure is None:
-            return
-        number = len(self._figures)
-        self._figures.append(str(figure.to_json()))
-        self._parts.append(
-            f"<section><h2>{escape(title)}</h2><div class='figure' data-figure='{number}' "
-            f"role='img' aria-label='{escape(title, quote=True)}'></div>"
-            f"{f'<p class=note>{escape(note)}</p>' if note else ''}</section>"
-        )
-
-    def run(self, run: Run, *, unfolded: bool) -> None:
-        """Add all that there is to see of one run."""
-        state = str(run.config["status"])
-        self._parts.append(
-            f"<details class='wide'{' open' if unfolded else ''}>"
-            f"<summary>{escape(run.folder.name)} <span class='state'>{escape(state)}</span>"
-            "</summary><div class='grid'>"
-        )
-        for against, (title, _) in figures.AXES.items():
-            self.figure(f"Accuracy against {title}", figures.accuracy(run, against))
-        self.figure(
-            "Recall by class",
-            figures.recalls(run),
-            "Of the test images of each class, at the last evaluation.",
-        )
-        self.figure(
-            "Central model against ensemble",
-            figures.confusion(run),
-            "Test images by the class that each gives them, as shares of the ensemble's class.",
-        )
-        self.figure(
-            "Classes of the answers",
-            figures.class_balance(run),
-            "Shares of a round's images by the class that the ensemble gives them.",
-        )
-        self.figure("Bytes by purpose", figures.ledger(run), "Mean of a round's clients.")
-        self.figure("Time by phase", figures.phases(run))
-        self.figure("Images by client and class", figures.partition(run))
-        if run.pictures:
-            self.section("Synthetic images, one of each class", _pictures(run))
-        self.section("Settings", _settings(run))
-        self._parts.append("</div></details>")
-
-    def page(self, title: str) -> str:
-        """Return the whole page."""
-        template = (files(__package__) / "page.html").read_text(encoding="utf-8")
-        # Within a script element nothing may look like its end.
-        data = f"[{','.join(self._figures)}]".replace("</", "<\\/")
-        texts: dict[str, str] = {
-            "<!--title-->": escape(title),
-            "<!--content-->": "\n".join(self._parts),
-            "/*figures*/": data,
-            "/*plotly*/": str(get_plotlyjs()),
-        }
-        # At once: a mark in a text that has been put in is that text's.
-        parts = re.split(f"({'|'.join(map(re.escape, texts))})", template)
-        page = "".join(texts.get(part, part) for part in parts)
-        if len(page) > _MOST_PAGE_CHARACTERS:
-            raise RunFolderError(
-                f"the report would have {len(page) / 1e6:,.0f} MB, a page has "
-                f"{_MOST_PAGE_CHARACTERS / 1e6:,.0f} at most; give fewer runs"
-            )
-        return page
+def _add_run(content: Content, run: Run, *, unfolded: bool) -> None:
+    """Add all that there is to see of one run."""
+    state = str(run.config["status"])
+    content.begin(
+        f"<details class='wide'{' open' if unfolded else ''}>"
+        f"<summary>{escape(run.folder.name)} <span class='state'>{escape(state)}</span>"
+        "</summary><div class='grid'>"
+    )
+    for against, (title, _) in figures.AXES.items():
+        content.figure(f"Accuracy against {title}", figures.accuracy(run, against))
+    content.figure(
+        "Recall by class",
+        figures.recalls(run),
+        "Of the test images of each class, at the last evaluation.",
+    )
+    content.figure(
+        "Central model against ensemble",
+        figures.confusion(run),
+        "Test images by the class that each gives them, as shares of the ensemble's class.",
+    )
+    content.figure(
+        "Classes of the answers",
+        figures.class_balance(run),
+        "Shares of a round's images by the class that the ensemble gives them.",
+    )
+    content.figure("Bytes by purpose", figures.ledger(run), "Mean of a round's clients.")
+    content.figure("Time by phase", figures.phases(run))
+    content.figure("Images by client and class", figures.partition(run))
+    if run.pictures:
+        content.section("Synthetic images, one of each class", _pictures(run))
+    content.section("Settings", _settings(run))
+    content.begin("</div></details>")
 
 
 def _title(runs: Sequence[Run]) -> str:

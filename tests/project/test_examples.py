@@ -14,8 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from fedzge_flwr.compare.app import run_here
+from fedzge_flwr.compare.results import all_in
 from fedzge_flwr.launch.session import executable, session
 from fedzge_flwr.launch.simulate import environment
 from fedzge_flwr.launch.submission import CONNECTION, submit
@@ -23,8 +26,9 @@ from tests.helpers.paths import ROOT
 from tests.helpers.superlink import start_superlink
 
 EXAMPLES = ROOT / "examples"
-QUICKSTART, MIXED, YOURS = (
-    EXAMPLES / name for name in ("quickstart-strategy", "mixed-black-boxes", "your-data")
+QUICKSTART, MIXED, YOURS, COMPARISON = (
+    EXAMPLES / name
+    for name in ("quickstart-strategy", "mixed-black-boxes", "your-data", "comparison")
 )
 
 
@@ -176,3 +180,28 @@ def test_flower_packs_the_example(folder: Path) -> None:
     for component in project["tool"]["flwr"]["app"]["components"].values():
         module, name = component.split(":")
         assert re.search(rf"^{name} = ", (folder / f"{module}.py").read_text(), re.MULTILINE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fedavg", "fd", "fedmd", "fedzge"])
+def test_comparison_on_ray(tmp_path: Path, name: str) -> None:
+    """On Ray a method has the numbers that it has in one process."""
+    config: dict[str, object] = {
+        "num-clients": 3,
+        "num-server-rounds": 2,
+        "num-test-images": 60,
+        "min-local-steps": 4,
+        "client-distill-steps": 4,
+        "server-threads": 1,
+    }
+    pairs = " ".join(f"{key}={value}" for key, value in config.items())
+    run_on_ray(COMPARISON, 3, f'strategy="{name}" output-dir="{tmp_path}" {pairs}')
+    (found,) = all_in(tmp_path)
+    torch.set_num_threads(1)
+    here = run_here(name, config, print)
+    assert found.measured.client_steps == here.client_steps
+    for there, point in zip(found.measured.points, here.points, strict=True):
+        assert there.central == point.central
+        assert there.mean_client == point.mean_client
+        # Node ids differ by some digits.
+        assert there.up == pytest.approx(point.up, rel=0.01, abs=100)

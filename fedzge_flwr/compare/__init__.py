@@ -1,0 +1,1 @@
+"""The methods that a user would pick instead, in one app on the same data."""

@@ -1,0 +1,1 @@
+"""The methods, a file for those that share what leaves a client."""

@@ -1,0 +1,55 @@
+"""How many gradient steps a client takes: as many in every method as in FedZGE's run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from fedzge_flwr.config.sections import Settings
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The gradient steps of one client in a run of FedZGE with the same settings.
+
+    Parameters
+    ----------
+    rounds : int
+        Rounds of the run.
+    steps_an_epoch : int
+        Batches of the client's own images.
+    training, distilling : int
+        Its steps of local training and of distillation, in the whole run.
+    """
+
+    rounds: int
+    steps_an_epoch: int
+    training: int
+    distilling: int
+
+    @classmethod
+    def of(cls, settings: Settings, num_examples: int) -> Plan:
+        """Return the plan of a client with so many images, by the settings of FedZGE."""
+        run, training, distillation = settings.run, settings.training, settings.distillation
+        rounds, size = run.num_server_rounds, training.batch_size
+        steps_an_epoch = max(math.ceil(num_examples / size), 1)
+        # As `learning.training.train_locally` counts.
+        least = math.ceil(training.min_local_steps / max(num_examples // size, 1))
+        epochs = max(training.local_epochs, least)
+        train_rounds = min(training.local_rounds or rounds, rounds)
+        distill_rounds = min(distillation.client_distill_rounds or rounds, rounds)
+        return cls(
+            rounds,
+            steps_an_epoch,
+            train_rounds * epochs * steps_an_epoch,
+            distill_rounds * distillation.client_distill_steps,
+        )
+
+    @property
+    def total(self) -> int:
+        """All steps of the client."""
+        return self.training + self.distilling
+
+    def epochs(self, steps: float, rounds: int) -> int:
+        """Return how many epochs a round come nearest to so many steps in so many rounds; ≥ 1."""
+        return max(round(steps / rounds / self.steps_an_epoch), 1)
