@@ -200,6 +200,7 @@ class ModuleBlackBox(ClassifierBlackBox):
                 stream=self._stream(purpose, round_),
                 class_balance=distillation.class_balance,
                 rehearsed=self._rehearsed() if self._rehearses else None,
+                max_norm=distillation.client_distill_max_norm,
             )
 
     def _stream(self, purpose: Purpose, round_: int) -> torch.Generator:

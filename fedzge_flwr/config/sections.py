@@ -469,9 +469,14 @@ class DistillationSettings(Section):
         "÷ fraction-train of the run's last rounds; 0: all rounds",
     )
     client_distill_steps: CountOrNone = Field(
-        600, description="distillation steps a round at the clients; 0: clients never distill"
+        150, description="distillation steps a round at the clients; 0: clients never distill"
     )
-    client_distill_lr: Positive = Field(2e-3, description="learning rate of client distillation")
+    client_distill_lr: Positive = Field(4e-3, description="learning rate of client distillation")
+    client_distill_max_norm: NonNegative = Field(
+        1.0,
+        description="norm to which the gradient of a step of client distillation is cut; 0: not at "
+        "all",
+    )
     client_rehearsal: bool = Field(
         True,
         description="clients go on telling apart own images, of the classes that they have, while "

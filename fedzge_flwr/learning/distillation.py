@@ -74,6 +74,7 @@ def distill(
     stream: torch.Generator,
     class_balance: float = 0.0,
     rehearsed: OwnImages | None = None,
+    max_norm: float = 0.0,
 ) -> float:
     """Take distillation steps with a fresh optimiser whose schedule spans them.
 
@@ -91,6 +92,8 @@ def distill(
         The stream of the draws, and the power of `class_weights` by which they are weighed.
     rehearsed : OwnImages, optional
         As many of the student's own images join each step (`distillation_step`).
+    max_norm : float
+        Norm to which a step's gradient is cut; 0: not at all.
 
     Returns the distillation loss before the last step.
     """
@@ -106,7 +109,8 @@ def distill(
     optimizer = make_optimizer(model.parameters(), settings, lr)
     schedule = make_schedule(optimizer, settings, steps)
     answer = answers_in(model, settings)
-    return float(_take_steps(model, answer, batch, optimizer, schedule, steps, temperature)[-1])
+    losses = _take_steps(model, answer, batch, optimizer, schedule, steps, temperature, max_norm)
+    return float(losses[-1])
 
 
 @reproducible()
@@ -166,6 +170,7 @@ def _take_steps(
     schedule: LRScheduler | None,
     steps: int,
     temperature: float,
+    max_norm: float = 0.0,
 ) -> list[Tensor]:
     """Take steps in training mode, and return each one's loss before it; evaluation mode after."""
     losses: list[Tensor] = []
@@ -173,7 +178,9 @@ def _take_steps(
     for _ in range(steps):
         x_NCHW, teacher_NK, rehearsed = batch()
         losses.append(
-            distillation_step(answer, x_NCHW, teacher_NK, optimizer, temperature, rehearsed)
+            distillation_step(
+                answer, x_NCHW, teacher_NK, optimizer, temperature, rehearsed, max_norm
+            )
         )
         if schedule is not None:
             schedule.step()
@@ -188,6 +195,7 @@ def distillation_step(
     optimizer: Optimizer,
     temperature: float,
     rehearsed: OwnImages | None = None,
+    max_norm: float = 0.0,
 ) -> Tensor:
     """Take one step of distillation; return its loss before it, a scalar.
 
@@ -195,6 +203,10 @@ def distillation_step(
     their own loss: else the student forgets them, and its batch norm comes to normalise by
     synthetic images alone. Rehearsal is Robins, 1995, "Catastrophic forgetting, rehearsal and
     pseudorehearsal".
+
+    The gradient is cut to ``max_norm``, unless that is 0 (Pascanu et al., 2013, arXiv 1211.5063): a
+    client that knows two classes of ten begins with large gradients, all of one direction, and
+    would move so far by them that most of its ReLUs are 0 from then on.
     """
     optimizer.zero_grad(set_to_none=True)
     if rehearsed is None:
@@ -206,5 +218,8 @@ def distillation_step(
         loss = distillation_loss(teacher_logits_NK, synthetic_NK, temperature)
         total = loss + rehearsed.loss(own_NK, rehearsed.labels_N)
     total.backward()
+    if max_norm:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, max_norm)
     optimizer.step()
     return loss.detach()

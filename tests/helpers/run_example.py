@@ -1,6 +1,6 @@
 """Run an example here: python -m tests.helpers.run_example DIR CLIENTS 'key=value …' [STEPS].
 
-STEPS: of distillation a round, for clients that are given no settings; their 600 take a minute.
+STEPS: of distillation a round, for clients that are given no settings; their 150 take a quarter of a minute.
 """
 
 from __future__ import annotations

@@ -36,6 +36,17 @@ def test_digits_are_large_enough_to_train_on(name: str) -> None:
     model(torch.randn(2, 1, 8, 8)).sum().backward()
 
 
+def test_a_unit_of_the_cnn_that_says_nothing_can_still_learn() -> None:
+    """Below 0 on all images: a unit that were 0 there would have no gradient from then on."""
+    model = build_model("cnn", (1, 8, 8), 10).eval()
+    (hidden, _) = (layer for layer in model.modules() if isinstance(layer, nn.Linear))
+    with torch.no_grad():
+        hidden.bias.fill_(-100.0)
+    model(torch.randn(4, 1, 8, 8)).square().sum().backward()
+    assert hidden.weight.grad is not None
+    assert (hidden.weight.grad.abs().sum(dim=1) > 0).all()
+
+
 def test_resnet_is_torchvisions() -> None:
     """The number of parameters of the published ResNet-18 for 1,000 classes and colour images."""
     model = build_model("resnet18", (3, 224, 224), 1000)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fedzge_flwr.config.sections import OptimizerSettings
-from fedzge_flwr.learning.distillation import class_weights, distill
+from fedzge_flwr.learning.distillation import class_weights, distill, distillation_step
 from fedzge_flwr.learning.models.catalogue import build_model
 from fedzge_flwr.learning.numerics import exact_float32, reproducible
 from fedzge_flwr.learning.predict import evaluate_logits, predict
@@ -289,6 +289,23 @@ def test_mixup_repeats_with_its_stream(model: nn.Module) -> None:
         for seed in (0, 0, 1)
     }
     assert len(losses) == 2
+
+
+def test_a_steps_gradient_is_cut_to_its_norm() -> None:
+    torch.manual_seed(0)
+    x, teacher, first = torch.randn(8, 4), 9 * torch.randn(8, 3), nn.Linear(4, 3)
+
+    def moved(max_norm: float) -> torch.Tensor:
+        model = copy.deepcopy(first)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        distillation_step(model, x, teacher, optimizer, 1.0, None, max_norm)
+        pairs = zip(model.parameters(), first.parameters(), strict=True)
+        return torch.cat([(after - before).detach().flatten() for after, before in pairs])
+
+    whole = moved(0.0)
+    assert whole.norm() > 0.1
+    torch.testing.assert_close(moved(0.01), 0.01 * whole / whole.norm(), rtol=1e-3, atol=1e-7)
+    assert torch.equal(moved(1e6), whole)
 
 
 def test_rehearsal_keeps_what_distillation_alone_forgets() -> None:

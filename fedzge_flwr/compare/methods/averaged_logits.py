@@ -95,6 +95,7 @@ def register_fd(app: ClientApp) -> None:
                 settings=client.settings.optimizer,
                 stream=client.stream(Purpose.CLIENT_DISTILLATION, round_),
                 rehearsed=own,
+                max_norm=client.settings.distillation.client_distill_max_norm,
             )
         size = client.settings.queries.query_batch_size
         logits_NK = to_numpy(predict(model, own.images_u8_NCHW, size))
