@@ -144,7 +144,7 @@ def train_central(
                 kept["half"] = _copy(central)
         kept["trained"] = _copy(central)
         # A student that never got so far is as far as it got.
-        kept.setdefault("half", kept["trained"])
+        kept.setdefault("half", _copy(central))
         return {f"{stage}|{name}": t for stage, state in kept.items() for name, t in state.items()}
 
     tensors = cached(cache / f"central-{seed}.safetensors" if cache else None, stages)

@@ -1,6 +1,6 @@
 """Run an example here: python -m tests.helpers.run_example DIR CLIENTS 'key=value …' [STEPS].
 
-STEPS: of distillation a round, for clients that are given no settings; their 150 take a quarter of a minute.
+STEPS: of distillation a round, for clients that are given no settings, in place of their 150.
 """
 
 from __future__ import annotations
