@@ -14,6 +14,8 @@ class Plan:
 
     Parameters
     ----------
+    num_examples : int
+        The client's own images.
     rounds : int
         Rounds of the run.
     steps_an_epoch : int
@@ -22,6 +24,7 @@ class Plan:
         Its steps of local training and of distillation, in the whole run.
     """
 
+    num_examples: int
     rounds: int
     steps_an_epoch: int
     training: int
@@ -39,6 +42,7 @@ class Plan:
         train_rounds = min(training.local_rounds or rounds, rounds)
         distill_rounds = min(distillation.client_distill_rounds or rounds, rounds)
         return cls(
+            num_examples,
             rounds,
             steps_an_epoch,
             train_rounds * epochs * steps_an_epoch,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,10 @@ def test_the_published_run_has_the_papers_values_and_no_more_queries() -> None:
         own.training.local_epochs > server_settings(METHODS["fedzge"], config).training.local_epochs
     )
     assert own.distillation.client_distill_steps == 3
+    base = from_run_config(config)
+    (num_examples, *_) = (len(p) for p in partition_indices(base.data, 3, 0))
+    steps = own.training.local_epochs * math.ceil(num_examples / 256) + 3
+    assert abs(8 * steps - Plan.of(base, num_examples).total) <= 8 * math.ceil(num_examples / 256)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from benchmarks import (
     gradient_fidelity,
     liars,
     run_table,
+    single_teacher,
     zeroth_order_value,
 )
 from benchmarks.costs.memory import memory_rows
@@ -139,6 +140,29 @@ def test_zeroth_order_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     zeroth_order_value.main(arguments)
     assert json.loads(kept.read_text()) == runs
     assert "training round" not in capsys.readouterr().out
+
+
+def test_single_teacher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Hard labels tell a class and nothing else; a finished row is not run again."""
+    kept = tmp_path / "kept.json"
+    arguments = [
+        *("--dataset", "digits", "--model", "cnn", "--budget", "40", "--epochs", "2"),
+        *("--steps", "3", "--cache", str(tmp_path / "cache"), "--json", str(kept)),
+        *("--set", "num-server-rounds=2", "num-train-images=200", "num-test-images=100"),
+    ]
+    single_teacher.main(arguments)
+    runs = json.loads(kept.read_text())
+    assert [(run["labels"], run["queries"]) for run in runs] == [("hard", 40), ("soft", 40)]
+    assert runs[0]["teacher"] == runs[1]["teacher"] > 0.3
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert "| digits | cnn | hard | 40 | " in capsys.readouterr().out
+    single_teacher.main(arguments)
+    assert json.loads(kept.read_text()) == runs
+    logits = np.array([[1.0, 3.0, 2.0], [0.0, -1.0, -2.0]], dtype=np.float32)
+    hard = single_teacher.classes_alone(logits)
+    assert hard.tolist() == [[0, 10, 0], [10, 0, 0]]
+    assert single_teacher.lenet5((1, 28, 28), 7)(torch.zeros(2, 1, 28, 28)).shape == (2, 7)
+    assert single_teacher.lenet5((3, 32, 32), 7)(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
 
 
 def test_steered_patterns_go_where_the_central_model_sees_the_rare_class() -> None:

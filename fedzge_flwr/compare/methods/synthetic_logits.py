@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from flwr.app import ArrayRecord
@@ -89,9 +90,8 @@ def _paper_client_keys(settings: Settings, plan: Plan) -> Keys:
     rounds = published.run.num_server_rounds
     training = plan.total - rounds * published.distillation.client_distill_steps
     # A batch of the paper's is larger, and an epoch fewer steps.
-    share = settings.training.batch_size / published.training.batch_size
-    steps_an_epoch = max(plan.steps_an_epoch * share, 1)
-    return {"local-epochs": max(round(training / rounds / steps_an_epoch), 1)}
+    steps_an_epoch = math.ceil(plan.num_examples / published.training.batch_size)
+    return {"local-epochs": max(round(training / rounds / max(steps_an_epoch, 1)), 1)}
 
 
 def _one_round_keys(settings: Settings) -> Keys:
