@@ -113,8 +113,7 @@ class ModuleBlackBox(ClassifierBlackBox):
         self._make = partial(_copied, model) if isinstance(model, nn.Module) else model
         self._built: nn.Module | None = None
         self._train = train
-        self._test = test
-        self._num_test_examples = num_test_examples
+        self._test, self._num_test_examples = test, num_test_examples
         self._settings = settings
         self._rehearses = rehearses(context.node_config, settings)
         self._threads_before = torch.get_num_threads()
