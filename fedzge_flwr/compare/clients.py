@@ -96,13 +96,13 @@ class Client:
             self.settings.data, run.num_clients, run.seed, self.partition, hold_out=False
         ).train
 
-    def own(self, log_prior_K: torch.Tensor | None = None) -> OwnImages:
+    def own(self) -> OwnImages:
         """Return its own images as tensors on the client's device."""
         images, device = self.images(), select_device(self.settings.run.client_device)
         return OwnImages(
             to_tensor(images.images_NCHW, device),
             to_tensor(images.labels_N, device),
-            log_prior_K,
+            None,
         )
 
     def central_model(self) -> nn.Module:

@@ -10,6 +10,7 @@ from fedzge_flwr.compare.clients import Client
 from fedzge_flwr.compare.method import Keys, Method
 from fedzge_flwr.compare.plan import Plan
 from fedzge_flwr.compare.session import Session
+from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.data.loading import load_split
 from fedzge_flwr.data.partition import partition_indices
@@ -75,15 +76,14 @@ def run_pooled(session: Session) -> None:
     steps = sum(Plan.of(settings, len(part)).total for part in parts)
     plan = Plan.of(settings, sum(len(part) for part in parts))
     keys = {"local-epochs": plan.epochs(steps, plan.rounds), "min-local-steps": 0}
-    training = settings.training.model_validate(
-        {**settings.training.model_dump(by_alias=True), **keys}
-    )
-    settings = settings.model_copy(update={"training": training})
+    settings = from_run_config({**settings.to_run_config(), **keys})
+    images_u8_NCHW = to_tensor(images.images_NCHW, device)
+    labels_N = to_tensor(images.labels_N, device)
     for round_ in range(1, run.num_server_rounds + 1):
         train_locally(
             model,
-            to_tensor(images.images_NCHW, device),
-            to_tensor(images.labels_N, device),
+            images_u8_NCHW,
+            labels_N,
             data.spec.num_classes,
             settings,
             torch_stream(run.seed, Purpose.LOCAL_TRAINING, round_=round_),

@@ -11,7 +11,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedzge_flwr.common.arrays import FloatArray
+from fedzge_flwr.common.arrays import FloatArray, IntArray
 from fedzge_flwr.common.randomness import Purpose
 from fedzge_flwr.compare.clients import Client
 from fedzge_flwr.compare.method import Keys, Method
@@ -27,8 +27,11 @@ from fedzge_flwr.learning.tensors import to_numpy
 _TEMPERATURE = 1.0
 
 
-def class_means(logits_NK: FloatArray, labels_N: FloatArray, num_classes: int) -> FloatArray:
-    """Return the mean logits (K, K) on the images of each class; NaN for a class without images."""
+def class_means(logits_NK: FloatArray, labels_N: IntArray, num_classes: int) -> FloatArray:
+    """Return the mean logits (K, K) on the images of each class; NaN for a class without images.
+
+    Of logits (N, K) and classes (N,).
+    """
     means = np.full((num_classes, logits_NK.shape[1]), np.nan, dtype=np.float32)
     for k in np.unique(labels_N):
         means[int(k)] = logits_NK[labels_N == k].mean(axis=0)
@@ -36,7 +39,7 @@ def class_means(logits_NK: FloatArray, labels_N: FloatArray, num_classes: int) -
 
 
 def others_means(means_MKK: FloatArray, client: int) -> FloatArray:
-    """Return the mean (K, K) over all clients but one; NaN where no other has the class."""
+    """Return the mean (K, K) of (M, K, K) over all clients but one; NaN where no other has it."""
     others = np.delete(means_MKK, client, axis=0)
     known = ~np.isnan(others)
     with np.errstate(invalid="ignore"):
