@@ -25,6 +25,7 @@ from benchmarks.local_clients import LocalClients
 from benchmarks.told import kept_in, told
 from fedzge_flwr.common.files import atomic_write_text
 from fedzge_flwr.common.text import percent
+from fedzge_flwr.compare.plan import queries_of_round
 from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.config.presets.catalogue import PAPER, preset_file, read_settings
 from fedzge_flwr.config.sections import Settings
@@ -32,10 +33,8 @@ from fedzge_flwr.data.evaluation import TestSetEvaluation
 from fedzge_flwr.data.loading import load_split
 from fedzge_flwr.learning.numerics import select_device
 from fedzge_flwr.observers.recalls import Recalls
-from fedzge_flwr.query.copies import copies_asked, num_queries
 from fedzge_flwr.server.build import RECIPES, build_central, build_generator, build_server
 from fedzge_flwr.server.phases import run_round
-from fedzge_flwr.synthesis.composition import image_counts
 
 LOCAL_ONLY = "local only"
 LOCAL_DEFAULT = "local only, default training"
@@ -107,16 +106,6 @@ class Point:
     mean_client: float
     worst: float | None = None
     worst_ensemble: float | None = None
-
-
-def queries_of_round(settings: Settings) -> int:
-    """Return the queries of each client in a round, perturbed images among them."""
-    images, queries = settings.images, settings.queries
-    copies = copies_asked(queries.estimator, queries.q, queries.differences)
-    num_images = images.synthetic_batch_size
-    of_paper = settings.run.recipe == "paper"
-    generated = num_images if of_paper else image_counts(images).generated
-    return num_queries(num_images, generated, copies)
 
 
 def rounds_within(settings: Settings, budget: int) -> int:

@@ -21,20 +21,14 @@ import torch
 from torch import nn
 
 from benchmarks.central_accuracy import overrides_of
+from benchmarks.fixed_clients import FixedClients, run_server
 from benchmarks.told import kept_in, run_once, told
-from benchmarks.zeroth_order_value import FixedClients
 from fedzge_flwr.common.arrays import FloatArray
 from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.config.sections import Settings
-from fedzge_flwr.data.loading import load_split
 from fedzge_flwr.learning.models.catalogue import MODELS
-from fedzge_flwr.learning.numerics import select_device
-from fedzge_flwr.learning.predict import predict
-from fedzge_flwr.learning.tensors import to_numpy, to_tensor
 from fedzge_flwr.query.question import Question
-from fedzge_flwr.server.build import RECIPES, build_central, build_generator, build_server
 from fedzge_flwr.server.clients import ClientAnswer
-from fedzge_flwr.server.phases import run_round
 
 _CERTAIN = 10.0
 """The logit of the class, in hard labels; of the others 0."""
@@ -90,31 +84,8 @@ def classes_alone(logits_BK: FloatArray) -> FloatArray:
 
 
 def run_row(settings: Settings, cache: Path | None, *, hard: bool) -> dict[str, Any]:
-    """Distill the teacher; return the figures in [0, 1]."""
-    test, rounds = load_split(settings.data, "test"), settings.run.num_server_rounds
-    teacher = Teacher(settings, cache, hard=hard)
-    server = build_server(
-        settings,
-        build_central(settings),
-        build_generator(settings),
-        num_rounds=rounds,
-        device=select_device("cpu"),
-        num_test_images=len(test.labels_N),
-    )
-    for round_ in range(1, rounds + 1):
-        current = run_round(
-            RECIPES[settings.run.recipe], server, teacher, round_, lambda round_, phase: None
-        )
-        print(f"  round {round_}/{rounds}", end="\r", flush=True)
-    logits_MK = current.evaluated.ensemble_logits_MK
-    assert logits_MK is not None
-    found_M = to_numpy(predict(server.central, to_tensor(test.images_NCHW), 500)).argmax(axis=1)
-    return {
-        "student": float((found_M == test.labels_N).mean()),
-        "teacher": float((logits_MK.argmax(axis=1) == test.labels_N).mean()),
-        "agreement": float((found_M == logits_MK.argmax(axis=1)).mean()),
-        "queries": max(server.num_queries.values()),
-    }
+    """Distill the teacher; return the figures in [0, 1]: the central model is the student."""
+    return run_server(settings, Teacher(settings, cache, hard=hard))
 
 
 def settings_of(arguments: argparse.Namespace, budget: int, seed: int) -> Settings:
@@ -156,12 +127,12 @@ def table(runs: list[dict[str, Any]]) -> str:
         key = [run[name] for name in ("dataset", "model", "labels", "budget", "set")]
         groups.setdefault(json.dumps(key), []).append(run)
     for members in groups.values():
-        first, found = members[0], [100 * run["student"] for run in members]
-        means = {n: 100 * np.mean([run[n] for run in members]) for n in ("teacher", "agreement")}
+        first, found = members[0], [100 * run["central"] for run in members]
+        means = {n: 100 * np.mean([run[n] for run in members]) for n in ("ensemble", "agreement")}
         lines.append(
             f"| {first['dataset']} | {first['model']} | {first['labels']} | {first['queries']:,} | "
             f"{np.mean(found):.1f} | {', '.join(f'{value:.1f}' for value in found)} | "
-            f"{means['teacher']:.1f} | {means['agreement']:.1f} |"
+            f"{means['ensemble']:.1f} | {means['agreement']:.1f} |"
         )
     return "\n".join(lines)
 

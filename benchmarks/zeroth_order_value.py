@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,21 +21,17 @@ import torch
 from torch import Tensor
 
 from benchmarks.central_accuracy import overrides_of
-from benchmarks.local_clients import LocalClients
+from benchmarks.fixed_clients import FixedClients, run_server
 from benchmarks.steered_patterns import Steered
 from benchmarks.told import kept_in, run_once, told
 from fedzge_flwr.common.arrays import FloatArray
 from fedzge_flwr.common.randomness import Purpose, torch_stream
 from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.config.sections import Settings
-from fedzge_flwr.data.loading import load_split
-from fedzge_flwr.learning.numerics import select_device
 from fedzge_flwr.learning.outputs import logits_of
-from fedzge_flwr.learning.predict import predict
-from fedzge_flwr.learning.tensors import to_numpy, to_tensor
-from fedzge_flwr.server.build import RECIPES, build_central, build_generator, build_server
+from fedzge_flwr.learning.tensors import to_numpy
 from fedzge_flwr.server.ensemble import ensemble_weights
-from fedzge_flwr.server.phases import generate, run_round
+from fedzge_flwr.server.phases import generate
 from fedzge_flwr.server.state import ServerState
 
 _GENERATOR_BATCH = 64
@@ -78,25 +73,6 @@ ROWS: dict[str, dict[str, Any]] = {
 
 "Blind" images owe nothing to any answer. Queries of the generator's estimate are no labels.
 """
-
-
-class FixedClients(LocalClients):
-    """`LocalClients` after their training rounds, from a cache if they are there."""
-
-    def __init__(self, settings: Settings, cache: Path | None) -> None:
-        super().__init__(settings, cache)
-        for round_ in range(1, settings.training.local_rounds + 1):
-            super().train(round_, range(settings.run.num_clients))
-            print(f"  clients: training round {round_}", flush=True)
-
-    def train(self, round_: int, partitions: Sequence[int]) -> dict[int, float | None]:
-        """Nothing is left to train."""
-        return dict.fromkeys(partitions)
-
-    @property
-    def models(self) -> dict[int, torch.nn.Module]:
-        """The clients' models, by partition: what no server can see."""
-        return {p: box._model.eval() for p, box in enumerate(self._boxes)}
 
 
 @dataclass(frozen=True)
@@ -161,38 +137,15 @@ def exact_steps(server: ServerState, clients: FixedClients, round_: int) -> None
 
 def run_row(settings: Settings, row: str, cache: Path | None) -> dict[str, Any]:
     """Run the server over fixed clients; return figures in [0, 1]."""
-    test, rounds = load_split(settings.data, "test"), settings.run.num_server_rounds
-    exact, steered = row.endswith("exact"), row == _STEERED
     clients = FixedClients(settings, cache)
-    server = build_server(
-        settings,
-        build_central(settings),
-        build_generator(settings),
-        num_rounds=rounds,
-        device=select_device("cpu"),
-        num_test_images=len(test.labels_N),
-    )
-    if steered:
-        server.sources = {**server.sources, "evolved": Steered(server.central)}
-    for round_ in range(1, rounds + 1):
-        if exact and round_ > 1:
+
+    def before_round(server: ServerState, round_: int) -> None:
+        if row == _STEERED and round_ == 1:
+            server.sources = {**server.sources, "evolved": Steered(server.central)}
+        if row.endswith("exact") and round_ > 1:
             exact_steps(server, clients, round_)
-        current = run_round(
-            RECIPES[settings.run.recipe], server, clients, round_, lambda round_, phase: None
-        )
-        print(f"  round {round_}/{rounds}", end="\r", flush=True)
-    found_N = to_numpy(predict(server.central, to_tensor(test.images_NCHW), 500)).argmax(axis=1)
-    ensemble_MK = current.evaluated.ensemble_logits_MK
-    assert ensemble_MK is not None
-    together_N = ensemble_MK.argmax(axis=1)
-    of_class = [test.labels_N == k for k in range(settings.data.spec.num_classes)]
-    return {
-        "central": float((found_N == test.labels_N).mean()),
-        "ensemble": float((together_N == test.labels_N).mean()),
-        "agreement": float((found_N == together_N).mean()),
-        "recalls": [float((found_N[mask] == k).mean()) for k, mask in enumerate(of_class)],
-        "queries": max(server.num_queries.values()),
-    }
+
+    return run_server(settings, clients, before_round)
 
 
 def settings_of(arguments: argparse.Namespace, row: str, alpha: float, seed: int) -> Settings:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
-from flwr.app import ArrayRecord, Context
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from torch import nn
 
 from fedzge_flwr.common.randomness import Purpose, seeded_default, torch_stream
@@ -150,3 +150,8 @@ class Client:
         size = self.settings.queries.query_batch_size
         logits_NK = predict(model, to_tensor(test.images_NCHW), size)
         return evaluate_logits(logits_NK, to_tensor(test.labels_N)).accuracy
+
+    def reply_with_accuracy(self, message: Message) -> Message:
+        """Return a reply whose record "metrics" has the accuracy of the model that it has kept."""
+        metrics = MetricRecord({"accuracy": self.accuracy(self.kept_model())})
+        return Message(RecordDict({"metrics": metrics}), reply_to=message)

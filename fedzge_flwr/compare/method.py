@@ -36,6 +36,12 @@ def no_client_keys(_settings: Settings, _plan: Plan) -> Keys:
     return {}
 
 
+def steps_in_every_round(_settings: Settings, plan: Plan) -> Keys:
+    """Return the keys of a client that takes all its steps on own images, in every round alike."""
+    epochs = plan.epochs(plan.total, plan.rounds)
+    return {"local-rounds": 0, "local-epochs": epochs, "min-local-steps": 0}
+
+
 def no_endpoints(_app: ClientApp) -> None:
     """Register nothing: FedZGE's endpoints are there."""
 

@@ -1,4 +1,4 @@
-"""How many gradient steps a client takes: as many in every method as in FedZGE's run."""
+"""How many gradient steps a client takes, as many in every method as in FedZGE's run; queries."""
 
 from __future__ import annotations
 
@@ -6,6 +6,18 @@ import math
 from dataclasses import dataclass
 
 from fedzge_flwr.config.sections import Settings
+from fedzge_flwr.query.copies import copies_asked, num_queries
+from fedzge_flwr.synthesis.composition import image_counts
+
+
+def queries_of_round(settings: Settings) -> int:
+    """Return the queries of each client in a round of FedZGE, perturbed images among them."""
+    images, queries = settings.images, settings.queries
+    copies = copies_asked(queries.estimator, queries.q, queries.differences)
+    num_images = images.synthetic_batch_size
+    of_paper = settings.run.recipe == "paper"
+    generated = num_images if of_paper else image_counts(images).generated
+    return num_queries(num_images, generated, copies)
 
 
 @dataclass(frozen=True)

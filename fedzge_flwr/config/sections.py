@@ -457,11 +457,15 @@ class DistillationSettings(Section):
     temperature: Positive = Field(1.5, description="temperature T")
     central_model: str = Field("cnn", description="model that the server distills into")
     central_distill_steps: Count = Field(
-        300, description="distillation steps E2 a round of the central model"
+        450,
+        description="distillation steps E2 a round of the central model; with a memory on average, "
+        "each round's in proportion to the answers that are kept by then",
     )
-    central_lr: Positive = Field(1e-3, description="learning rate of central distillation")
+    central_lr: Positive = Field(2e-3, description="learning rate of central distillation")
     memory_size: NoneOrTwo = Field(
-        12_000, description="past images and answers kept for distillation; 0: no memory"
+        100_000,
+        description="past images and answers kept for distillation, of images at most 4 GB; 0: no "
+        "memory",
     )
     client_distill_rounds: CountOrNone = Field(
         2,

@@ -107,7 +107,7 @@ def distill(
         return x, teacher, rehearsed.drawn(len(x), stream) if rehearsed is not None else None
 
     optimizer = make_optimizer(model.parameters(), settings, lr)
-    schedule = make_schedule(optimizer, settings, steps)
+    schedule = make_schedule(optimizer, settings, [1] * steps)
     answer = answers_in(model, settings)
     losses = _take_steps(model, answer, batch, optimizer, schedule, steps, temperature, max_norm)
     return float(losses[-1])

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from typing import NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
 from fedzge_flwr.config.sections import MIN_TRAINING_IMAGES, OptimizerSettings, Settings
 from fedzge_flwr.images.pixels import PIXEL_RANGE
@@ -72,28 +73,28 @@ def make_optimizer(
 
 
 def make_schedule(
-    optimizer: Optimizer, settings: OptimizerSettings, span: int, *, steps_each: int = 1
+    optimizer: Optimizer, settings: OptimizerSettings, steps: Sequence[int]
 ) -> LRScheduler | None:
-    """Return a schedule over ``span`` epochs or rounds, or None for a constant rate.
+    """Return a schedule over epochs of a phase or rounds of a run, or None for a constant rate.
 
     Parameters
     ----------
     optimizer : Optimizer
         The optimiser that it drives.
     settings : OptimizerSettings
-        "cosine" falls from the initial rate towards 0 at ``span`` (Loshchilov & Hutter, 2017,
-        arXiv 1608.03983, without restarts); "step" multiplies by ``lr-gamma`` every
-        ``lr-step-size``.
-    span : int
-        Epochs of a phase, or rounds of a run; at least 1.
-    steps_each : int
-        Calls of the schedule's ``step`` in each of them; at least 1.
+        "cosine" falls from the initial rate towards 0 at the end (Loshchilov & Hutter, 2017,
+        arXiv 1608.03983, without restarts); "step" multiplies by ``lr-gamma`` after every
+        ``lr-step-size`` epochs or rounds.
+    steps : Sequence[int]
+        How often the schedule's ``step`` is called in each of them, at least once.
     """
     if settings.lr_schedule == "cosine":
-        return CosineAnnealingLR(optimizer, T_max=span * steps_each)
+        return CosineAnnealingLR(optimizer, T_max=sum(steps))
     if settings.lr_schedule == "step":
-        step_size = settings.lr_step_size * steps_each
-        return StepLR(optimizer, step_size=step_size, gamma=settings.lr_gamma)
+        size = settings.lr_step_size
+        return MultiStepLR(
+            optimizer, list(accumulate(steps))[size - 1 :: size], gamma=settings.lr_gamma
+        )
     return None
 
 
@@ -144,7 +145,7 @@ def fit(
     if len(labels_N) < MIN_TRAINING_IMAGES:
         raise ValueError(f"{len(labels_N)} images; training needs {MIN_TRAINING_IMAGES}")
     optimizer = make_optimizer(model.parameters(), settings, lr)
-    schedule = make_schedule(optimizer, settings, epochs)
+    schedule = make_schedule(optimizer, settings, [1] * epochs)
     answer = answers_in(model, settings)
     model.train()
     for _ in range(epochs):

@@ -22,8 +22,9 @@ from fedzge_flwr.server.ensemble import ENSEMBLES
 from fedzge_flwr.server.paper import PAPER
 from fedzge_flwr.server.round import Recipe
 from fedzge_flwr.server.state import ServerState
+from fedzge_flwr.server.steps import central_steps
 from fedzge_flwr.synthesis.generators import GENERATORS
-from fedzge_flwr.synthesis.memory import Memories
+from fedzge_flwr.synthesis.memory import Memories, most_kept
 from fedzge_flwr.synthesis.sources import SOURCES, Source
 from fedzge_flwr.zeroth_order.base import Estimator
 from fedzge_flwr.zeroth_order.estimators import ESTIMATORS
@@ -115,6 +116,7 @@ def build_server(
     images, distillation = settings.images, settings.distillation
     of_generator = make_optimizer(generator.parameters(), settings.optimizer, images.generator_lr)
     of_central = make_optimizer(central.parameters(), settings.optimizer, distillation.central_lr)
+    kept = most_kept(distillation.memory_size, settings.data.spec.image_shape)
     steps_each = lookup(RECIPES, settings.run.recipe, "recipe").generator_steps(settings)
     return ServerState(
         settings=settings,
@@ -125,18 +127,15 @@ def build_server(
         generator=generator,
         generator_optimizer=of_generator,
         generator_schedule=make_schedule(
-            of_generator, settings.optimizer, num_rounds, steps_each=steps_each
+            of_generator, settings.optimizer, [steps_each] * num_rounds
         ),
         central_optimizer=of_central,
         central_schedule=make_schedule(
-            of_central,
-            settings.optimizer,
-            num_rounds,
-            steps_each=distillation.central_distill_steps,
+            of_central, settings.optimizer, central_steps(settings, num_rounds)
         ),
         combine=lookup(ENSEMBLES, settings.queries.ensemble, "ensemble"),
         sources=build_sources(settings),
-        memories=Memories.of(distillation.memory_size) if distillation.memory_size else None,
+        memories=Memories.of(kept) if kept else None,
         estimator=build_estimator(settings),
         objective=build_objective(settings),
     )

@@ -32,6 +32,7 @@ from fedzge_flwr.server.phases import (
 )
 from fedzge_flwr.server.round import Answered, Asked, Learned, Recipe, RoundState
 from fedzge_flwr.server.state import ServerState
+from fedzge_flwr.server.steps import central_steps
 from fedzge_flwr.synthesis.composition import Composition, image_counts
 from fedzge_flwr.synthesis.favour import favoured, noted, surprises
 
@@ -86,7 +87,7 @@ def remember(server: ServerState, asked: Asked, answered: Answered) -> None:
 
 
 def distill_central(server: ServerState, round_: int, asked: Asked, answered: Answered) -> float:
-    """Take E2 minibatch steps over the memory with the run's one optimiser and schedule.
+    """Take minibatch steps over the memory with the run's one optimiser and schedule.
 
     Answers that are kept and drawn from many times, evenly over classes, are experience replay
     (Lin, 1992, "Self-improving reactive agents based on reinforcement learning"). Without a memory
@@ -102,7 +103,7 @@ def distill_central(server: ServerState, round_: int, asked: Asked, answered: An
         logits_MK,
         server.central_optimizer,
         server.central_schedule,
-        steps=distillation.central_distill_steps,
+        steps=central_steps(server.settings, server.num_rounds)[round_ - 1],
         batch_size=distillation.distill_batch_size,
         temperature=distillation.temperature,
         settings=server.settings.optimizer,

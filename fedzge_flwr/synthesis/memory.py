@@ -7,10 +7,19 @@ is used many times.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+_MOST_BYTES = 4_000_000_000
+"""Of images: what a machine that trains on images of 224 pixels has to spare."""
+
+
+def most_kept(size: int, image_shape: tuple[int, int, int]) -> int:
+    """Return how many images of (C, H, W) levels are kept, if ``size`` are wanted: at most 4 GB."""
+    return min(size, max(_MOST_BYTES // math.prod(image_shape), 2))
 
 
 class Memory:

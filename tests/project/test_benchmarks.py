@@ -24,6 +24,7 @@ from benchmarks.costs.memory_watch import MemoryWatch
 from benchmarks.costs.parallel_clients import parallel_clients
 from benchmarks.costs.simulated import overhead_rows, scale_row
 from benchmarks.costs.wire import byte_rows
+from benchmarks.fixed_clients import FixedClients
 from benchmarks.local_clients import LocalClients
 from benchmarks.round_cost import markdown
 from benchmarks.steered_patterns import Steered
@@ -153,7 +154,7 @@ def test_single_teacher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     single_teacher.main(arguments)
     runs = json.loads(kept.read_text())
     assert [(run["labels"], run["queries"]) for run in runs] == [("hard", 40), ("soft", 40)]
-    assert runs[0]["teacher"] == runs[1]["teacher"] > 0.3
+    assert runs[0]["ensemble"] == runs[1]["ensemble"] > 0.3
     assert len(list((tmp_path / "cache").iterdir())) == 1
     assert "| digits | cnn | hard | 40 | " in capsys.readouterr().out
     single_teacher.main(arguments)
@@ -195,7 +196,7 @@ def test_the_exact_gradient_is_autograds(ensemble: str) -> None:
             **{"generator-width": 4, "answer-temperature": 2.0},
         }
     )
-    clients = zeroth_order_value.FixedClients(settings, None)
+    clients = FixedClients(settings, None)
     server = build_server(
         settings,
         build_central(settings),

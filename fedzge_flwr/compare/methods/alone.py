@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedzge_flwr.common.randomness import Purpose, torch_stream
 from fedzge_flwr.compare.clients import Client
-from fedzge_flwr.compare.method import Keys, Method
+from fedzge_flwr.compare.method import Method, steps_in_every_round
 from fedzge_flwr.compare.plan import Plan
 from fedzge_flwr.compare.session import Session
 from fedzge_flwr.config.parsing import from_run_config
-from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.data.loading import load_split
 from fedzge_flwr.data.partition import partition_indices
 from fedzge_flwr.learning.numerics import select_device
 from fedzge_flwr.learning.tensors import to_tensor
 from fedzge_flwr.learning.training import train_locally
-
-
-def steps_in_every_round(_settings: Settings, plan: Plan) -> Keys:
-    """Return the keys of a client that takes all its steps on own images, in every round alike."""
-    epochs = plan.epochs(plan.total, plan.rounds)
-    return {"local-rounds": 0, "local-epochs": epochs, "min-local-steps": 0}
 
 
 def run_local(session: Session) -> None:
@@ -49,9 +42,7 @@ def register_local(app: ClientApp) -> None:
 
     @app.evaluate("alone")
     def evaluate(message: Message, context: Context) -> Message:
-        client = Client.of(LOCAL, context)
-        metrics = MetricRecord({"accuracy": client.accuracy(client.kept_model())})
-        return Message(RecordDict({"metrics": metrics}), reply_to=message)
+        return Client.of(LOCAL, context).reply_with_accuracy(message)
 
 
 LOCAL = Method(

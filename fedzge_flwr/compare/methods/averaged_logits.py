@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedzge_flwr.common.arrays import FloatArray, IntArray
 from fedzge_flwr.common.randomness import Purpose
 from fedzge_flwr.compare.clients import Client
-from fedzge_flwr.compare.method import Keys, Method
-from fedzge_flwr.compare.methods.alone import steps_in_every_round
+from fedzge_flwr.compare.method import Keys, Method, steps_in_every_round
 from fedzge_flwr.compare.plan import Plan
 from fedzge_flwr.compare.session import Session
 from fedzge_flwr.config.sections import Settings
@@ -110,9 +109,7 @@ def register_fd(app: ClientApp) -> None:
 
     @app.evaluate("fd")
     def evaluate(message: Message, context: Context) -> Message:
-        client = Client.of(FD, context)
-        metrics = MetricRecord({"accuracy": client.accuracy(client.kept_model())})
-        return Message(RecordDict({"metrics": metrics}), reply_to=message)
+        return Client.of(FD, context).reply_with_accuracy(message)
 
 
 def _keys(settings: Settings, plan: Plan) -> Keys:

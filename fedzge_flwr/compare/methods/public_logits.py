@@ -15,8 +15,7 @@ from flwr.serverapp.strategy import FedAvg
 from fedzge_flwr.common.arrays import ByteArray, FloatArray
 from fedzge_flwr.common.errors import ComparisonError
 from fedzge_flwr.common.randomness import Purpose, torch_stream
-from fedzge_flwr.compare.method import Keys, Method
-from fedzge_flwr.compare.methods.alone import steps_in_every_round
+from fedzge_flwr.compare.method import Keys, Method, steps_in_every_round
 from fedzge_flwr.compare.methods.weights import (
     ARRAYS,
     register_weights,
@@ -121,6 +120,10 @@ def train_and_distill_in_every_round(_settings: Settings, plan: Plan) -> Keys:
     }
 
 
+_MOST_IMAGES = 12_000
+"""That FedDF answers about: each average costs an answer of every client's model on all of them."""
+
+
 class FedDF(FedAvg):
     """FedAvg whose average goes on to distill the mean logits of what it averages.
 
@@ -139,7 +142,7 @@ class FedDF(FedAvg):
         settings = session.settings
         self._settings = settings
         self._student, self._teacher = session.central_model(), session.central_model()
-        images = PUBLIC[public](settings.data, settings.distillation.memory_size or 1)
+        images = PUBLIC[public](settings.data, _MOST_IMAGES)
         device = select_device(settings.run.server_device)
         self._images_NCHW = PIXEL_RANGE.from_uint8(torch.from_numpy(images).to(device))
 

@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from flwr.app import ArrayRecord
 
 from fedzge_flwr.compare.method import Keys, Method
-from fedzge_flwr.compare.plan import Plan
+from fedzge_flwr.compare.plan import Plan, queries_of_round
 from fedzge_flwr.compare.session import Session
 from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.config.presets.catalogue import PAPER, preset_file, read_settings
 from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.observers.base import Observer, RoundRow
-from fedzge_flwr.query.copies import copies_asked, num_queries
 from fedzge_flwr.server.round import RoundState
 from fedzge_flwr.server.state import ServerState
 from fedzge_flwr.strategy import FedZGE
@@ -68,13 +67,6 @@ def run_fedzge(session: Session) -> None:
         ArrayRecord(central.state_dict()),
         evaluate_fn=session.evaluation.central,
     )
-
-
-def queries_of_round(settings: Settings) -> int:
-    """Return the queries of each client in a round of the paper's, perturbed images among them."""
-    images, queries = settings.images.synthetic_batch_size, settings.queries
-    copies = copies_asked(queries.estimator, queries.q, queries.differences)
-    return num_queries(images, images, copies)
 
 
 def _paper_keys(settings: Settings) -> Keys:

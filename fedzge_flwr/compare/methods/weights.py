@@ -13,8 +13,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedProx, Strategy
 from torch import Tensor, nn
 
 from fedzge_flwr.compare.clients import Client
-from fedzge_flwr.compare.method import Method
-from fedzge_flwr.compare.methods.alone import steps_in_every_round
+from fedzge_flwr.compare.method import Method, steps_in_every_round
 from fedzge_flwr.compare.session import Session
 
 ARRAYS = "arrays"
