@@ -148,6 +148,61 @@ def compare(
         print(f"page: {folder / 'comparison.html'}")
 
 
+@app.command(
+    epilog="Examples:  fedzge audit runs/NAME  |  fedzge audit --client 3 --outside test "
+    "--run-config alpha=0.1  |  fedzge audit runs/NAME --node-config logit-noise=1 "
+    "--fail-above 0.05"
+)
+def audit(
+    run_or_config: Annotated[
+        str | None,
+        typer.Argument(metavar="[RUN_OR_CONFIG]", help="Run folder, preset or TOML file."),
+    ] = None,
+    client: Annotated[int, typer.Option(min=0, help="Whose endpoint: its partition.")] = 0,
+    shadows: Annotated[
+        int, typer.Option(min=2, help="Models that the attacker trains: an even number.")
+    ] = 8,
+    outside: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Images that the client does not have: a folder by class, an .npz file, or "
+            "'test'. Without: half of its own are left out of training.",
+        ),
+    ] = None,
+    run_config: SettingsOption = None,
+    node_config: Annotated[
+        list[str] | None,
+        typer.Option(metavar="'KEY=VALUE …'", help="The owner's keys, such as logit-noise=1."),
+    ] = None,
+    fail_above: Annotated[
+        float | None,
+        typer.Option(
+            metavar="TPR", min=0, max=1, help="End with 1 if more members are found at 1 % FPR."
+        ),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder of findings, for the owner alone.")
+    ] = Path("audit"),
+) -> None:
+    """Attack a client's endpoint as a server could, and say what it gives away.
+
+    Its model and the attacker's are trained here; they are kept, and not trained again.
+    """
+    with _told():
+        from fedzge_flwr.audit.command import audit_client
+        from fedzge_flwr.cli.given import Given
+        from fedzge_flwr.common.reading import place
+        from fedzge_flwr.config.pairs import parse_pairs
+
+        given = Given(None, None, tuple(run_config or ())).run_config()
+        keys = parse_pairs(tuple(node_config or ()), "--node-config")
+        folder = place(output, "--output")
+        print(
+            audit_client(run_or_config, given, client, shadows, outside, keys, folder, fail_above)
+        )
+
+
 @app.command()
 def presets(
     name: Annotated[str | None, typer.Argument(help="Show this one; without, list all.")] = None,

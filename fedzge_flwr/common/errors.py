@@ -79,6 +79,10 @@ class ComparisonError(FedZGEError):
     """A method of a comparison cannot be run as asked, or a client of it failed."""
 
 
+class AuditError(FedZGEError):
+    """An audit cannot be made, or found more than its caller allows."""
+
+
 class RunFolderError(FedZGEError, OSError):
     """The run folder cannot be made or written."""
 

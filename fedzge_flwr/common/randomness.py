@@ -39,6 +39,7 @@ class Purpose(StrEnum):
     HOLDOUT = "holdout"
     PARTITION = "partition"
     SUBSET = "subset"
+    AUDIT = "audit"
 
 
 def derive_seed(seed: int, purpose: Purpose, *, round_: int = 0, partition: int = SERVER) -> int:

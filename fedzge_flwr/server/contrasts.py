@@ -6,12 +6,11 @@ Arrays: M clients, N images, K classes. All in float64.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-Float64Array: TypeAlias = npt.NDArray[np.float64]
+from fedzge_flwr.common.arrays import Float64Array
 
 _LEAST_TENDENCY = 1e-4
 """A class that a client never answers with still has this tendency, so that classes which no client

@@ -13,9 +13,9 @@ from typing import TypeAlias
 import numpy as np
 from scipy.special import log_softmax, softmax
 
-from fedzge_flwr.common.arrays import FloatArray
+from fedzge_flwr.common.arrays import Float64Array, FloatArray
 from fedzge_flwr.common.errors import ConfigError
-from fedzge_flwr.server.contrasts import Float64Array, Table
+from fedzge_flwr.server.contrasts import Table
 
 _SMALLEST = 1e-8
 """Probabilities below it count as it: their logarithm is the ensemble's logit."""

@@ -12,11 +12,10 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from fedzge_flwr.common.arrays import FloatArray
+from fedzge_flwr.common.arrays import Float64Array, FloatArray
 from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.learning.losses import BoundObjective
 from fedzge_flwr.learning.tensors import load_plain, plain_state
-from fedzge_flwr.server.contrasts import Float64Array
 from fedzge_flwr.server.ensemble import Answers, Combination, check_combined
 from fedzge_flwr.synthesis.memory import Memories
 from fedzge_flwr.synthesis.sources import Source

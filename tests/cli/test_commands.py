@@ -60,6 +60,7 @@ RUN_ELSEWHERE = {
     r"FLWR_\S+ flwr run \. .*num-supernodes=4\"": "test_examples.py::test_mixed_black_boxes_on_ray",
     r"FLWR_\S+ flwr run \. .*dataset=.*": "test_examples.py::test_your_data_on_ray",
     r"FLWR_\S+ flwr run \. .*num-supernodes=10\".*": "test_examples.py::test_comparison_on_ray",
+    r"fedzge audit .*": "test_audit.py::test_the_command_fails_above_what_is_allowed",
     r"fedzge compare .*": "test_results.py::test_the_command_runs_side_by_side",
     r"python -m benchmarks\.central_accuracy .*": "test_benchmarks.py::test_central_accuracy",
     r"flower-supernode \.\.\. .*": "test_own.py::test_a_federation_with_a_client_of_own_data",

@@ -1,0 +1,1 @@
+"""What an endpoint tells of the images that its model was trained on."""

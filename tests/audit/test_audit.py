@@ -1,0 +1,160 @@
+"""An audit from end to end, on digits: real models, real guards."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from fedzge_flwr.audit import audit as audit_module
+from fedzge_flwr.audit import extraction
+from fedzge_flwr.audit.audit import Audited, audit
+from fedzge_flwr.audit.command import audit_client
+from fedzge_flwr.audit.extraction import class_proportions
+from fedzge_flwr.audit.subjects import Endpoint, Subject
+from fedzge_flwr.cli.app import app
+from fedzge_flwr.common.errors import AuditError, ConfigError, DataError
+from fedzge_flwr.config.parsing import from_run_config
+from fedzge_flwr.config.sections import Settings
+from fedzge_flwr.data.loading import load_split
+from fedzge_flwr.learning.models.catalogue import build_model
+
+CONFIG: dict[str, Any] = {
+    "num-clients": 2,
+    "alpha": 10.0,
+    "num-train-images": 240,
+    "num-test-images": 360,
+    "local-rounds": 1,
+    "min-local-steps": 100,
+    **dict.fromkeys(("mixup", "random-shifts", "random-erasing"), False),
+}
+
+
+@pytest.fixture(autouse=True)
+def _short_imitations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit_module, "_IMITATIONS", (20, 300))
+    monkeypatch.setattr(extraction, "_STEPS", 60)
+
+
+@pytest.fixture(scope="module")
+def settings() -> Settings:
+    return from_run_config(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all audits of these models share."""
+    return tmp_path_factory.mktemp("audit")
+
+
+def quiet(_line: str) -> None:
+    return
+
+
+def test_what_an_overfitted_model_was_trained_on_is_found(settings: Settings, kept: Path) -> None:
+    central = build_model("cnn", settings.data.spec.image_shape, 10)
+    asked = Audited(
+        settings, 1, 4, load_split(settings.data, "test"), {"logit-decimals": 3}, central
+    )
+    told: list[str] = []
+    findings = audit(asked, kept, told.append)
+    assert findings.attacks[0].auc > 0.6
+    assert 0.35 < findings.control.auc < 0.65
+    # An untrained model was trained on nothing.
+    assert findings.central is not None
+    assert 0.35 < findings.central.auc < 0.65
+    assert findings.imitation[1].agreement > findings.imitation[0].agreement
+    whole = json.loads((kept / "audit.json").read_text())
+    assert whole["node_config"] == {"logit-decimals": 3}
+    assert [attack["auc"] for attack in whole["attacks"]] == [a.auc for a in findings.attacks]
+    of_first = {name: rate["of"] for name, rate in whole["attacks"][0]["groups"].items()}
+    of_classes = [of for name, of in of_first.items() if name.startswith("classes")]
+    assert sum(of_classes) == whole["members"]
+    assert "Audit of client 1" in (kept / "audit.html").read_text()
+    lines = (kept / "exposed.csv").read_text().splitlines()
+    found = findings.attacks[0].found[0.01]
+    assert len(lines) == 1 + found.hits
+    own = load_split(settings.data, "train")
+    assert all(int(line.split(",")[0]) < len(own) for line in lines[1:])
+    assert told[1] == "shadow 1 of 4: trained"
+    # A second call trains nothing, and finds the same.
+    told.clear()
+    again = audit(asked, kept, told.append)
+    assert "shadow 1 of 4: was there" in told
+    assert again.attacks[0].auc == findings.attacks[0].auc
+
+
+def test_shadows_differ_from_the_client_and_from_one_another(settings: Settings) -> None:
+    images = load_split(settings.data, "train").take(np.arange(40))
+    states = [Subject(settings, 0, images, number).state() for number in (0, 0, 1, 2)]
+    name = next(iter(states[0]))
+    assert (states[0][name] == states[1][name]).all()
+    assert (states[0][name] != states[2][name]).any()
+    assert (states[2][name] != states[3][name]).any()
+
+
+def test_answers_pass_the_owners_guards(settings: Settings) -> None:
+    images = load_split(settings.data, "train").take(np.arange(10))
+    subject = Subject(settings, 0, images, 0)
+    plain = Endpoint(subject, {}).logits(images.inputs_NCHW)
+    assert (plain == subject.logits(images.inputs_NCHW)).all()
+    rounded = Endpoint(subject, {"logit-decimals": 1}).logits(images.inputs_NCHW)
+    np.testing.assert_array_equal(rounded, np.round(plain.astype(float), 1).astype(np.float32))
+    noisy = Endpoint(subject, {"logit-noise": 1.0}).logits(images.inputs_NCHW)
+    assert np.abs(noisy - plain).max() > 0.1
+    with pytest.raises(ConfigError, match="logit-noise"):
+        Endpoint(subject, {"logit-noise": -1.0})
+
+
+def test_the_command_fails_above_what_is_allowed(kept: Path) -> None:
+    config = " ".join(f"{key}={str(value).lower()}" for key, value in CONFIG.items())
+    arguments = ["audit", "--client", "1", "--shadows", "4", "--outside", "test"]
+    arguments += ["--node-config", "logit-decimals=3", "--run-config", config, "-o", str(kept)]
+    run = CliRunner().invoke(app, [*arguments, "--fail-above", "1"])
+    assert run.exit_code == 0, run.output
+    assert "shadow 4 of 4: was there" in run.output or "shadow 4 of 4: trained" in run.output
+    assert "LiRA, online: AUC 0." in run.output
+    run = CliRunner().invoke(app, [*arguments, "--fail-above", "0"])
+    assert run.exit_code == 1
+    assert re.search(
+        r"^error: .* found at 1% false positives, --fail-above 0 allows fewer", run.output, re.M
+    )
+
+
+def test_what_cannot_be_audited_is_said(settings: Settings, tmp_path: Path) -> None:
+    with pytest.raises(AuditError, match=r"--client 2: the run's clients are 0 to 1"):
+        Audited(settings, 2)
+    with pytest.raises(AuditError, match=r"--shadows 3: give an even number, at least 2"):
+        Audited(settings, 0, 3)
+    with pytest.raises(ConfigError, match="no-such"):
+        audit_client("no-such", {}, 0, 2, None, {}, tmp_path, None)
+    (tmp_path / "run").mkdir()
+    with pytest.raises(OSError, match="not the folder of a finished run"):
+        audit_client(str(tmp_path / "run"), {}, 0, 2, None, {}, tmp_path, None)
+    with pytest.raises(DataError, match="nowhere"):
+        audit_client(None, CONFIG, 0, 2, str(tmp_path / "nowhere"), {}, tmp_path, None)
+
+
+def test_a_kept_model_that_is_none_is_named(settings: Settings, tmp_path: Path) -> None:
+    images = load_split(settings.data, "train").take(np.arange(40))
+    subject = Subject(settings, 0, images, 0)
+    assert subject.train(tmp_path)
+    path = next(tmp_path.iterdir())
+    path.write_bytes(b"nothing")
+    with pytest.raises(DataError, match=path.name):
+        Subject(settings, 0, images, 0).train(tmp_path)
+
+
+def test_the_guess_of_classes_by_hand() -> None:
+    logits = np.log(np.array([[0.5, 0.25, 0.25], [0.7, 0.05, 0.25]], dtype=np.float32))
+    found = class_proportions(logits, np.array([0, 0, 0, 2]))
+    # The guess is 0.6, 0.15, 0.25; the truth 0.75, 0, 0.25.
+    assert found.distance == pytest.approx(0.15)
+    assert found.uniform == pytest.approx((0.75 - 1 / 3 + 1 / 3 + 1 / 3 - 0.25) / 2)
+    assert found.rank_correlation == pytest.approx(1.0)
+    assert class_proportions(logits, np.array([0, 1, 2])).rank_correlation == 0.0
