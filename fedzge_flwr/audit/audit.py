@@ -92,7 +92,8 @@ def audit(asked: Audited, folder: Path, told: Callable[[str], None] = print) -> 
     """
     settings, client = asked.settings, asked.client
     run = settings.run
-    own = client_data(settings.data, run.num_clients, run.seed, client, hold_out=False).train
+    hold_out = run.client_evaluation == "held-out"
+    own = client_data(settings.data, run.num_clients, run.seed, client, hold_out=hold_out).train
     stream = numpy_stream(run.seed, Purpose.AUDIT, partition=client)
     pool = pool_of(own, asked.outside, stream)
     in_SN = halves(pool.images.labels_N, asked.shadows, stream)
