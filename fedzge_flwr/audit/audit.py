@@ -18,7 +18,7 @@ from fedzge_flwr.audit.extraction import (
     synthetic_images,
 )
 from fedzge_flwr.audit.findings import Attack, Findings, write_exposed
-from fedzge_flwr.audit.membership import margins, offline_lira, online_lira, rmia
+from fedzge_flwr.audit.membership import margins, mean_where, offline_lira, online_lira, rmia
 from fedzge_flwr.audit.page import write_page
 from fedzge_flwr.audit.pool import Pool, halves, pool_of
 from fedzge_flwr.audit.subjects import Endpoint, Subject
@@ -27,15 +27,16 @@ from fedzge_flwr.common.errors import AuditError
 from fedzge_flwr.common.randomness import Purpose, numpy_stream
 from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.data.loading import load_split
-from fedzge_flwr.data.partition import client_data, partition_indices
+from fedzge_flwr.data.partition import client_data
 from fedzge_flwr.images.image_set import ImageSet
 from fedzge_flwr.learning.predict import predict
 from fedzge_flwr.learning.tensors import to_numpy, to_tensor
 
-FEW_IMAGES = 45
+_FEW_IMAGES = 45
 """A class of fewer images is told apart: its images are the most exposed."""
 
 _IMITATIONS = (250, 1000, 4000)
+"""Answers that a model is distilled from."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,7 @@ def audit(asked: Audited, folder: Path, told: Callable[[str], None] = print) -> 
     """
     settings, client = asked.settings, asked.client
     run = settings.run
-    hold_out = run.client_evaluation == "held-out"
-    own = client_data(settings.data, run.num_clients, run.seed, client, hold_out=hold_out).train
+    own = _own(settings, client)
     stream = numpy_stream(run.seed, Purpose.AUDIT, partition=client)
     pool = pool_of(own, asked.outside, stream)
     in_SN = halves(pool.images.labels_N, asked.shadows, stream)
@@ -119,6 +119,12 @@ def audit(asked: Audited, folder: Path, told: Callable[[str], None] = print) -> 
     write_exposed(folder, pool.images.labels_N, scores_N, pool.member_N)
     write_page(folder / "audit.html", findings)
     return findings
+
+
+def _own(settings: Settings, client: int) -> ImageSet:
+    """Return the images that a client of the run trains on."""
+    run, hold_out = settings.run, settings.run.client_evaluation == "held-out"
+    return client_data(settings.data, run.num_clients, run.seed, client, hold_out=hold_out).train
 
 
 def _extracted(
@@ -147,12 +153,12 @@ def _shadow_margins(
     asked: Audited, pool: Pool, in_SN: BoolArray, folder: Path, told: Callable[[str], None]
 ) -> Float64Array:
     """Train the shadow models; return their margins (S, N) on the pool."""
-    found = []
+    found, x_NCHW = [], pool.images.inputs_NCHW
     for number, in_N in enumerate(in_SN, start=1):
         chosen = pool.images.take(np.flatnonzero(in_N))
         shadow = Subject(asked.settings, asked.client, chosen, number)
         trained = shadow.train(folder / "models")
-        found.append(margins(shadow.logits(pool.images.inputs_NCHW), pool.images.labels_N))
+        found.append(margins(shadow.logits(x_NCHW), pool.images.labels_N))
         told(f"shadow {number} of {len(in_SN)}: {'trained' if trained else 'was there'}")
     return np.stack(found)
 
@@ -176,13 +182,12 @@ def _groups(pool: Pool, shadows_SN: Float64Array, in_SN: BoolArray) -> dict[str,
     """Return the images by size of their class, and by how hard models without them find them."""
     labels_N = pool.images.labels_N
     sizes_K = np.bincount(pool.members.labels_N, minlength=int(labels_N.max()) + 1)
-    few_N = sizes_K[labels_N] < FEW_IMAGES
-    out_SN = ~in_SN
-    ease_N = np.where(out_SN, shadows_SN, 0.0).sum(axis=0) / out_SN.sum(axis=0)
+    few_N = sizes_K[labels_N] < _FEW_IMAGES
+    ease_N = mean_where(shadows_SN, ~in_SN)
     low, high = np.quantile(ease_N, [0.25, 0.75])
     return {
-        f"classes of fewer than {FEW_IMAGES} images": few_N,
-        f"classes of {FEW_IMAGES} images or more": ~few_N,
+        f"classes of fewer than {_FEW_IMAGES} images": few_N,
+        f"classes of {_FEW_IMAGES} images or more": ~few_N,
         "the hardest quarter": ease_N <= low,
         "the easiest quarter": ease_N >= high,
     }
@@ -190,16 +195,15 @@ def _groups(pool: Pool, shadows_SN: Float64Array, in_SN: BoolArray) -> dict[str,
 
 def _of_central(settings: Settings, central: nn.Module) -> Attack:
     """Attack the central model by its margins: all clients' images against the test set's."""
-    run = settings.run
-    parts = partition_indices(settings.data, run.num_clients, run.seed)
-    train, test = load_split(settings.data, "train"), load_split(settings.data, "test")
-    members = train.take(np.concatenate(parts))
+    own = [_own(settings, client) for client in range(settings.run.num_clients)]
+    test = load_split(settings.data, "test")
     found = []
-    for images in (members, test):
+    for images in (*own, test):
         logits = predict(central, to_tensor(images.images_NCHW), settings.queries.query_batch_size)
         found.append(margins(to_numpy(logits), images.labels_N))
-    member_N = np.arange(len(members) + len(test)) < len(members)
-    return Attack.of("central model, margin", np.concatenate(found), member_N)
+    scores_N = np.concatenate(found)
+    member_N = np.arange(len(scores_N)) < len(scores_N) - len(test)
+    return Attack.of("central model, margin", scores_N, member_N)
 
 
 def _about(asked: Audited, pool: Pool) -> dict[str, Any]:

@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from fedzge_flwr.common.arrays import FloatArray, IntArray
+from fedzge_flwr.common.arrays import Float64Array, FloatArray, IntArray
 from fedzge_flwr.common.randomness import Purpose, torch_stream
 from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.learning.distillation import distill
@@ -19,6 +18,7 @@ from fedzge_flwr.server.build import build_central
 from fedzge_flwr.synthesis.procedural import procedural_images
 
 _STEPS = 600
+"""Of an imitation."""
 
 
 @dataclass(frozen=True)
@@ -98,15 +98,20 @@ def imitate(
         Numbers of answers.
     told : Callable[[str], None]
         Takes lines of progress.
+
+    Returns
+    -------
+    list of Imitation
+        One for each number.
     """
-    device, distillation = select_device("cpu"), settings.distillation
+    device, distillation = select_device(settings.run.server_device), settings.distillation
     found = []
     for size in sizes:
         model = build_central(settings).to(device)
         distill(
             model,
             to_tensor(images_NCHW[:size], device),
-            torch.from_numpy(logits_NK[:size].copy()),
+            to_tensor(logits_NK[:size], device),
             steps=_STEPS,
             batch_size=distillation.distill_batch_size,
             temperature=distillation.temperature,
@@ -122,5 +127,6 @@ def imitate(
     return found
 
 
-def _variation(one_K: object, other_K: object) -> float:
-    return float(np.abs(np.asarray(one_K) - np.asarray(other_K)).sum() / 2)
+def _variation(one_K: Float64Array | float, other_K: Float64Array) -> float:
+    """Return the total variation between two distributions, in [0, 1]."""
+    return float(np.abs(one_K - other_K).sum() / 2)

@@ -79,8 +79,8 @@ def rmia(
     """
     p_N = _probabilities(target_N)
     p_SN = _probabilities(shadows_SN)
-    mean_in = _mean_where(p_SN, in_SN)
-    mean_out = _mean_where(p_SN, ~in_SN)
+    mean_in = mean_where(p_SN, in_SN)
+    mean_out = mean_where(p_SN, ~in_SN)
     ratio_N = p_N / np.maximum((mean_in + mean_out) / 2, np.finfo(np.float64).tiny)
     ordered = np.sort(ratio_N)
     # An image does not compete with itself.
@@ -91,14 +91,15 @@ def rmia(
 
 def _fitted(values_SN: Float64Array, chosen_SN: BoolArray) -> tuple[Float64Array, float]:
     """Return the mean (N,) over the chosen models, and the deviation around it over all images."""
-    mean_N = _mean_where(values_SN, chosen_SN)
+    mean_N = mean_where(values_SN, chosen_SN)
     squares = np.where(chosen_SN, (values_SN - mean_N) ** 2, 0.0).sum()
     # A mean fitted to each image takes a degree of freedom.
     freedom = max(int(chosen_SN.sum()) - values_SN.shape[1], 1)
     return mean_N, max(float(np.sqrt(squares / freedom)), _LEAST_DEVIATION)
 
 
-def _mean_where(values_SN: Float64Array, chosen_SN: BoolArray) -> Float64Array:
+def mean_where(values_SN: Float64Array, chosen_SN: BoolArray) -> Float64Array:
+    """Return the mean (N,) of values (S, N) over the models chosen for each image, at least one."""
     found: Float64Array = np.where(chosen_SN, values_SN, 0.0).sum(axis=0) / chosen_SN.sum(axis=0)
     return found
 

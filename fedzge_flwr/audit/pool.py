@@ -23,13 +23,10 @@ class Pool:
         The owner's, then those from outside.
     member_N : ndarray of bool
         Whether the audited model was trained on an image, (N,).
-    num_own : int
-        How many are the owner's.
     """
 
     images: ImageSet
     member_N: BoolArray
-    num_own: int
 
     @property
     def members(self) -> ImageSet:
@@ -50,7 +47,7 @@ def pool_of(own: ImageSet, outside: ImageSet | None, stream: np.random.Generator
         If there are too few images.
     """
     if outside is None:
-        found = Pool(own, halves(own.labels_N, 2, stream)[0], len(own))
+        found = Pool(own, halves(own.labels_N, 2, stream)[0])
     else:
         chosen = np.flatnonzero(_as_often(own.labels_N, outside.labels_N, stream))
         other = outside.take(chosen)
@@ -58,7 +55,7 @@ def pool_of(own: ImageSet, outside: ImageSet | None, stream: np.random.Generator
             np.concatenate((own.images_NCHW, other.images_NCHW)),
             np.concatenate((own.labels_N, other.labels_N)),
         )
-        found = Pool(images, np.arange(len(images)) < len(own), len(own))
+        found = Pool(images, np.arange(len(images)) < len(own))
     if min(found.member_N.sum(), (~found.member_N).sum()) < _LEAST_IMAGES:
         raise AuditError(
             f"{found.member_N.sum()} images that the model was trained on and "

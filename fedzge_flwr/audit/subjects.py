@@ -26,6 +26,7 @@ from fedzge_flwr.data.partition import ClientData
 from fedzge_flwr.images.image_set import ImageSet
 
 _SEEDS = 2**31
+"""A run's seed is below."""
 
 
 class Subject(TorchBlackBox):

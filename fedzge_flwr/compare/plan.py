@@ -1,4 +1,4 @@
-"""How many gradient steps a client takes, as many in every method as in FedZGE's run; queries."""
+"""The queries of FedZGE's run, and its gradient steps, of which every method has as many."""
 
 from __future__ import annotations
 

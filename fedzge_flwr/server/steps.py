@@ -32,5 +32,6 @@ def central_steps(settings: Settings, num_rounds: int) -> tuple[int, ...]:
     answers = [min(round_ * images, max(kept, images)) for round_ in rounds]
     total = distillation.central_distill_steps * num_rounds
     # Of sums, so that what rounding takes from one round the next one has.
-    ends = [0, *(round(total * drawn / sum(answers)) for drawn in accumulate(answers))]
+    sums = list(accumulate(answers))
+    ends = [0, *(round(total * drawn / sums[-1]) for drawn in sums)]
     return tuple(max(end - start, 1) for start, end in pairwise(ends))
