@@ -22,12 +22,12 @@ from fedzge_flwr.audit.membership import margins, mean_where, offline_lira, onli
 from fedzge_flwr.audit.page import write_page
 from fedzge_flwr.audit.pool import Pool, halves, pool_of
 from fedzge_flwr.audit.subjects import Endpoint, Subject
+from fedzge_flwr.black_boxes.partition import TorchBlackBox
 from fedzge_flwr.common.arrays import BoolArray, Float64Array, FloatArray
 from fedzge_flwr.common.errors import AuditError
 from fedzge_flwr.common.randomness import Purpose, numpy_stream
 from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.data.loading import load_split
-from fedzge_flwr.data.partition import client_data
 from fedzge_flwr.images.image_set import ImageSet
 from fedzge_flwr.learning.predict import predict
 from fedzge_flwr.learning.tensors import to_numpy, to_tensor
@@ -123,8 +123,9 @@ def audit(asked: Audited, folder: Path, told: Callable[[str], None] = print) -> 
 
 def _own(settings: Settings, client: int) -> ImageSet:
     """Return the images that a client of the run trains on."""
-    run, hold_out = settings.run, settings.run.client_evaluation == "held-out"
-    return client_data(settings.data, run.num_clients, run.seed, client, hold_out=hold_out).train
+    own = TorchBlackBox(settings, client, settings.run.num_clients).trained_on()
+    assert own is not None
+    return own
 
 
 def _extracted(

@@ -89,6 +89,12 @@ def test_what_an_overfitted_model_was_trained_on_is_found(settings: Settings, ke
     assert again.attacks[0].auc == findings.attacks[0].auc
 
 
+def test_what_a_client_holds_out_is_no_member() -> None:
+    config = {**CONFIG, "client-evaluation": "held-out", "holdout-fraction": 0.25}
+    own = [audit_module._own(from_run_config(given), 0) for given in (CONFIG, config)]
+    assert len(own[1]) == pytest.approx(0.75 * len(own[0]), abs=1)
+
+
 def test_shadows_differ_from_the_client_and_from_one_another(settings: Settings) -> None:
     images = load_split(settings.data, "train").take(np.arange(40))
     states = [Subject(settings, 0, images, number).state() for number in (0, 0, 1, 2)]

@@ -34,6 +34,7 @@ from fedzge_flwr.config.presets.catalogue import preset_file, read_settings
 from fedzge_flwr.query.question import Question
 from fedzge_flwr.server.build import build_central, build_generator, build_server
 from fedzge_flwr.server.phases import generate
+from fedzge_flwr.server.state import ServerState
 from fedzge_flwr.synthesis.memory import Memories
 from tests.helpers.paths import ROOT
 from tests.helpers.running import run_server
@@ -121,8 +122,17 @@ def test_liars(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(table) == 2 * ((2 + 4) + (2 + 8))
 
 
-def test_zeroth_order_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_zeroth_order_value(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Clients are trained once for all rows; a finished row is not run again."""
+    exact, rounds = zeroth_order_value.exact_steps, []
+
+    def noted(server: ServerState, clients: FixedClients, round_: int) -> None:
+        rounds.append(round_)
+        exact(server, clients, round_)
+
+    monkeypatch.setattr(zeroth_order_value, "exact_steps", noted)
     kept = tmp_path / "kept.json"
     rows = ["evolved patterns", "steered patterns", "generated, exact"]
     arguments = [
@@ -136,6 +146,8 @@ def test_zeroth_order_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert [run["row"] for run in runs] == rows
     # Two rounds of 20 images, in four of 10.
     assert [run["queries"] for run in runs] == [40, 40, 40]
+    # In the first the central model has learned nothing yet.
+    assert rounds == [2, 3, 4]
     assert len(list((tmp_path / "cache").iterdir())) == 3 * 2
     assert "training round 2" in capsys.readouterr().out
     zeroth_order_value.main(arguments)
