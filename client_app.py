@@ -2,7 +2,7 @@
 
 from flwr.clientapp import ClientApp
 
-from fedzge_flwr.black_boxes.partition import torch_black_box
+from fedzge_flwr.black_boxes.node import torch_black_box
 from fedzge_flwr.client.endpoints import register_endpoints
 
 app = ClientApp()

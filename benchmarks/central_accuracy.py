@@ -14,6 +14,7 @@ import json
 import math
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -41,6 +42,9 @@ LOCAL_DEFAULT = "local only, default training"
 
 _GENERATOR = {"generator-share": 0.2}
 """Beside four sources of share 1: nearly a twentieth of the images."""
+
+PRIVATE = {"private, ε = 8": 8.0, "private, ε = 2": 2.0}
+"""Rows of clients with differential privacy, by ε; δ = 10⁻⁵."""
 
 ROWS: dict[str, dict[str, object]] = {
     "paper": {"recipe": "paper"},
@@ -86,6 +90,7 @@ ROWS: dict[str, dict[str, object]] = {
         "min-local-steps": 40,
     },
     LOCAL_DEFAULT: {},
+    **{row: {} for row in PRIVATE},
 }
 """The runs by name, as the settings in which they differ from the default; of the paper's recipe,
 from its preset."""
@@ -113,9 +118,12 @@ def rounds_within(settings: Settings, budget: int) -> int:
     return max(budget // queries_of_round(settings), 1)
 
 
-def run_federation(settings: Settings, num_rounds: int, label: str) -> list[Point]:
-    """Run one federation; return its accuracies on evaluation rounds."""
-    clients, evaluation = LocalClients(settings), TestSetEvaluation(settings)
+def run_federation(
+    settings: Settings, num_rounds: int, label: str, epsilon: float | None = None
+) -> list[Point]:
+    """Run one federation; return its accuracies on evaluation rounds. ``epsilon``: its clients'."""
+    clients = LocalClients(settings, epsilon=epsilon)
+    evaluation = TestSetEvaluation(settings)
     labels_M = evaluation.labels_M
     server = build_server(
         settings,
@@ -402,7 +410,9 @@ def _one_run(arguments: argparse.Namespace, row: str, alpha: float, seed: int, r
     load_split(settings.data, "test")
     label = f"{row}, α = {alpha:g}, seed {seed}"
     started = time.perf_counter()
-    run = run_local_only if row in (LOCAL_ONLY, LOCAL_DEFAULT) else run_federation
+    run = partial(run_federation, epsilon=PRIVATE.get(row))
+    if row in (LOCAL_ONLY, LOCAL_DEFAULT):
+        run = partial(run_local_only)
     points = [asdict(point) for point in run(settings, num_rounds, label)]
     seconds = math.ceil(time.perf_counter() - started)
     # Another process may have finished a run for the same file meanwhile.

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from fedzge_flwr.black_boxes.contract import EvaluationSplit
 from fedzge_flwr.black_boxes.partition import TorchBlackBox
+from fedzge_flwr.black_boxes.private import PrivateBlackBox, Releases
 from fedzge_flwr.common.files import atomic_path
 from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.query.question import Question
@@ -29,12 +30,16 @@ class LocalClients:
     cache : Path, optional
         Where trained models are kept, for other runs of the same clients: what they learn of their
         own data does not depend on what others answer, until they distill.
+    epsilon : float, optional
+        ε of each client's privacy, δ = 10⁻⁵; None: none is private.
     """
 
-    def __init__(self, settings: Settings, cache: Path | None = None) -> None:
+    def __init__(
+        self, settings: Settings, cache: Path | None = None, epsilon: float | None = None
+    ) -> None:
         num_clients = settings.run.num_clients
         partitions = range(num_clients)
-        self._boxes = [TorchBlackBox(settings, p, num_clients) for p in partitions]
+        self._boxes = [self._box(settings, p, epsilon) for p in partitions]
         self._local_rounds = settings.training.local_rounds
         self._cache = cache
         run, training = settings.run, settings.training
@@ -42,6 +47,13 @@ class LocalClients:
         self._key = hashlib.sha256(repr(trained).encode()).hexdigest()[:16]
         self._trained = dict.fromkeys(partitions, 0)
         self._num_examples = {p: self._boxes[p].profile().num_examples for p in partitions}
+
+    @staticmethod
+    def _box(settings: Settings, partition: int, epsilon: float | None) -> TorchBlackBox:
+        num_clients = settings.run.num_clients
+        if epsilon is None:
+            return TorchBlackBox(settings, partition, num_clients)
+        return PrivateBlackBox(settings, partition, num_clients, Releases(epsilon, 1e-5, None))
 
     @property
     def num_examples(self) -> dict[int, int]:

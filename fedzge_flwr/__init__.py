@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from fedzge_flwr.black_boxes.contract import FitReport as FitReport
     from fedzge_flwr.black_boxes.function import FunctionBlackBox as FunctionBlackBox
     from fedzge_flwr.black_boxes.module import ModuleBlackBox as ModuleBlackBox
+    from fedzge_flwr.black_boxes.node import torch_black_box as torch_black_box
     from fedzge_flwr.black_boxes.onnx import OnnxBlackBox as OnnxBlackBox
     from fedzge_flwr.black_boxes.partition import TorchBlackBox as TorchBlackBox
-    from fedzge_flwr.black_boxes.partition import torch_black_box as torch_black_box
     from fedzge_flwr.black_boxes.scikit import SklearnBlackBox as SklearnBlackBox
     from fedzge_flwr.client.endpoints import register_endpoints as register_endpoints
     from fedzge_flwr.common.errors import FedZGEError as FedZGEError
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from fedzge_flwr.learning.losses import generator_objective as generator_objective
     from fedzge_flwr.learning.models.catalogue import MODELS as MODELS
     from fedzge_flwr.observers.base import Observer as Observer
-    from fedzge_flwr.observers.base import RoundRow as RoundRow
     from fedzge_flwr.observers.recalls import Recalls as Recalls
+    from fedzge_flwr.observers.round_row import RoundRow as RoundRow
     from fedzge_flwr.observers.run_folder import RunFolder as RunFolder
     from fedzge_flwr.observers.tensorboard import TensorBoard as TensorBoard
     from fedzge_flwr.query.copies import COPIES as COPIES
@@ -68,7 +68,8 @@ _HOMES = {
     "black_boxes.function": ("FunctionBlackBox",),
     "black_boxes.module": ("ModuleBlackBox",),
     "black_boxes.onnx": ("OnnxBlackBox",),
-    "black_boxes.partition": ("TorchBlackBox", "torch_black_box"),
+    "black_boxes.node": ("torch_black_box",),
+    "black_boxes.partition": ("TorchBlackBox",),
     "black_boxes.scikit": ("SklearnBlackBox",),
     "client.endpoints": ("register_endpoints",),
     "common.errors": ("FedZGEError",),
@@ -80,7 +81,8 @@ _HOMES = {
     "learning.export": ("export_onnx",),
     "learning.losses": ("OBJECTIVES", "ObjectiveWeights", "generator_objective"),
     "learning.models.catalogue": ("MODELS",),
-    "observers.base": ("Observer", "RoundRow"),
+    "observers.base": ("Observer",),
+    "observers.round_row": ("RoundRow",),
     "observers.recalls": ("Recalls",),
     "observers.run_folder": ("RunFolder",),
     "observers.tensorboard": ("TensorBoard",),

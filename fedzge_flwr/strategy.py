@@ -23,8 +23,9 @@ from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.grid.clients import GridClients
 from fedzge_flwr.learning.numerics import select_device, threads
 from fedzge_flwr.learning.tensors import plain_state
-from fedzge_flwr.observers.base import Observer, RoundRow, rows_of
+from fedzge_flwr.observers.base import Observer
 from fedzge_flwr.observers.recalls import Recalls
+from fedzge_flwr.observers.round_row import RoundRow, rows_of
 from fedzge_flwr.query.copies import copies_asked
 from fedzge_flwr.server.build import RECIPES, build_generator, build_server, check_names
 from fedzge_flwr.server.checkpoints import Checkpoint, CheckpointFolder

@@ -22,10 +22,12 @@ from fedzge_flwr.audit.membership import margins, mean_where, offline_lira, onli
 from fedzge_flwr.audit.page import write_page
 from fedzge_flwr.audit.pool import Pool, halves, pool_of
 from fedzge_flwr.audit.subjects import Endpoint, Subject
+from fedzge_flwr.audit.training import train_all
 from fedzge_flwr.black_boxes.partition import TorchBlackBox
 from fedzge_flwr.common.arrays import BoolArray, Float64Array, FloatArray
 from fedzge_flwr.common.errors import AuditError
 from fedzge_flwr.common.randomness import Purpose, numpy_stream
+from fedzge_flwr.config.node import NodeSettings, from_node_config
 from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.data.loading import load_split
 from fedzge_flwr.images.image_set import ImageSet
@@ -73,6 +75,11 @@ class Audited:
         if self.shadows < 2 or self.shadows % 2:
             raise AuditError(f"--shadows {self.shadows}: give an even number, at least 2")
 
+    @property
+    def node(self) -> NodeSettings:
+        """The owner's keys that say what the client is made of; ConfigError if one is wrong."""
+        return from_node_config({"partition-id": self.client, **self.node_config}, self.settings)
+
 
 def audit(asked: Audited, folder: Path, told: Callable[[str], None] = print) -> Findings:
     """Audit a client; go on from the models that an earlier call has kept in the folder.
@@ -93,17 +100,15 @@ def audit(asked: Audited, folder: Path, told: Callable[[str], None] = print) -> 
     """
     settings, client = asked.settings, asked.client
     run = settings.run
-    own = _own(settings, client)
+    own = _own(settings, client, asked.node.data_path)
     stream = numpy_stream(run.seed, Purpose.AUDIT, partition=client)
     pool = pool_of(own, asked.outside, stream)
     in_SN = halves(pool.images.labels_N, asked.shadows, stream)
-    subject = Subject(settings, client, pool.members, 0)
-    subject.train(folder / "models")
-    told(f"client {client}: trained on {len(pool.members):,} images")
+    subject, *shadows = _models(asked, pool, in_SN, folder / "models", told)
     endpoint = Endpoint(subject, asked.node_config)
     answers_NK = endpoint.logits(pool.images.inputs_NCHW)
     target_N = margins(answers_NK, pool.images.labels_N)
-    shadows_SN = _shadow_margins(asked, pool, in_SN, folder, told)
+    shadows_SN = np.stack([_margins(shadow, pool) for shadow in shadows])
     attacks, scores_N = _attacks(pool, target_N, shadows_SN, in_SN)
     proportions, imitation = _extracted(settings, endpoint, pool, answers_NK, told)
     lots_N = stream.permutation(pool.member_N)
@@ -121,11 +126,28 @@ def audit(asked: Audited, folder: Path, told: Callable[[str], None] = print) -> 
     return findings
 
 
-def _own(settings: Settings, client: int) -> ImageSet:
+def _own(settings: Settings, client: int, data_path: str | None = None) -> ImageSet:
     """Return the images that a client of the run trains on."""
-    own = TorchBlackBox(settings, client, settings.run.num_clients).trained_on()
+    num_clients = settings.run.num_clients
+    own = TorchBlackBox(settings, client, num_clients, data_path=data_path).trained_on()
     assert own is not None
     return own
+
+
+def _models(
+    asked: Audited, pool: Pool, in_SN: BoolArray, folder: Path, told: Callable[[str], None]
+) -> list[TorchBlackBox]:
+    """Return the client's model, and those of its shadows."""
+    images = [pool.members, *(pool.images.take(np.flatnonzero(in_N)) for in_N in in_SN)]
+    subjects = [
+        Subject(asked.settings, asked.client, of_model, number, asked.node)
+        for number, of_model in enumerate(images)
+    ]
+    return train_all(subjects, folder, told)
+
+
+def _margins(model: TorchBlackBox, pool: Pool) -> Float64Array:
+    return margins(model.logits(pool.images.inputs_NCHW), pool.images.labels_N)
 
 
 def _extracted(
@@ -148,20 +170,6 @@ def _extracted(
         told,
     )
     return class_proportions(logits_NK, pool.members.labels_N), imitation
-
-
-def _shadow_margins(
-    asked: Audited, pool: Pool, in_SN: BoolArray, folder: Path, told: Callable[[str], None]
-) -> Float64Array:
-    """Train the shadow models; return their margins (S, N) on the pool."""
-    found, x_NCHW = [], pool.images.inputs_NCHW
-    for number, in_N in enumerate(in_SN, start=1):
-        chosen = pool.images.take(np.flatnonzero(in_N))
-        shadow = Subject(asked.settings, asked.client, chosen, number)
-        trained = shadow.train(folder / "models")
-        found.append(margins(shadow.logits(x_NCHW), pool.images.labels_N))
-        told(f"shadow {number} of {len(in_SN)}: {'trained' if trained else 'was there'}")
-    return np.stack(found)
 
 
 def _attacks(

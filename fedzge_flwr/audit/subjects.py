@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from flwr.app import RecordDict
 from safetensors.numpy import load_file, save_file
 
 from fedzge_flwr.black_boxes.partition import TorchBlackBox
+from fedzge_flwr.black_boxes.private import PrivateBlackBox, Releases
 from fedzge_flwr.client.account import ContextAccount
 from fedzge_flwr.client.guard import Guard
 from fedzge_flwr.client.noise import image_keys, model_digest
@@ -19,18 +21,19 @@ from fedzge_flwr.common.errors import AuditError
 from fedzge_flwr.common.file_kinds import unreadable
 from fedzge_flwr.common.files import atomic_path
 from fedzge_flwr.common.randomness import Purpose, derive_seed
+from fedzge_flwr.config.node import NodeSettings
 from fedzge_flwr.config.owner import owner_settings
 from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.config.sections import Settings
-from fedzge_flwr.data.partition import ClientData
 from fedzge_flwr.images.image_set import ImageSet
 
 _SEEDS = 2**31
 """A run's seed is below."""
 
 
-class Subject(TorchBlackBox):
-    """A client of the run on images of its own choice.
+@dataclass(frozen=True)
+class Subject:
+    """A client of the run on images of an audit's choice.
 
     Parameters
     ----------
@@ -42,58 +45,68 @@ class Subject(TorchBlackBox):
         What it is trained on.
     number : int
         0: initialised and trained with the client's own seed; from 1: with others.
+    node : NodeSettings
+        The owner's: which model, and whether it is trained privately.
     """
 
-    def __init__(self, settings: Settings, partition: int, images: ImageSet, number: int) -> None:
-        if number:
-            seed = derive_seed(settings.run.seed, Purpose.AUDIT, round_=number, partition=partition)
-            settings = from_run_config({**settings.to_run_config(), "seed": seed % _SEEDS})
-        super().__init__(settings, partition, settings.run.num_clients)
-        self._images = images
+    settings: Settings
+    partition: int
+    images: ImageSet
+    number: int
+    node: NodeSettings
 
-    def _data(self) -> ClientData:
-        return ClientData(self._images, self._images.take(np.zeros(0, dtype=np.int64)))
-
-    def train(self, folder: Path) -> bool:
+    def trained(self, folder: Path) -> TorchBlackBox:
         """Train in all rounds of local training, or take the model that was kept.
-
-        Returns
-        -------
-        bool
-            Whether it was trained.
 
         Raises
         ------
         AuditError, DataError
             If the model cannot be kept, or what was kept is none.
         """
-        path = folder / f"{self._key()}.safetensors"
+        box, path = self._box(), self.path(folder)
         if path.exists():
             try:
-                self.load_state({name: array.copy() for name, array in load_file(path).items()})
+                box.load_state({name: array.copy() for name, array in load_file(path).items()})
             except Exception as error:
                 fix = "remove it, or name another folder"
                 raise unreadable(path, "a model of an audit", error, fix) from error
-            return False
-        settings = self._settings
-        rounds = settings.training.local_rounds or settings.run.num_server_rounds
+            return box
+        rounds = self.settings.training.local_rounds or self.settings.run.num_server_rounds
         for round_ in range(1, rounds + 1):
-            self.fit(round_)
+            box.fit(round_)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            state = {name: np.ascontiguousarray(array) for name, array in self.state().items()}
+            state = {name: np.ascontiguousarray(array) for name, array in box.state().items()}
             with atomic_path(path) as temporary:
                 save_file(state, temporary)
         except OSError as error:
             raise AuditError(f"{path} cannot be written: {error.strerror or error}") from error
-        return True
+        return box
 
-    def _key(self) -> str:
-        """Return what tells this model from others of the folder."""
-        run, of_data = self._settings.run, self._settings.data.spec
-        trained = (run.seed, self._model_name, of_data, self._settings.training)
-        text = f"{trained!r}{self._settings.optimizer!r}{self._images.digest()}"
-        return hashlib.sha256(text.encode()).hexdigest()[:24]
+    def path(self, folder: Path) -> Path:
+        """Return where the model is kept: a name that no other model of the folder has."""
+        run, of_data = self.settings.run, self.settings.data.spec
+        private = self.node.dp_epsilon and (self.node.dp_epsilon, self.node.dp_delta)
+        trained = (run.seed, self.number, self.model, of_data, self.settings.training, private)
+        text = f"{trained!r}{self.settings.optimizer!r}{self.images.digest()}"
+        return folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.safetensors"
+
+    @property
+    def model(self) -> str:
+        """The name of its model."""
+        return self.node.model or self.settings.training.model_of(self.partition)
+
+    def _box(self) -> TorchBlackBox:
+        settings, number, partition = self.settings, self.number, self.partition
+        num_clients = settings.run.num_clients
+        if number:
+            seed = derive_seed(settings.run.seed, Purpose.AUDIT, round_=number, partition=partition)
+            settings = from_run_config({**settings.to_run_config(), "seed": seed % _SEEDS})
+        if self.node.dp_epsilon is not None:
+            # A look of the audit's own: nothing of it leaves the owner's folder.
+            releases = Releases(self.node.dp_epsilon, self.node.dp_delta, None)
+            return PrivateBlackBox(settings, partition, num_clients, releases, images=self.images)
+        return TorchBlackBox(settings, partition, num_clients, self.model, images=self.images)
 
 
 class Endpoint:
@@ -101,7 +114,7 @@ class Endpoint:
 
     Parameters
     ----------
-    subject : Subject
+    model : TorchBlackBox
         The model.
     node_config : Mapping[str, object]
         The owner's keys (`fedzge_flwr.config.owner`). Budgets and intervals count nothing here.
@@ -112,14 +125,14 @@ class Endpoint:
         If a key is wrong.
     """
 
-    def __init__(self, subject: Subject, node_config: Mapping[str, object]) -> None:
-        self._subject = subject
+    def __init__(self, model: TorchBlackBox, node_config: Mapping[str, object]) -> None:
+        self._model = model
         self._guard = Guard(owner_settings(node_config, {}), ContextAccount(RecordDict()))
-        self._digest = model_digest(subject.state())
+        self._digest = model_digest(model.state())
 
     def logits(self, images_NCHW: FloatArray) -> FloatArray:
         """Return logits (N, K) on images (N, C, H, W), as they leave the node."""
-        logits_NK = self._subject.logits(images_NCHW)
+        logits_NK = self._model.logits(images_NCHW)
         return self._guard.perturbed(
             logits_NK, lambda: image_keys(images_NCHW), lambda: self._digest
         )

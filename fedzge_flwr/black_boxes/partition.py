@@ -18,11 +18,8 @@ from fedzge_flwr.black_boxes.contract import (
     State,
 )
 from fedzge_flwr.black_boxes.module import ModuleBlackBox
-from fedzge_flwr.common.errors import ConfigError
 from fedzge_flwr.common.randomness import Purpose, seeded_default
 from fedzge_flwr.common.registry import lookup
-from fedzge_flwr.config.node import from_node_config
-from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.data.loading import load_split
 from fedzge_flwr.data.own import own_data
@@ -61,6 +58,8 @@ class TorchBlackBox(ModuleBlackBox):
         Where its own images lie (`fedzge_flwr.data.own.load_own`), in place of the partition's.
     rehearsal : bool, optional
         Overrides the run's ``client-rehearsal`` for this client.
+    images : ImageSet, optional
+        All its own images, in place of the partition's.
 
     Raises
     ------
@@ -76,8 +75,10 @@ class TorchBlackBox(ModuleBlackBox):
         model_name: str | None = None,
         data_path: str | None = None,
         rehearsal: bool | None = None,
+        images: ImageSet | None = None,
     ) -> None:
         self._data_path = data_path
+        self._images = images
         self._device = select_device(settings.run.client_device)
         self._model_name = model_name or settings.training.model_of(partition)
         lookup(MODELS, self._model_name, "model")
@@ -123,10 +124,16 @@ class TorchBlackBox(ModuleBlackBox):
 
     def _data(self) -> ClientData:
         run, data, partition = self._settings.run, self._settings.data, self._partition
-        hold_out = run.client_evaluation == "held-out"
+        if self._images is not None:
+            return ClientData(self._images, self._images.take(np.zeros(0, dtype=np.int64)))
         if self._data_path is None:
-            return client_data(data, run.num_clients, run.seed, partition, hold_out=hold_out)
-        return own_data(self._data_path, data, run.seed, partition, hold_out=hold_out)
+            return client_data(data, run.num_clients, run.seed, partition, hold_out=self.holds_out)
+        return own_data(self._data_path, data, run.seed, partition, hold_out=self.holds_out)
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether a part of its own images is kept for evaluation."""
+        return self._settings.run.client_evaluation == "held-out"
 
     def profile(self) -> ClientProfile:
         """Say partition, training examples, device and share of the GPU.
@@ -196,43 +203,6 @@ def cap_memory(device: torch.device, share: float) -> None:
         # Refuses a device without a number.
         number = torch.cuda.current_device() if device.index is None else device.index
         torch.cuda.set_per_process_memory_fraction(share, number)
-
-
-def torch_black_box(context: Context, settings: Settings | None = None) -> TorchBlackBox:
-    """Make the black box of the node that a Flower ``Context`` belongs to.
-
-    Parameters
-    ----------
-    context : Context
-        Its node config has what the node's owner says (``partition-id``, ``model``, ``data-path``).
-    settings : Settings, optional
-        The run's; by default those that the context's run config holds, which may then have no
-        other keys.
-
-    Raises
-    ------
-    ConfigError
-        If a setting of the run or of the node is wrong or missing.
-    """
-    if settings is None:
-        settings = from_run_config(context.run_config)
-    node = from_node_config(context.node_config, settings)
-    model_name = node.model
-    if model_name is not None and model_name not in MODELS:
-        known = ", ".join(sorted(MODELS))
-        raise ConfigError(f"node config: 'model' = '{model_name}': no such model; known: {known}")
-    if node.partition_id >= settings.run.num_clients and model_name is None:
-        # Refused by the server; any model will do until then.
-        model_name = settings.training.model_of(0)
-    cap_memory(select_device(settings.run.client_device), gpu_share())
-    return TorchBlackBox(
-        settings,
-        node.partition_id,
-        node.num_partitions,
-        model_name,
-        node.data_path,
-        node.rehearsal,
-    )
 
 
 def gpu_share() -> float:

@@ -7,7 +7,6 @@ on disk before an answer leaves; without one they last as long as a Flower run.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import hmac
 import json
@@ -23,14 +22,12 @@ from flwr.app import ConfigRecord, RecordDict
 
 from fedzge_flwr.common.errors import StateError
 from fedzge_flwr.common.files import atomic_path, atomic_write_text, make_folder
+from fedzge_flwr.common.node_folder import NODE_FOLDER, explained, locked
 from fedzge_flwr.common.reading import place
 
 _TALLY = "fedzge-tally"
 _SECRET = "fedzge-secret"
 _SECRET_BYTES = 32
-
-NODE_FOLDER = "node"
-"""Where below ``state-dir`` the account of a node is; experiments are beside it."""
 
 
 @dataclass
@@ -204,37 +201,6 @@ def filed_counts(path: Path, kind: type[C]) -> Iterator[C]:
         yield counts
         if asdict(counts) != before:
             atomic_write_text(path, json.dumps(asdict(counts)))
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Run a block that no other process runs at the same time under this lock."""
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
-def explained(folder: Path) -> Iterator[None]:
-    """Make one line of what goes wrong in an owner's folder.
-
-    Raises
-    ------
-    StateError
-        For an error of the operating system or of safetensors.
-    """
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except StateError:
-        raise
-    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for both
-        reason = getattr(error, "strerror", None) or error
-        raise StateError(
-            f"'state-dir': {folder} cannot be written ({reason}); free space, or name a "
-            "folder that the node may write to"
-        ) from error
 
 
 def _parsed(text: str, kind: type[C]) -> C:

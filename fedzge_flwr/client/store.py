@@ -27,17 +27,11 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from fedzge_flwr.black_boxes.contract import State
-from fedzge_flwr.client.account import (
-    NODE_FOLDER,
-    Work,
-    explained,
-    filed_counts,
-    locked,
-    recorded_counts,
-)
+from fedzge_flwr.client.account import Work, filed_counts, recorded_counts
 from fedzge_flwr.common.arrays import ByteArray
 from fedzge_flwr.common.errors import RefusedError
 from fedzge_flwr.common.files import atomic_path, make_folder, remove_remains
+from fedzge_flwr.common.node_folder import NODE_FOLDER, explained, locked
 from fedzge_flwr.common.reading import place
 from fedzge_flwr.wire.codec import from_array, to_array
 

@@ -10,7 +10,8 @@ from flwr.app import Context
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fedzge_flwr.black_boxes.partition import TorchBlackBox, torch_black_box
+from fedzge_flwr.black_boxes.node import torch_black_box
+from fedzge_flwr.black_boxes.partition import TorchBlackBox
 from fedzge_flwr.client.endpoints import register_endpoints
 from fedzge_flwr.common.errors import ConfigError
 from fedzge_flwr.compare.catalogue import METHODS, method_named

@@ -39,6 +39,14 @@ class NodeSettings(Section):
         description="true or false: whether own images are rehearsed in distillation, for the "
         "run's client-rehearsal",
     )
+    dp_epsilon: Annotated[float, Field(gt=0, le=100)] | None = Field(
+        None,
+        description="a number above 0, at most 100: ε of what may ever leave the node of its "
+        "images, for each of them; it then has the model gabor-linear, trained on them once",
+    )
+    dp_delta: Annotated[float, Field(gt=0, lt=1)] = Field(
+        1e-5, description="a number between 0 and 1: δ of dp-epsilon, below 1 ÷ the images"
+    )
 
 
 def from_node_config(node_config: Mapping[str, object], settings: Settings) -> NodeSettings:

@@ -12,7 +12,7 @@ from fedzge_flwr.common.arrays import FloatArray
 from fedzge_flwr.common.file_kinds import reason_of
 from fedzge_flwr.common.files import atomic_path
 from fedzge_flwr.observers.asked import AskedPictures
-from fedzge_flwr.observers.base import RoundRow
+from fedzge_flwr.observers.round_row import RoundRow
 
 _LOGGER = logging.getLogger("flwr.fedzge")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fedzge_flwr.common.errors import RunFolderError
 from fedzge_flwr.common.files import append_line, atomic_path, atomic_write_text
 from fedzge_flwr.common.reading import parse_json, read_within
-from fedzge_flwr.observers.base import RoundRow
+from fedzge_flwr.observers.round_row import RoundRow
 
 if TYPE_CHECKING:
     import pandas as pd

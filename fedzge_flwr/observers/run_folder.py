@@ -27,7 +27,6 @@ from fedzge_flwr.common.files import (
 from fedzge_flwr.common.version import __version__
 from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.learning.tensors import state_arrays
-from fedzge_flwr.observers.base import RoundRow, rows_of
 from fedzge_flwr.observers.drawing import RunPictures
 from fedzge_flwr.observers.lock import FolderLock
 from fedzge_flwr.observers.naming import (
@@ -36,6 +35,7 @@ from fedzge_flwr.observers.naming import (
     free_run_folder,
     run_to_resume,
 )
+from fedzge_flwr.observers.round_row import RoundRow, rows_of
 from fedzge_flwr.observers.rows import AccuracyTable, RowsFile
 from fedzge_flwr.observers.warnings_file import WarningsFile
 from fedzge_flwr.server.checkpoints import Checkpoint, CheckpointFolder

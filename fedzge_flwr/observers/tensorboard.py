@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fedzge_flwr.common.errors import ConfigError
-from fedzge_flwr.observers.base import Observer, RoundRow, rows_of
+from fedzge_flwr.observers.base import Observer
+from fedzge_flwr.observers.round_row import RoundRow, rows_of
 from fedzge_flwr.server.checkpoints import Checkpoint
 from fedzge_flwr.server.round import RoundState
 from fedzge_flwr.server.state import ServerState

@@ -10,8 +10,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from fedzge_flwr.common.text import printable
-from fedzge_flwr.observers.base import RoundRow
 from fedzge_flwr.observers.recalls import Recalls
+from fedzge_flwr.observers.round_row import RoundRow
 from fedzge_flwr.report.runs import Group, Reading, Run
 from fedzge_flwr.wire.traffic import total
 

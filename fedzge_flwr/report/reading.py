@@ -21,7 +21,7 @@ from fedzge_flwr.common.errors import RunFolderError
 from fedzge_flwr.common.reading import parse_json, read_within
 from fedzge_flwr.common.text import printable
 from fedzge_flwr.config.parsing import one_line
-from fedzge_flwr.observers.base import RoundRow
+from fedzge_flwr.observers.round_row import RoundRow
 
 _MOST_CONFIG_BYTES = 16_000_000
 _MOST_ROWS_BYTES = 64_000_000

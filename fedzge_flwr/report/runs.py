@@ -13,7 +13,7 @@ import numpy as np
 from fedzge_flwr.common.errors import RunFolderError
 from fedzge_flwr.common.reading import place
 from fedzge_flwr.config.parsing import NUMBERS_DO_NOT_DEPEND_ON
-from fedzge_flwr.observers.base import RoundRow
+from fedzge_flwr.observers.round_row import RoundRow
 from fedzge_flwr.report.reading import read_config, read_pictures, read_rows
 
 _SAME_BUT_FOR = NUMBERS_DO_NOT_DEPEND_ON | {"seed"}

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from fedzge_flwr.audit import audit as audit_module
@@ -17,12 +18,16 @@ from fedzge_flwr.audit.audit import Audited, audit
 from fedzge_flwr.audit.command import audit_client
 from fedzge_flwr.audit.extraction import class_proportions
 from fedzge_flwr.audit.subjects import Endpoint, Subject
+from fedzge_flwr.audit.training import train_all
 from fedzge_flwr.cli.app import app
 from fedzge_flwr.common.errors import AuditError, ConfigError, DataError
+from fedzge_flwr.config.node import from_node_config
 from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.data.loading import load_split
-from fedzge_flwr.learning.models.catalogue import build_model
+from fedzge_flwr.images.image_set import ImageSet
+from fedzge_flwr.learning.models.catalogue import MODELS, build_model
+from tests.helpers.small_models import mlp
 
 CONFIG: dict[str, Any] = {
     "num-clients": 2,
@@ -50,6 +55,11 @@ def settings() -> Settings:
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that all audits of these models share."""
     return tmp_path_factory.mktemp("audit")
+
+
+def subject_of(settings: Settings, images: ImageSet, number: int, **node: Any) -> Subject:
+    config = {"partition-id": 0, **node}
+    return Subject(settings, 0, images, number, from_node_config(config, settings))
 
 
 def quiet(_line: str) -> None:
@@ -81,7 +91,10 @@ def test_what_an_overfitted_model_was_trained_on_is_found(settings: Settings, ke
     assert len(lines) == 1 + found.hits
     own = load_split(settings.data, "train")
     assert all(int(line.split(",")[0]) < len(own) for line in lines[1:])
-    assert told[1] == "shadow 1 of 4: trained"
+    assert sorted(line.split(":")[0] for line in told[:5]) == ["client"] + [
+        f"shadow {number} of 4" for number in range(1, 5)
+    ]
+    assert all(": trained on " in line for line in told[:5])
     # A second call trains nothing, and finds the same.
     told.clear()
     again = audit(asked, kept, told.append)
@@ -95,18 +108,63 @@ def test_what_a_client_holds_out_is_no_member() -> None:
     assert len(own[1]) == pytest.approx(0.75 * len(own[0]), abs=1)
 
 
-def test_shadows_differ_from_the_client_and_from_one_another(settings: Settings) -> None:
+def test_shadows_differ_from_the_client_and_from_one_another(
+    settings: Settings, tmp_path: Path
+) -> None:
     images = load_split(settings.data, "train").take(np.arange(40))
-    states = [Subject(settings, 0, images, number).state() for number in (0, 0, 1, 2)]
+    paths = {subject_of(settings, images, number).path(tmp_path) for number in (0, 0, 1, 2)}
+    assert len(paths) == 3
+    states = [
+        subject_of(settings, images, number).trained(tmp_path / str(place)).state()
+        for place, number in enumerate((0, 0, 1, 2))
+    ]
     name = next(iter(states[0]))
     assert (states[0][name] == states[1][name]).all()
     assert (states[0][name] != states[2][name]).any()
     assert (states[2][name] != states[3][name]).any()
 
 
-def test_answers_pass_the_owners_guards(settings: Settings) -> None:
+def test_models_of_several_processes_are_those_of_one(settings: Settings, tmp_path: Path) -> None:
+    images = load_split(settings.data, "train").take(np.arange(60))
+    subjects = [subject_of(settings, images, number) for number in range(3)]
+    for subject in subjects:
+        subject.trained(tmp_path / "one")
+    lines: list[str] = []
+    boxes = train_all(subjects, tmp_path / "several", lines.append)
+    assert sorted(lines) == [
+        "client: trained on 60 images",
+        "shadow 1 of 2: trained on 60 images",
+        "shadow 2 of 2: trained on 60 images",
+    ]
+    for subject, box in zip(subjects, boxes, strict=True):
+        alone = subject.trained(tmp_path / "one").state()
+        assert all((box.state()[name] == value).all() for name, value in alone.items())
+
+
+def test_a_model_from_outside_is_trained_here(
+    settings: Settings, tmp_path: Path, registries: None
+) -> None:
+    MODELS["own"] = mlp
+    images = load_split(settings.data, "train").take(np.arange(40))
+    subjects = [subject_of(settings, images, number, model="own") for number in range(2)]
+    assert len(train_all(subjects, tmp_path, quiet)) == 2
+
+
+def test_a_private_client_is_audited_as_it_is(settings: Settings, tmp_path: Path) -> None:
+    """Its shadows are private too; the owner's releases are left alone."""
+    asked = Audited(settings, 1, 2, load_split(settings.data, "test"), {"dp-epsilon": 4.0})
+    findings = audit(asked, tmp_path, quiet)
+    assert findings.attacks[0].auc < 0.62
+    state = load_file(next((tmp_path / "models").iterdir()))
+    assert state["head.weight"].any()
+    plain = subject_of(settings, load_split(settings.data, "train"), 0)
+    private = subject_of(settings, load_split(settings.data, "train"), 0, **{"dp-epsilon": 4.0})
+    assert plain.path(tmp_path) != private.path(tmp_path)
+
+
+def test_answers_pass_the_owners_guards(settings: Settings, tmp_path: Path) -> None:
     images = load_split(settings.data, "train").take(np.arange(10))
-    subject = Subject(settings, 0, images, 0)
+    subject = subject_of(settings, images, 0).trained(tmp_path)
     plain = Endpoint(subject, {}).logits(images.inputs_NCHW)
     assert (plain == subject.logits(images.inputs_NCHW)).all()
     rounded = Endpoint(subject, {"logit-decimals": 1}).logits(images.inputs_NCHW)
@@ -123,7 +181,7 @@ def test_the_command_fails_above_what_is_allowed(kept: Path) -> None:
     arguments += ["--node-config", "logit-decimals=3", "--run-config", config, "-o", str(kept)]
     run = CliRunner().invoke(app, [*arguments, "--fail-above", "1"])
     assert run.exit_code == 0, run.output
-    assert "shadow 4 of 4: was there" in run.output or "shadow 4 of 4: trained" in run.output
+    assert "shadow 4 of 4: was there" in run.output or "shadow 4 of 4: trained on" in run.output
     assert "LiRA, online: AUC 0." in run.output
     run = CliRunner().invoke(app, [*arguments, "--fail-above", "0"])
     assert run.exit_code == 1
@@ -148,12 +206,11 @@ def test_what_cannot_be_audited_is_said(settings: Settings, tmp_path: Path) -> N
 
 def test_a_kept_model_that_is_none_is_named(settings: Settings, tmp_path: Path) -> None:
     images = load_split(settings.data, "train").take(np.arange(40))
-    subject = Subject(settings, 0, images, 0)
-    assert subject.train(tmp_path)
+    subject_of(settings, images, 0).trained(tmp_path)
     path = next(tmp_path.iterdir())
     path.write_bytes(b"nothing")
     with pytest.raises(DataError, match=path.name):
-        Subject(settings, 0, images, 0).train(tmp_path)
+        subject_of(settings, images, 0).trained(tmp_path)
 
 
 def test_the_guess_of_classes_by_hand() -> None:

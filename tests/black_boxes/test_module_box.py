@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fedzge_flwr import ImageSet, ModuleBlackBox, make_settings
-from fedzge_flwr.black_boxes import partition as torch_blackbox
+from fedzge_flwr.black_boxes import node as node_module
 from fedzge_flwr.black_boxes.partition import TorchBlackBox
 from fedzge_flwr.common.errors import ConfigError, DataError
 from fedzge_flwr.data.partition import client_data
@@ -125,11 +125,11 @@ def test_a_box_that_cannot_be_made_leaves_torch_its_threads(
     with pytest.raises(ConfigError, match="cnm"):
         TorchBlackBox(settings, 0, 3, "cnm")
     assert torch.get_num_threads() == before
-    monkeypatch.setattr(torch_blackbox, "cap_memory", refused)
+    monkeypatch.setattr(node_module, "cap_memory", refused)
     context = context_of()
     context.run_config = settings.to_run_config()
     with pytest.raises(RuntimeError, match="no memory to cap"):
-        torch_blackbox.torch_black_box(context)
+        node_module.torch_black_box(context)
     assert torch.get_num_threads() == before
 
 

@@ -63,7 +63,12 @@ RUN_ELSEWHERE = {
     r"fedzge audit .*": "test_audit.py::test_the_command_fails_above_what_is_allowed",
     r"fedzge compare .*": "test_results.py::test_the_command_runs_side_by_side",
     r"python -m benchmarks\.central_accuracy .*": "test_benchmarks.py::test_central_accuracy",
-    r"flower-supernode \.\.\. .*": "test_own.py::test_a_federation_with_a_client_of_own_data",
+    r"flower-supernode \.\.\. .*dp-epsilon=.*": (
+        "test_private.py::test_a_run_and_the_next_one_with_private_clients"
+    ),
+    r"flower-supernode \.\.\. .*data-path=.*": (
+        "test_own.py::test_a_federation_with_a_client_of_own_data"
+    ),
     r"pip install \S+( [a-z-]+)*": "test_packaging.py::test_a_project_on_the_installed_library",
     r"pip install \S+\[.*\]\S*": "test_packaging.py::test_the_documented_extras_are_there",
     r"python make_onnx\.py .*": "test_examples.py::test_mixed_black_boxes_on_ray",

@@ -11,7 +11,7 @@ from flwr.app import Context
 from flwr.clientapp import ClientApp
 
 from fedzge_flwr.black_boxes.judging import right_on_own
-from fedzge_flwr.black_boxes.partition import torch_black_box
+from fedzge_flwr.black_boxes.node import torch_black_box
 from fedzge_flwr.client.endpoints import register_endpoints
 from fedzge_flwr.client.own_accuracy import OwnAccuracy, own_accuracy, too_costly
 from fedzge_flwr.config.parsing import from_run_config

@@ -9,7 +9,8 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedzge_flwr.black_boxes.contract import State
-from fedzge_flwr.black_boxes.partition import TorchBlackBox, cap_memory, torch_black_box
+from fedzge_flwr.black_boxes.node import torch_black_box
+from fedzge_flwr.black_boxes.partition import TorchBlackBox, cap_memory
 from fedzge_flwr.client.endpoints import register_endpoints
 from fedzge_flwr.common.errors import ConfigError
 from fedzge_flwr.config.parsing import from_run_config

@@ -15,7 +15,7 @@ from torch import nn
 
 from fedzge_flwr import MODELS
 from fedzge_flwr.black_boxes.classifier import ClassifierBlackBox
-from fedzge_flwr.black_boxes.partition import torch_black_box
+from fedzge_flwr.black_boxes.node import torch_black_box
 from fedzge_flwr.client.endpoints import register_endpoints
 from fedzge_flwr.common.errors import (
     BlackBoxError,

@@ -114,6 +114,7 @@ def test_without_names_all_run_that_take_the_models(tmp_path: Path) -> None:
     assert {"local", "pooled", "fd", "fedmd", "fedzge"} <= wanted
 
 
+@pytest.mark.slow
 def test_the_command_runs_side_by_side(tmp_path: Path) -> None:
     """The numbers are those of one process that runs one after another."""
     names, pairs = ["local", "fedavg"], " ".join(f"{key}={value}" for key, value in CONFIG.items())

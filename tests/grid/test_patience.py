@@ -55,6 +55,7 @@ def reasons_of(rows: list[dict[str, Any]], partition: int) -> list[list[str]]:
 # -- silence --------------------------------------------------------------------------------------
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("transport", ["compact", "dense"])
 @pytest.mark.parametrize("dies", ["before", "between"])
 def test_a_silent_client_costs_three_timeouts_in_twelve_rounds(
@@ -173,7 +174,7 @@ def swollen(reply: Message, megabytes: int) -> Message:
     return reply
 
 
-@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize("resumed", [False, pytest.param(True, marks=pytest.mark.faults)])
 def test_who_sends_far_too_much_is_barred(
     make_grid: Any, config: dict[str, Any], caplog: pytest.LogCaptureFixture, resumed: bool
 ) -> None:
@@ -233,7 +234,7 @@ def test_who_says_hello_with_far_too_much_is_turned_away(
     ("kind", "most_mb"),
     [
         # What comes in pieces is not loaded to its end.
-        ("array", 100),
+        pytest.param("array", 100, marks=pytest.mark.faults),
         pytest.param("scalar", 1000, marks=pytest.mark.faults),
         pytest.param("error", 1000, marks=pytest.mark.faults),
     ],

@@ -174,7 +174,9 @@ def test_a_failing_server_app_is_told_in_one_line(tiny_config: dict[str, Any], s
     assert len(err.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "sign", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+)
 def test_an_interrupted_run_stops_and_cleans_up(
     tiny_config: dict[str, Any], start: Any, sign: int
 ) -> None:
@@ -204,7 +206,8 @@ import os, time
 from flwr.app import Context
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
-from fedzge_flwr.black_boxes.partition import TorchBlackBox, torch_black_box
+from fedzge_flwr.black_boxes.node import torch_black_box
+from fedzge_flwr.black_boxes.partition import TorchBlackBox
 from fedzge_flwr.client.endpoints import register_endpoints
 from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.grid.channel import Channel
@@ -236,6 +239,7 @@ def main(grid: Grid, context: Context) -> None:
 '''
 
 
+@pytest.mark.slow
 def test_gpu_shares_bound_how_many_clients_run_at_once(tmp_path: Path) -> None:
     """Of four CPUs and one logical GPU, half of that each lets two of four clients run at once."""
     folder = tmp_path / "notes"

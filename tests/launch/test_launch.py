@@ -23,7 +23,7 @@ from fedzge_flwr.launch.session import LaunchError, session
 from fedzge_flwr.launch.simulate import Resources, exposure, ray_config
 from fedzge_flwr.launch.submission import submit
 from fedzge_flwr.observers import naming
-from fedzge_flwr.observers.base import RoundRow
+from fedzge_flwr.observers.round_row import RoundRow
 from fedzge_flwr.wire.traffic import MissingReply
 
 GRANDCHILD = """

@@ -12,8 +12,8 @@ import pytest
 
 from fedzge_flwr.common.errors import RunFolderError
 from fedzge_flwr.common.files import append_line
-from fedzge_flwr.observers.base import RoundRow
 from fedzge_flwr.observers.recalls import Recalls
+from fedzge_flwr.observers.round_row import RoundRow
 from fedzge_flwr.observers.rows import RowsFile
 from fedzge_flwr.wire.traffic import MissingReply, Traffic
 

@@ -21,6 +21,7 @@ from tests.helpers.running import rows_of, run_server
 FOLDER = ROOT / "fedzge_flwr" / "config" / "presets"
 PAPER = FOLDER / "paper.toml"
 PRESETS = sorted(set(FOLDER.glob("*.toml")) - {PAPER})
+LARGE = {"cifar10-hetero-a1", "cifar100-homo-a1"}
 
 
 def read_preset(path: Path) -> dict[str, Any]:
@@ -110,8 +111,11 @@ def test_presets_of_a_kind_differ_in_alpha_alone() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in PRESETS if path.stem.endswith("-a1") and path.stem != "cifar100-hetero-a1"],
-    ids=lambda path: path.stem,
+    [
+        pytest.param(path, id=path.stem, marks=pytest.mark.slow if path.stem in LARGE else ())
+        for path in PRESETS
+        if path.stem.endswith("-a1") and path.stem != "cifar100-hetero-a1"
+    ],
 )
 def test_preset_runs_a_tiny_round(path: Path, make_grid: Any, tmp_path: Path) -> None:
     preset = read_preset(path)

@@ -46,6 +46,7 @@ TINY = (
 )
 
 
+@pytest.mark.slow
 def test_run_table(make_grid: Any, tiny_config: dict[str, Any]) -> None:
     folder = run_server(make_grid(tiny_config), tiny_config)
     run = subprocess.run(
@@ -61,6 +62,7 @@ def test_run_table(make_grid: Any, tiny_config: dict[str, Any]) -> None:
     assert " | 72 | " in last
 
 
+@pytest.mark.slow
 def test_gradient_fidelity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In a tiny setting: all rows, and a second call that only reads what the first one kept."""
     arguments = (
@@ -88,6 +90,7 @@ def test_gradient_fidelity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
 
 
+@pytest.mark.slow
 def test_liars(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Models that were trained once do as well for the next run; who is absent is not heard."""
     arguments = [
@@ -122,6 +125,7 @@ def test_liars(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(table) == 2 * ((2 + 4) + (2 + 8))
 
 
+@pytest.mark.slow
 def test_zeroth_order_value(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,6 +159,7 @@ def test_zeroth_order_value(
     assert "training round" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_single_teacher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Hard labels tell a class and nothing else; a finished row is not run again."""
     kept = tmp_path / "kept.json"

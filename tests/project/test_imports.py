@@ -163,5 +163,8 @@ def test_light_imports() -> None:
     # What a client's process loads before it knows what it is asked.
     client = modules_after("import client_app")
     assert not client & {"torchvision", "matplotlib", "sklearn", "datasets", "flwr_datasets", "PIL"}
+    # What a mistake in the command line is told by: the wait is the import's.
+    command = modules_after("import fedzge_flwr.cli.app, fedzge_flwr.cli.run")
+    assert not command & (heavy | {"flwr", "scipy"})
     server = modules_after("import server_app")
     assert not server & {"torchvision", "matplotlib", "sklearn", "datasets", "flwr_datasets"}

@@ -24,7 +24,8 @@ from fedzge_flwr.black_boxes.contract import (
     EvaluationSplit,
     FitReport,
 )
-from fedzge_flwr.black_boxes.partition import TorchBlackBox, torch_black_box
+from fedzge_flwr.black_boxes.node import torch_black_box
+from fedzge_flwr.black_boxes.partition import TorchBlackBox
 from fedzge_flwr.client.endpoints import register_endpoints
 from fedzge_flwr.common.arrays import FloatArray
 from fedzge_flwr.common.errors import FedZGEError

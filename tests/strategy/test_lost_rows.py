@@ -184,6 +184,7 @@ def check_losses(
     return resumed
 
 
+@pytest.mark.faults
 def test_power_is_lost_now_and_then(
     whole: Place, make_grid: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 from flwr.app import ArrayRecord, Error, Message
 
 from fedzge_flwr.config.parsing import from_run_config
-from fedzge_flwr.observers.base import RoundRow
+from fedzge_flwr.observers.round_row import RoundRow
 from fedzge_flwr.server.build import build_central, build_generator
 from fedzge_flwr.server.round import RoundState
 from fedzge_flwr.server.state import ServerState

@@ -13,7 +13,8 @@ from fedzge_flwr.compare.session import Session
 from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.config.presets.catalogue import PAPER, preset_file, read_settings
 from fedzge_flwr.config.sections import Settings
-from fedzge_flwr.observers.base import Observer, RoundRow
+from fedzge_flwr.observers.base import Observer
+from fedzge_flwr.observers.round_row import RoundRow
 from fedzge_flwr.server.round import RoundState
 from fedzge_flwr.server.state import ServerState
 from fedzge_flwr.strategy import FedZGE

@@ -29,6 +29,12 @@ def _cnn(image_shape: ImageShape, num_classes: int) -> nn.Module:
     return SmallCNN(image_shape, num_classes)
 
 
+def _gabor_linear(image_shape: ImageShape, num_classes: int) -> nn.Module:
+    from fedzge_flwr.learning.models.gabor import GaborLinear
+
+    return GaborLinear(image_shape, num_classes)
+
+
 def _resnet(image_shape: ImageShape, num_classes: int, *, depth: int, stem: str) -> nn.Module:
     from fedzge_flwr.learning.models.resnet import build_resnet
 
@@ -38,6 +44,7 @@ def _resnet(image_shape: ImageShape, num_classes: int, *, depth: int, stem: str)
 MODELS: Registry[ModelBuilder] = Registry(
     {
         "cnn": _cnn,
+        "gabor-linear": _gabor_linear,
         **{f"resnet{depth}": partial(_resnet, depth=depth, stem="7x7") for depth in (18, 34, 50)},
         **{
             f"resnet{depth}-3x3": partial(_resnet, depth=depth, stem="3x3")

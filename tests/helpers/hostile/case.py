@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from fedzge_flwr.config.parsing import from_run_config
-from fedzge_flwr.observers.base import RoundRow
+from fedzge_flwr.observers.round_row import RoundRow
 from fedzge_flwr.wire.traffic import MissingReply, Traffic
 
 SECRET = "the-secret-7f3ab2"

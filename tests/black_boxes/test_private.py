@@ -1,0 +1,210 @@
+"""A client whose images are looked at once: what it keeps, refuses, and never looks at again."""
+
+from __future__ import annotations
+
+import math
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Context, RecordDict
+from safetensors import safe_open
+
+from fedzge_flwr.black_boxes.node import torch_black_box
+from fedzge_flwr.black_boxes.partition import TorchBlackBox
+from fedzge_flwr.black_boxes.private import PrivateBlackBox, Releases
+from fedzge_flwr.common.errors import ConfigError, RefusedError, StateError
+from fedzge_flwr.config.parsing import from_run_config
+from fedzge_flwr.config.sections import Settings
+from fedzge_flwr.learning.privacy import mu_of
+from tests.helpers.paths import ROOT
+from tests.helpers.running import rows_of, run_server
+
+CONFIG: dict[str, Any] = {"num-clients": 3, "num-train-images": 300, "num-test-images": 60}
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return from_run_config(CONFIG)
+
+
+def box(settings: Settings, folder: Path | None, epsilon: float = 8.0, partition: int = 0) -> Any:
+    return PrivateBlackBox(settings, partition, 3, Releases(epsilon, 1e-5, folder))
+
+
+def trained(*arguments: Any, **options: Any) -> dict[str, Any]:
+    made = box(*arguments, **options)
+    made.fit(1)
+    return {name: np.array(value) for name, value in made.state().items()}
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(np.array_equal(value, other[name]) for name, value in one.items())
+
+
+def test_a_release_is_made_once_for_all_runs(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = trained(settings, tmp_path)
+    # A look of another object, in memory or elsewhere, has other noise.
+    assert not same(first, trained(settings, None))
+    monkeypatch.setattr(TorchBlackBox, "_data", lambda *_: pytest.fail("images were looked at"))
+    other_run = from_run_config({**CONFIG, "seed": 5, "alpha": 0.1, "local-epochs": 3})
+    assert same(first, trained(other_run, tmp_path))
+
+
+def test_it_is_trained_once_and_then_distills(settings: Settings) -> None:
+    made = box(settings, None)
+    assert not made.logits(np.zeros((2, 1, 8, 8), np.float32)).any()
+    assert made.fit(1).num_examples == made.profile().num_examples
+    images = np.random.default_rng(0).uniform(-1, 1, (80, 1, 8, 8)).astype(np.float32)
+    before = made.logits(images)
+    made.distill(1, images, np.zeros((80, 10), np.float32), 1.0)
+    after = made.logits(images)
+    assert np.abs(after).mean() < np.abs(before).mean()
+    assert made.fit(2).num_examples == 0
+    np.testing.assert_array_equal(made.logits(images), after)
+
+
+def test_what_it_tells_beside_logits_is_of_the_release(settings: Settings) -> None:
+    held_out = from_run_config({**CONFIG, "client-evaluation": "held-out"})
+    made = box(held_out, None)
+    real = TorchBlackBox(settings, 0, 3)
+    profile = made.profile()
+    assert profile.data == ""
+    assert profile.num_examples != real.profile().num_examples or profile.num_examples > 0
+    assert made.evaluate("held-out").num_examples == 0
+    assert made.trained_on() is None
+    assert len(made.own_correct(100)) == 0
+    assert len(made.held_out()) == 0
+    assert not made._rehearses
+
+
+def test_the_count_has_noise(settings: Settings) -> None:
+    counts = {box(settings, None, epsilon=0.5).profile().num_examples for _ in range(8)}
+    assert len(counts) > 1
+
+
+def test_images_are_looked_at_for_nothing_else_once_the_budget_is_spent(
+    settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained(settings, tmp_path)
+    for other in (
+        lambda: box(settings, tmp_path, partition=1),
+        lambda: box(settings, tmp_path, epsilon=2.0),
+    ):
+        with pytest.raises(RefusedError, match=r"no more of its images \('dp-epsilon'\)"):
+            other().fit(1)
+        with pytest.raises(RefusedError):
+            other().profile()
+    assert "looked at with ε = 8 at δ = 1e-05" in caplog.text
+    # More is allowed: what is new is the difference.
+    trained(settings, tmp_path, epsilon=9.0)
+    spent = []
+    for path in sorted(tmp_path.glob("*.safetensors")):
+        with safe_open(path, framework="numpy") as file:
+            spent.append(float(file.metadata()["mu"]))
+    assert len(spent) == 2
+    assert math.hypot(*spent) == pytest.approx(mu_of(9.0, 1e-5))
+
+
+def test_what_is_not_wholly_kept_has_told_nothing(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("safetensors.numpy.save_file", full)
+        with pytest.raises(StateError, match="No space left"):
+            box(settings, tmp_path).fit(1)
+    assert list(tmp_path.glob("*.safetensors")) == []
+    trained(settings, tmp_path)
+    (only,) = tmp_path.glob("*.safetensors")
+    only.write_bytes(only.read_bytes()[:-9])
+    with pytest.raises(StateError, match="is not a release"):
+        box(settings, tmp_path).fit(1)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from fedzge_flwr.black_boxes.private import PrivateBlackBox, Releases
+from fedzge_flwr.config.parsing import from_run_config
+config = {config!r}
+made = PrivateBlackBox(from_run_config(config), 0, 3, Releases(8.0, 1e-5, Path(sys.argv[1])))
+made.fit(1)
+print(made.state()["head.weight"].tobytes().hex(), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_client_that_is_killed_goes_on_with_what_it_has_told(
+    settings: Settings, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", KILLED.format(config=CONFIG), str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    assert trained(settings, tmp_path)["head.weight"].tobytes().hex() == run.stdout.strip()
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
+
+
+def context(node_config: dict[str, Any]) -> Context:
+    node = {"partition-id": 0, "num-partitions": 3, **node_config}
+    return Context(
+        run_id=1, node_id=1, node_config=node, state=RecordDict(), run_config=dict(CONFIG)
+    )
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        ({"dp-epsilon": 8.0}, "'dp-epsilon' = 8.0 needs a 'state-dir'"),
+        ({"dp-epsilon": 0.0, "state-dir": "X"}, "'dp-epsilon' = 0.0: give a number above 0"),
+        ({"dp-epsilon": 8.0, "dp-delta": 1.0, "state-dir": "X"}, "'dp-delta' = 1.0: give a number"),
+        (
+            {"dp-epsilon": 8.0, "model": "cnn", "state-dir": "X"},
+            "'model' = 'cnn' has no private training: .* give 'gabor-linear'",
+        ),
+        (
+            {"dp-epsilon": 8.0, "rehearsal": True, "state-dir": "X"},
+            "'rehearsal' = True looks at own images again",
+        ),
+        ({"dp-epsilno": 8.0}, "unknown key 'dp-epsilno': did you mean 'dp-epsilon'"),
+    ],
+)
+def test_what_an_owner_mistakes_is_one_line(
+    node: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FEDZGE_STATE_DIR", raising=False)
+    if "state-dir" in node:
+        node = {**node, "state-dir": str(tmp_path)}
+    with pytest.raises(ConfigError, match=message):
+        torch_black_box(context(node))
+
+
+def test_a_run_and_the_next_one_with_private_clients(
+    make_grid: Any, efficient_config: dict[str, Any], tmp_path: Path
+) -> None:
+    """All messages of two runs; each client's images are looked at once."""
+    nodes = {
+        number: {
+            "partition-id": number,
+            "num-partitions": 3,
+            "dp-epsilon": 4.0,
+            "state-dir": str(tmp_path / f"state-{number}"),
+        }
+        for number in range(3)
+    }
+    for name in ("one", "two"):
+        config = {**efficient_config, "run-name": name, "client-distill-rounds": 0}
+        rows = rows_of(run_server(make_grid(config, node_configs=nodes), config))
+        assert [row["participants"] for row in rows] == [[0, 1, 2]] * 2
+        assert rows[-1]["missing"] == []
+    for number in range(3):
+        kept = list((tmp_path / f"state-{number}" / "node" / "private").glob("*.safetensors"))
+        assert len(kept) == 1
