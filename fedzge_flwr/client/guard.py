@@ -6,6 +6,7 @@ the owner's key, and not what the owner has set, nor what the node has answered 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -16,6 +17,9 @@ from fedzge_flwr.client.noise import noise
 from fedzge_flwr.common.arrays import FloatArray
 from fedzge_flwr.common.errors import RefusedError
 from fedzge_flwr.config.owner import OwnerSettings
+
+_SURE = 0.9
+"""Probability of the class that is told where classes alone are: an ensemble weighs it by that."""
 
 
 class Guard:
@@ -183,7 +187,7 @@ class Guard:
         keys: Callable[[], list[bytes]],
         model: Callable[[], bytes],
     ) -> FloatArray:
-        """Return logits with noise added, then rounded, as the owner wants.
+        """Return logits with noise added, then their class alone, then rounded, as the owner wants.
 
         Parameters
         ----------
@@ -204,7 +208,18 @@ class Guard:
             secret, num_classes = self._account.secret(), logits_NK.shape[1]
             drawn = scale * noise(secret, model(), keys(), num_classes)
             logits_NK = (logits_NK + drawn).astype(np.float32)
+        if self._settings.label_only:
+            logits_NK = _labels(logits_NK)
         if decimals < 0:
             return logits_NK
         # In float64, where a large logit times 10^8 does not overflow.
         return np.round(logits_NK.astype(np.float64), decimals).astype(np.float32)
+
+
+def _labels(logits_NK: FloatArray) -> FloatArray:
+    """Return logits by which the likeliest class has `_SURE`, and the others the same."""
+    num_images, num_classes = logits_NK.shape
+    labels_NK = np.zeros((num_images, num_classes), dtype=np.float32)
+    size = math.log(_SURE / (1 - _SURE) * max(num_classes - 1, 1))
+    labels_NK[np.arange(num_images), logits_NK.argmax(axis=1)] = size
+    return labels_NK

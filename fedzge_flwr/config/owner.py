@@ -56,6 +56,11 @@ class OwnerSettings(Section):
         description="standard deviation of noise added to logits: the same for the same image, as "
         "long as the model is the same",
     )
+    label_only: bool = Field(
+        False,
+        description="whether an answer is the likeliest class alone: logits that give it a "
+        "probability of 0.9, and all others the same",
+    )
     max_trainings: CountOrNone = Field(
         0,
         description="rounds of local training in an experiment, those included that the server "

@@ -386,6 +386,25 @@ def test_rounding_is_exact() -> None:
     assert np.array_equal(guard.perturbed(logits, lambda: [b""], lambda: b""), wanted)
 
 
+def test_labels_alone(owned: Any) -> None:
+    """By every endpoint; the class is told with nine chances in ten, and nothing else is."""
+    clean, labels = owned(), owned(label_only=True)
+    for exact, seen in zip(answers_of(clean), answers_of(labels), strict=True):
+        assert seen.dtype == np.float32
+        assert np.array_equal(seen.argmax(axis=1), exact.argmax(axis=1))
+        probabilities = np.exp(seen) / np.exp(seen).sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(probabilities.max(axis=1), 0.9, rtol=1e-5)
+        assert {len(set(row)) for row in seen.tolist()} == {2}
+    assert same_model(clean, labels)
+
+
+def test_labels_are_those_of_noisy_logits(owned: Any) -> None:
+    clean, labels = owned(), owned(logit_noise=5.0, label_only=True)
+    for exact, seen in zip(answers_of(clean), answers_of(labels), strict=True):
+        assert not np.array_equal(seen.argmax(axis=1), exact.argmax(axis=1))
+    assert same_model(clean, labels)
+
+
 def test_logit_noise(owned: Any) -> None:
     clean, noisy = owned(), owned(logit_noise=0.5)
     for exact, seen in zip(answers_of(clean), answers_of(noisy), strict=True):
