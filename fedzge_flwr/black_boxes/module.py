@@ -20,6 +20,7 @@ from fedzge_flwr.black_boxes.contract import (
     FitReport,
     State,
 )
+from fedzge_flwr.black_boxes.draws import seed_of_draws
 from fedzge_flwr.common.arrays import ByteArray, FloatArray
 from fedzge_flwr.common.errors import ConfigError
 from fedzge_flwr.common.randomness import Purpose, seeded_default, torch_stream
@@ -116,6 +117,7 @@ class ModuleBlackBox(ClassifierBlackBox):
         self._test, self._num_test_examples = test, num_test_examples
         self._settings = settings
         self._rehearses = rehearses(context.node_config, settings)
+        self._seed = seed_of_draws(context.node_config, settings.run.seed)
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(settings.run.client_threads)
 
@@ -203,13 +205,11 @@ class ModuleBlackBox(ClassifierBlackBox):
             )
 
     def _stream(self, purpose: Purpose, round_: int) -> torch.Generator:
-        seed = self._settings.run.seed
-        return torch_stream(seed, purpose, round_=round_, partition=self._partition)
+        return torch_stream(self._seed, purpose, round_=round_, partition=self._partition)
 
     def _seeded(self, purpose: Purpose, round_: int) -> AbstractContextManager[None]:
         """Seed what layers and loaders draw from that take no stream."""
-        seed = self._settings.run.seed
-        return seeded_default(seed, purpose, round_=round_, partition=self._partition)
+        return seeded_default(self._seed, purpose, round_=round_, partition=self._partition)
 
     def _rehearsed(self) -> OwnImages | None:
         own = self.trained_on()

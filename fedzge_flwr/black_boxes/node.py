@@ -61,6 +61,7 @@ def torch_black_box(context: Context, settings: Settings | None = None) -> Torch
         model_name,
         node.data_path,
         node.rehearsal,
+        state_dir=str(context.node_config.get("state-dir", "")),
     )
 
 

@@ -60,6 +60,8 @@ class TorchBlackBox(ModuleBlackBox):
         Overrides the run's ``client-rehearsal`` for this client.
     images : ImageSet, optional
         All its own images, in place of the partition's.
+    state_dir : str
+        The owner's folder, if it has a secret to draw from (`seed_of_draws`).
 
     Raises
     ------
@@ -76,6 +78,7 @@ class TorchBlackBox(ModuleBlackBox):
         data_path: str | None = None,
         rehearsal: bool | None = None,
         images: ImageSet | None = None,
+        state_dir: str = "",
     ) -> None:
         self._data_path = data_path
         self._images = images
@@ -85,6 +88,7 @@ class TorchBlackBox(ModuleBlackBox):
         spec, queries = settings.data.spec, settings.queries
         copies = copies_asked(queries.estimator, queries.q, queries.differences)
         node: dict[str, object] = {"partition-id": partition, "num-partitions": num_partitions}
+        node["state-dir"] = state_dir
         if rehearsal is not None:
             node["rehearsal"] = rehearsal
         # Last: one that is not wholly made is never closed, and would keep the process's threads.
@@ -107,8 +111,7 @@ class TorchBlackBox(ModuleBlackBox):
 
     def _initial(self) -> AbstractContextManager[None]:
         """Seed what the model's first values are drawn from."""
-        seed = self._settings.run.seed
-        return seeded_default(seed, Purpose.INIT_CLIENT, partition=self._partition)
+        return seeded_default(self._seed, Purpose.INIT_CLIENT, partition=self._partition)
 
     def _ready(self, model: nn.Module) -> nn.Module:
         model.eval()

@@ -11,7 +11,6 @@ import hashlib
 import hmac
 import json
 import math
-import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
@@ -21,13 +20,12 @@ from typing import Any, Protocol, TypeVar, cast
 from flwr.app import ConfigRecord, RecordDict
 
 from fedzge_flwr.common.errors import StateError
-from fedzge_flwr.common.files import atomic_path, atomic_write_text, make_folder
-from fedzge_flwr.common.node_folder import NODE_FOLDER, explained, locked
+from fedzge_flwr.common.files import atomic_write_text, make_folder
+from fedzge_flwr.common.node_folder import NODE_FOLDER, explained, locked, new_secret, node_secret
 from fedzge_flwr.common.reading import place
 
 _TALLY = "fedzge-tally"
 _SECRET = "fedzge-secret"
-_SECRET_BYTES = 32
 
 
 @dataclass
@@ -91,7 +89,7 @@ class ContextAccount:
     def secret(self) -> bytes:
         """Return the secret of this run."""
         if _SECRET not in self._records:
-            self._records[_SECRET] = ConfigRecord({"bytes": secrets.token_bytes(_SECRET_BYTES)})
+            self._records[_SECRET] = ConfigRecord({"bytes": new_secret()})
         return cast(bytes, self._records.config_records[_SECRET]["bytes"])
 
 
@@ -124,19 +122,7 @@ class FolderAccount:
 
     def secret(self) -> bytes:
         """Return the secret; the first to ask makes it."""
-        path = self._folder / "noise.key"
-        with explained(self._folder), locked(self._folder / "noise.lock"):
-            if not path.exists():
-                with atomic_path(path) as temporary:
-                    temporary.write_bytes(secrets.token_bytes(_SECRET_BYTES))
-                path.chmod(0o600)
-            secret = path.read_bytes()
-        if len(secret) != _SECRET_BYTES:
-            raise StateError(
-                f"{path} is not a key: the noise of this client's answers is drawn from it; "
-                "restore it, or remove it to have other noise"
-            )
-        return secret
+        return node_secret(self._folder)
 
 
 def open_account(records: RecordDict, state_dir: str) -> Account:

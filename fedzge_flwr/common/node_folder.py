@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import fcntl
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from fedzge_flwr.common.errors import StateError
+from fedzge_flwr.common.files import atomic_path, make_folder
 
 NODE_FOLDER = "node"
 """Where below ``state-dir`` the account of a node is; experiments are beside it."""
+
+_SECRET_BYTES = 32
 
 
 @contextmanager
@@ -42,3 +46,33 @@ def explained(folder: Path) -> Iterator[None]:
             f"'state-dir': {folder} cannot be written ({reason}); free space, or name a "
             "folder that the node may write to"
         ) from error
+
+
+def new_secret() -> bytes:
+    """Return 32 bytes that nobody knows."""
+    return secrets.token_bytes(_SECRET_BYTES)
+
+
+def node_secret(folder: Path) -> bytes:
+    """Return the secret of a node's folder; the first to ask makes it, and the folder.
+
+    Raises
+    ------
+    StateError
+        If it cannot be read or made, or is none.
+    """
+    path = folder / "noise.key"
+    with explained(folder):
+        make_folder(folder, mode=0o700)
+    with explained(folder), locked(folder / "noise.lock"):
+        if not path.exists():
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(new_secret())
+            path.chmod(0o600)
+        secret = path.read_bytes()
+    if len(secret) != _SECRET_BYTES:
+        raise StateError(
+            f"{path} is not a key: the noise of this client's answers and its model's first values "
+            "are drawn from it; restore it, or remove it to have others"
+        )
+    return secret
