@@ -239,27 +239,31 @@ def test_doctor_finds_a_port_that_is_taken() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        (line,) = wrong_lines(fedzge("doctor", "--port", str(port)))
-    assert f"{port} cannot be had (Address already in use)" in line
-    assert f"process {os.getpid()} (" in line
-    assert "start the SuperLink on another port" in line
+        (found,) = doctor.free([port])
+    assert found.state == "wrong"
+    assert f"{port} cannot be had (Address already in use)" in found.text
+    assert f"process {os.getpid()} (" in found.text
+    assert "start the SuperLink on another port" in found.fix
 
 
 def test_doctor_finds_data_missing(tmp_path: Path) -> None:
-    config = f'dataset="mnist" data-dir="{tmp_path}"'
-    (line,) = wrong_lines(fedzge("doctor", "--run-config", config))
-    assert "train-images-idx3-ubyte" in line
-    assert str(tmp_path) in line
-    later = fedzge("doctor", "--run-config", f"{config} download=true")
-    assert "mnist is not there; the run will fetch it" in later.stdout
+    config = ('dataset="mnist"', f'data-dir="{tmp_path}"')
+    data, _ = doctor.settings_and_data(Given(pairs=config))
+    assert data.state == "wrong"
+    assert "train-images-idx3-ubyte" in data.text
+    assert str(tmp_path) in data.text
+    later, _ = doctor.settings_and_data(Given(pairs=(*config, "download=true")))
+    assert later.state == "note"
+    assert "mnist is not there; the run will fetch it" in later.text
     assert list(tmp_path.iterdir()) == []
 
 
 def test_doctor_finds_no_permission_to_write() -> None:
     """Below /proc nobody may, not even root."""
-    (line,) = wrong_lines(fedzge("doctor", "--run-config", 'output-dir="/proc/fedzge"'))
-    assert "/proc/fedzge cannot be written" in line
-    assert "output-dir" in line.partition("→")[2]
+    *_, output = doctor.settings_and_data(Given(pairs=('output-dir="/proc/fedzge"',)))
+    assert output.state == "wrong"
+    assert "/proc/fedzge cannot be written" in output.text
+    assert "output-dir" in output.fix
 
 
 def test_doctor_finds_wrong_settings() -> None:

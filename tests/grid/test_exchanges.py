@@ -180,6 +180,7 @@ def lose_of_second(*rounds: int) -> Any:
     )
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("transport", ["dense", "compact"])
 @pytest.mark.parametrize(
     ("most", "trained"), [(0, [1, 4]), (1, [1, 3, 4]), (2, [1, 2, 3, 4]), (500, [1, 2, 3, 4])]
@@ -193,6 +194,7 @@ def test_missed_training_is_made_up_for(
     assert fitted == {0: [1, 2, 3, 4, 5], 1: [*trained, 5], 2: [1, 2, 3, 4, 5]}
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("transport", ["dense", "compact"])
 def test_training_whose_reply_was_lost_is_not_done_twice(
     make_grid: Any, config: dict[str, Any], transport: str
@@ -213,6 +215,7 @@ def test_who_missed_the_first_round_makes_up_for_it_and_no_more(
     assert rounds_trained_for(make_grid, config, lose=lose_of_second(1))[1] == [1, 2, 3]
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("transport", ["dense", "compact"])
 @pytest.mark.parametrize(("catch_up", "trained"), [(2, [1, 2, 3]), (0, [3, 4, 5])])
 def test_local_training_ends_with_a_clients_own_first_rounds(
@@ -268,6 +271,7 @@ def test_a_client_that_lost_the_images_gets_them_again(
     assert actions(grid, 3) == {"train.round": 4, "train.distill": 4}
 
 
+@pytest.mark.faults
 def test_a_distillation_that_diverges_is_left_out_and_not_repeated(
     make_grid: Any, config: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -356,6 +360,7 @@ def test_images_are_kept_until_they_are_distilled_and_no_longer(
     assert kept == [False] * 3 + [False] * 3 + [True] * 6 + [False] * 3
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("transport", ["dense", "compact"])
 @pytest.mark.parametrize(("of_round", "field"), [(1, "round"), (2, "query")])
 def test_a_reply_to_something_else_is_not_taken_for_this_rounds(

@@ -91,6 +91,7 @@ def test_a_silent_client_costs_three_timeouts_in_twelve_rounds(
     assert [row["participants"] for row in rows[1:]] == [[0, 2]] * (ROUNDS - 1)
 
 
+@pytest.mark.faults
 def test_who_is_silent_at_evaluation_alone_goes_on_answering(
     make_grid: Any, config: dict[str, Any]
 ) -> None:

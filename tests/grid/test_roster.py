@@ -69,6 +69,7 @@ def nodes_that_worked(grid: InProcessGrid) -> set[int]:
 # -- nodes that are whom they say -----------------------------------------------------------------
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("changes", ["refuse", "warn"])
 def test_a_restarted_node_goes_on_with_its_model(
     make_grid: Any,
@@ -101,6 +102,7 @@ def test_a_restarted_node_goes_on_with_its_model(
     assert all(bool((whole[name] == restarted[name]).all()) for name in whole)
 
 
+@pytest.mark.faults
 def test_a_new_id_that_comes_before_the_old_one_is_gone_is_taken_when_it_is(
     make_grid: Any, config: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -151,6 +153,7 @@ def test_takeover_before_is_refused_where_the_nodes_are_named(
     assert 5 not in {message.metadata.dst_node_id for message in grid.sent}
 
 
+@pytest.mark.faults
 def test_takeover_during_absence_is_refused_and_the_client_is_asked_again(
     make_grid: Any, config: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -200,6 +203,7 @@ def stopped_in_round_2(
     return sorted(grid.contexts)
 
 
+@pytest.mark.faults
 def test_takeover_after_a_restart_of_the_server_is_refused(
     make_grid: Any,
     config: dict[str, Any],
@@ -244,6 +248,7 @@ def test_flowers_grid_of_a_simulation_is_known_by_its_name() -> None:
     assert not is_simulated(HttpGrid.__new__(HttpGrid))
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
@@ -311,6 +316,7 @@ def test_when_too_few_are_left_the_reasons_are_named(
     assert {m.metadata.message_type for m in grid.sent} == {"query.hello"}
 
 
+@pytest.mark.faults
 def test_a_client_cannot_become_another(
     make_grid: Any, config: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -346,6 +352,7 @@ def test_who_may_be_whom_is_read_strictly(given: str, message: str) -> None:
 # -- nodes that say nothing -----------------------------------------------------------------------
 
 
+@pytest.mark.faults
 def test_a_node_that_does_not_say_hello_is_asked_again_ever_more_rarely(
     make_grid: Any, config: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -162,10 +162,11 @@ def test_a_name_that_nothing_has_is_found_before_ray_is_started(tmp_path: Path) 
         check=False,
     )
     assert run.returncode == 1
-    assert "fedzge: no model named 'cnm'; known: cnn, resnet18" in run.stderr
+    assert "fedzge: no model named 'cnm'; known: cnn, gabor-linear, resnet18" in run.stderr
     assert "ray" not in (run.stdout + run.stderr).lower()
 
 
+@pytest.mark.faults
 def test_a_failing_server_app_is_told_in_one_line(tiny_config: dict[str, Any], start: Any) -> None:
     config = {**tiny_config, "num-clients": 100, "num-train-images": 50}
     out, err = (run := start(config)).communicate(timeout=300)

@@ -73,7 +73,9 @@ def test_small_stem_keeps_the_resolution() -> None:
 
 
 def test_unknown_model_lists_the_known() -> None:
-    with pytest.raises(ConfigError, match=r"no model named 'vgg'; known: cnn, resnet18"):
+    with pytest.raises(
+        ConfigError, match=r"no model named 'vgg'; known: cnn, gabor-linear, resnet18"
+    ):
         build_model("vgg", (1, 8, 8), 10)
 
 

@@ -174,6 +174,7 @@ def test_a_robust_ensemble_bears_a_liar(
     assert mean_accuracy(ensemble, kind, tmp_path) > accuracy - 0.02
 
 
+@pytest.mark.faults
 @pytest.mark.usefixtures("models")
 @pytest.mark.parametrize("kind", GARBAGE)
 @pytest.mark.parametrize("ensemble", ["robust-contrasts", "trimmed-mean"])

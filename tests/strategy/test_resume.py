@@ -62,7 +62,8 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, round_: int, phase: str) -> None:
     monkeypatch.setattr(RunFolder, "on_end", lambda folder, *_: folder._let_go())
 
 
-@pytest.mark.parametrize("transport", ["compact", pytest.param("dense", marks=pytest.mark.faults)])
+@pytest.mark.faults
+@pytest.mark.parametrize("transport", ["compact", "dense"])
 def test_stopped_in_any_phase_and_resumed(
     make_grid: Any,
     config: dict[str, Any],
