@@ -39,13 +39,14 @@ deploy-demo: $(STAMP)
 
 install: $(STAMP)
 
-# Nothing is compiled ahead: of PyTorch's thousands of files few are imported, and those then are.
+# pip compiles all that it installs. Where PYTHONDONTWRITEBYTECODE is set, as in many images, every
+# process would otherwise compile PyTorch anew.
 $(STAMP): pyproject.toml
 	@test -n '$(PYTHON)' || { echo "error: no Python 3.11, 3.12 or 3.13 found: install one, or make PYTHON=/path/to/python"; exit 1; }
 	@echo "installing into $(VENV) with $$($(PYTHON) --version) (PyTorch is several GB: minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on --no-compile --editable '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on --editable '.[dev]'
 	@$(BIN)/python -c 'import torch, torchvision' || { echo "error: torch and torchvision in $(VENV) do not match: rm -r $(VENV), then make install with both from one package index"; exit 1; }
 	@touch $(STAMP)
 
