@@ -14,7 +14,6 @@ import json
 import math
 import time
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -410,10 +409,11 @@ def _one_run(arguments: argparse.Namespace, row: str, alpha: float, seed: int, r
     load_split(settings.data, "test")
     label = f"{row}, α = {alpha:g}, seed {seed}"
     started = time.perf_counter()
-    run = partial(run_federation, epsilon=PRIVATE.get(row))
     if row in (LOCAL_ONLY, LOCAL_DEFAULT):
-        run = partial(run_local_only)
-    points = [asdict(point) for point in run(settings, num_rounds, label)]
+        found = run_local_only(settings, num_rounds, label)
+    else:
+        found = run_federation(settings, num_rounds, label, PRIVATE.get(row))
+    points = [asdict(point) for point in found]
     seconds = math.ceil(time.perf_counter() - started)
     # Another process may have finished a run for the same file meanwhile.
     runs[:] = _finished(arguments.json) if arguments.json else runs

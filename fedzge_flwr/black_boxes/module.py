@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -117,7 +117,8 @@ class ModuleBlackBox(ClassifierBlackBox):
         self._test, self._num_test_examples = test, num_test_examples
         self._settings = settings
         self._rehearses = rehearses(context.node_config, settings)
-        self._seed = seed_of_draws(context.node_config, settings.run.seed)
+        # Called with the first draw: a node's secret is made then.
+        self._seed = cache(partial(seed_of_draws, context.node_config, settings.run.seed))
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(settings.run.client_threads)
 
@@ -205,11 +206,11 @@ class ModuleBlackBox(ClassifierBlackBox):
             )
 
     def _stream(self, purpose: Purpose, round_: int) -> torch.Generator:
-        return torch_stream(self._seed, purpose, round_=round_, partition=self._partition)
+        return torch_stream(self._seed(), purpose, round_=round_, partition=self._partition)
 
     def _seeded(self, purpose: Purpose, round_: int) -> AbstractContextManager[None]:
         """Seed what layers and loaders draw from that take no stream."""
-        return seeded_default(self._seed, purpose, round_=round_, partition=self._partition)
+        return seeded_default(self._seed(), purpose, round_=round_, partition=self._partition)
 
     def _rehearsed(self) -> OwnImages | None:
         own = self.trained_on()

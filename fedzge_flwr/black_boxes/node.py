@@ -49,10 +49,15 @@ def torch_black_box(context: Context, settings: Settings | None = None) -> Torch
         # Refused by the server; any model will do until then.
         model_name = settings.training.model_of(0)
     cap_memory(select_device(settings.run.client_device), gpu_share())
+    state_dir = str(context.node_config.get("state-dir", ""))
     if node.dp_epsilon is not None:
-        releases = _releases(node, context.node_config)
         return PrivateBlackBox(
-            settings, node.partition_id, node.num_partitions, releases, node.data_path
+            settings,
+            node.partition_id,
+            node.num_partitions,
+            _releases(node.dp_epsilon, node, context.node_config),
+            node.data_path,
+            state_dir=state_dir,
         )
     return TorchBlackBox(
         settings,
@@ -61,11 +66,11 @@ def torch_black_box(context: Context, settings: Settings | None = None) -> Torch
         model_name,
         node.data_path,
         node.rehearsal,
-        state_dir=str(context.node_config.get("state-dir", "")),
+        state_dir=state_dir,
     )
 
 
-def _releases(node: NodeSettings, node_config: Mapping[str, object]) -> Releases:
+def _releases(epsilon: float, node: NodeSettings, node_config: Mapping[str, object]) -> Releases:
     """Return what a private node's images may be looked at for."""
     if node.model not in (None, PRIVATE_MODEL):
         raise ConfigError(
@@ -77,10 +82,10 @@ def _releases(node: NodeSettings, node_config: Mapping[str, object]) -> Releases
             "node config: 'rehearsal' = True looks at own images again: remove it, or 'dp-epsilon'"
         )
     state_dir = owner_settings(node_config).state_dir
-    if not state_dir or node.dp_epsilon is None:
+    if not state_dir:
         raise ConfigError(
-            f"node config: 'dp-epsilon' = {node.dp_epsilon} needs a 'state-dir' (or "
+            f"node config: 'dp-epsilon' = {epsilon} needs a 'state-dir' (or "
             f"{STATE_DIR_VARIABLE}): a restart would look at the images again"
         )
     folder = place(state_dir, "state-dir") / NODE_FOLDER / "private"
-    return Releases(node.dp_epsilon, node.dp_delta, folder)
+    return Releases(epsilon, node.dp_delta, folder)

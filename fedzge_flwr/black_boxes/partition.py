@@ -111,7 +111,7 @@ class TorchBlackBox(ModuleBlackBox):
 
     def _initial(self) -> AbstractContextManager[None]:
         """Seed what the model's first values are drawn from."""
-        return seeded_default(self._seed, Purpose.INIT_CLIENT, partition=self._partition)
+        return seeded_default(self._seed(), Purpose.INIT_CLIENT, partition=self._partition)
 
     def _ready(self, model: nn.Module) -> nn.Module:
         model.eval()

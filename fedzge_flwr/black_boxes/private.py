@@ -146,7 +146,7 @@ class PrivateBlackBox(TorchBlackBox):
 
     Parameters
     ----------
-    settings, partition, num_partitions, data_path, images
+    settings, partition, num_partitions, data_path, images, state_dir
         As for `TorchBlackBox`.
     releases : Releases
         The node's.
@@ -160,6 +160,7 @@ class PrivateBlackBox(TorchBlackBox):
         releases: Releases,
         data_path: str | None = None,
         images: ImageSet | None = None,
+        state_dir: str = "",
     ) -> None:
         self._releases = releases
         super().__init__(
@@ -170,6 +171,7 @@ class PrivateBlackBox(TorchBlackBox):
             data_path,
             rehearsal=False,
             images=images,
+            state_dir=state_dir,
         )
 
     @property
@@ -185,10 +187,11 @@ class PrivateBlackBox(TorchBlackBox):
         RefusedError, StateError
             As `Releases.get`.
         """
-        told = super().profile()
-        if not told.num_examples:
-            return replace(told, data="")
-        return replace(told, num_examples=self._kept().num_examples, data="")
+        told = replace(super().profile(), data="")
+        if self._partition >= self._settings.run.num_clients:
+            return told
+        # Also of a client without images, which is a neighbour of one with one.
+        return replace(told, num_examples=self._kept().num_examples)
 
     def trained_on(self) -> ImageSet | None:
         """Return nothing: nobody looks at the images again."""
@@ -209,9 +212,10 @@ class PrivateBlackBox(TorchBlackBox):
         return FitReport(num_examples=kept.num_examples, loss=0.0)
 
     def _kept(self) -> Kept:
-        own = self._data_path or f"partition {self._partition} of {self._num_partitions}"
+        of_dataset = f"{self._settings.data.dataset}, {self._partition} of {self._num_partitions}"
         shape = (*self.image_shape, self.num_classes)
-        return self._releases.get(f"{PRIVATE_MODEL} {shape} {own}", self._looked)
+        purpose = f"{PRIVATE_MODEL} {shape} {self._data_path or of_dataset}"
+        return self._releases.get(purpose, self._looked)
 
     def _looked(self, mu: float) -> Kept:
         """Look at the images."""

@@ -82,7 +82,7 @@ def test_so_is_what_a_users_own_model_draws(tmp_path: Path) -> None:
             own=digits("train").take(np.arange(60)),
         )
         made.fit(1)
-        drawn.append(made._seed)
+        drawn.append(made._seed())
     assert drawn[0] == 0
     assert drawn[1] > 2**63
 
@@ -93,6 +93,13 @@ def test_a_simulations_folder_changes_nothing(
     plain = first_values(box())
     monkeypatch.setenv("FEDZGE_STATE_DIR", str(tmp_path))
     np.testing.assert_array_equal(plain, first_values(box()))
+
+
+def test_no_folder_is_made_before_something_is_drawn(tmp_path: Path) -> None:
+    made = box(tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    made.fit(1)
+    assert (tmp_path / "a" / "node" / "noise.key").exists()
 
 
 def test_a_secret_that_is_none_is_named(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from fedzge_flwr.black_boxes.private import PrivateBlackBox, Releases
 from fedzge_flwr.common.errors import ConfigError, RefusedError, StateError
 from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.config.sections import Settings
+from fedzge_flwr.images.image_set import ImageSet
 from fedzge_flwr.learning.privacy import mu_of
 from tests.helpers.paths import ROOT
 from tests.helpers.running import rows_of, run_server
@@ -73,15 +74,42 @@ def test_it_is_trained_once_and_then_distills(settings: Settings) -> None:
 def test_what_it_tells_beside_logits_is_of_the_release(settings: Settings) -> None:
     held_out = from_run_config({**CONFIG, "client-evaluation": "held-out"})
     made = box(held_out, None)
-    real = TorchBlackBox(settings, 0, 3)
     profile = made.profile()
     assert profile.data == ""
-    assert profile.num_examples != real.profile().num_examples or profile.num_examples > 0
+    assert profile.num_examples >= 1
     assert made.evaluate("held-out").num_examples == 0
     assert made.trained_on() is None
     assert len(made.own_correct(100)) == 0
     assert len(made.held_out()) == 0
     assert not made._rehearses
+
+
+def test_a_client_without_images_is_like_one_with_one(settings: Settings) -> None:
+    none = ImageSet(np.zeros((0, 1, 8, 8), np.uint8), np.zeros(0, np.int64))
+    made = PrivateBlackBox(settings, 0, 3, Releases(0.5, 1e-5, None), images=none)
+    assert made.profile().num_examples >= 1
+    assert made.fit(1).num_examples == made.profile().num_examples
+
+
+def test_another_data_set_of_the_same_shape_is_another_purpose(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """What was released of one would be a wrong model of the other."""
+    own = TorchBlackBox(settings, 0, 3).trained_on()
+    assert own is not None
+    padded = np.pad(own.images_NCHW, ((0, 0), (0, 0), (10, 10), (10, 10)))
+    images = ImageSet(padded, own.labels_N)
+    mnist, fashion = (
+        PrivateBlackBox(
+            from_run_config({**CONFIG, "dataset": name}),
+            *(0, 3, Releases(8.0, 1e-5, tmp_path)),
+            images=images,
+        )
+        for name in ("mnist", "fashionmnist")
+    )
+    mnist.fit(1)
+    with pytest.raises(RefusedError):
+        fashion.fit(1)
 
 
 def test_the_count_has_noise(settings: Settings) -> None:

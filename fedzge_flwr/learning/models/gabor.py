@@ -22,8 +22,14 @@ _CELLS = 7
 """Most cells of a side in which a filter's answers are averaged; a cell has two pixels or more."""
 
 _SAMPLES = 2000
+"""Images of noise by which features are whitened."""
+
 _WHITENED = 0.75
+"""Power of a direction's deviation by which it is divided: 1 would make all alike."""
+
 _FLOOR = 0.02
+"""Of the largest deviation, added to each: directions that hardly vary stay small."""
+
 _MOST_FEATURES = 200
 
 
@@ -75,14 +81,16 @@ class GaborLinear(nn.Module):
         self.whitening.copy_(directions_ED[:kept].T / deviations_E.pow(_WHITENED))
 
     def _raw(self, images_NCHW: Tensor) -> Tensor:
-        num_images, _, height, width = images_NCHW.shape
-        planes = images_NCHW.reshape(-1, 1, height, width)
+        num_images, channels, height, width = images_NCHW.shape
+        planes = images_NCHW.reshape(num_images * channels, 1, height, width)
         answers = F.conv2d(planes, self.filters, padding=self.filters.shape[-1] // 2)
         even, odd = answers.chunk(2, dim=1)
         # Not the root itself, whose slope at 0 has no limit.
         magnitude = (even.square() + odd.square() + 1e-12).sqrt()
-        averages = F.adaptive_avg_pool2d(magnitude, self._cells).reshape(num_images, -1)
-        pixels = F.adaptive_avg_pool2d(images_NCHW, self._pixels).reshape(num_images, -1)
+        pooled = F.adaptive_avg_pool2d(magnitude, self._cells)
+        # Spelled out, since there may be no image.
+        averages = pooled.reshape(num_images, channels * _ORIENTATIONS * math.prod(self._cells))
+        pixels = F.adaptive_avg_pool2d(images_NCHW, self._pixels).flatten(1)
         return torch.cat((averages, pixels), dim=1)
 
     def features(self, images_NCHW: Tensor) -> Tensor:
