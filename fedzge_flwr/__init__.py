@@ -30,10 +30,13 @@ if TYPE_CHECKING:
     from fedzge_flwr.config.parsing import make_settings as make_settings
     from fedzge_flwr.config.sections import Settings as Settings
     from fedzge_flwr.data.loading import LOADERS as LOADERS
+    from fedzge_flwr.grid.at_clients import evaluate_at_clients as evaluate_at_clients
     from fedzge_flwr.images.image_set import ImageSet as ImageSet
     from fedzge_flwr.images.spec import DATASETS as DATASETS
     from fedzge_flwr.images.spec import DatasetSpec as DatasetSpec
     from fedzge_flwr.learning.export import export_onnx as export_onnx
+    from fedzge_flwr.learning.fixed_steps import Normalized as Normalized
+    from fedzge_flwr.learning.fixed_steps import Rescaled as Rescaled
     from fedzge_flwr.learning.losses import OBJECTIVES as OBJECTIVES
     from fedzge_flwr.learning.losses import ObjectiveWeights as ObjectiveWeights
     from fedzge_flwr.learning.losses import generator_objective as generator_objective
@@ -76,9 +79,11 @@ _HOMES = {
     "config.parsing": ("from_run_config", "make_settings"),
     "config.sections": ("Settings",),
     "data.loading": ("LOADERS",),
+    "grid.at_clients": ("evaluate_at_clients",),
     "images.image_set": ("ImageSet",),
     "images.spec": ("DATASETS", "DatasetSpec"),
     "learning.export": ("export_onnx",),
+    "learning.fixed_steps": ("Normalized", "Rescaled"),
     "learning.losses": ("OBJECTIVES", "ObjectiveWeights", "generator_objective"),
     "learning.models.catalogue": ("MODELS",),
     "observers.base": ("Observer",),

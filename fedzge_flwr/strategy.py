@@ -30,8 +30,8 @@ from fedzge_flwr.query.copies import copies_asked
 from fedzge_flwr.server.build import RECIPES, build_generator, build_server, check_names
 from fedzge_flwr.server.checkpoints import Checkpoint, CheckpointFolder
 from fedzge_flwr.server.checks import load_central
+from fedzge_flwr.server.doubts import Doubts
 from fedzge_flwr.server.phases import is_evaluation_round, run_round
-from fedzge_flwr.server.round import RoundState
 
 LOGGER = logging.getLogger("flwr.fedzge")
 
@@ -235,7 +235,7 @@ class _Run:
             grid, settings, patience, secrets.token_hex(16), self._on_replies
         )
         self._result, self._skipped = Result(), 0
-        self._warned: set[int] = set()
+        self._doubts = Doubts(settings)
         self._rows: deque[RoundRow] = deque(maxlen=_rows_kept(settings))
         self._kept_states: dict[int, dict[int, str]] = {}
 
@@ -293,7 +293,7 @@ class _Run:
         try:
             self._clients.restore(checkpoint.clients)
             self._skipped = checkpoint.strategy["skipped"]
-            self._warned = set(checkpoint.strategy["warned"])
+            self._doubts.restore(checkpoint.strategy["doubts"])
             _restore_metrics(self._result, checkpoint.strategy["metrics"])
         except Exception as error:
             raise _lacking(checkpoint, error) from error
@@ -317,7 +317,7 @@ class _Run:
             {
                 "num_rounds": self._server.num_rounds,
                 "skipped": self._skipped,
-                "warned": sorted(self._warned),
+                "doubts": self._doubts.snapshot(),
                 "metrics": _metrics(self._result),
             },
             [row.to_json() for row in self._rows],
@@ -363,7 +363,8 @@ class _Run:
         if self._evaluate_fn is not None and is_evaluation_round(server, round_):
             arrays = ArrayRecord(plain_state(server.central))
             central, classes_M = current.do(evaluate_central, self._evaluate_fn, round_, arrays)
-        self._warn_of_unmoved(current)
+        for line in self._doubts.of(current.answered):
+            LOGGER.warning("round %d: %s", round_, line)
         ensemble_logits_MK = current.evaluated.ensemble_logits_MK
         row = RoundRow.of(
             server,
@@ -380,19 +381,6 @@ class _Run:
         for observer in self._observers:
             observer.on_round(server, current, row)
         return row.skipped is not None
-
-    def _warn_of_unmoved(self, current: RoundState) -> None:
-        for partition in current.answered.unmoved if current.answered else ():
-            if partition not in self._warned:
-                self._warned.add(partition)
-                LOGGER.warning(
-                    "round %d: client %d's answers do not change within 'eps' = %g: it is left out "
-                    "of the generator's gradient and kept in the ensemble; raise 'eps' if its "
-                    "logits are rounded",
-                    current.round,
-                    partition,
-                    self._settings.queries.eps,
-                )
 
     def _on_phase(self, round_: int, phase: str) -> None:
         for observer in self._observers:

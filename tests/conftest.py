@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from fedzge_flwr.common.notices import warned_of
 from fedzge_flwr.config.presets.catalogue import PAPER, preset_file, read_settings
 from tests.helpers.inprocess import InProcessGrid
 from tests.helpers.launching import start
@@ -31,6 +32,11 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_said_before() -> None:
+    warned_of.cache_clear()
 
 
 @pytest.fixture

@@ -82,7 +82,7 @@ def _config_of(run_or_config: str | None) -> tuple[dict[str, Any], nn.Module | N
         return {}, None
     folder = place(run_or_config)
     if folder.is_dir():
-        central, _ = load_central(folder)
+        central = load_central(folder).model
         return dict(read_config(folder)["settings"]), central
     return dict(read_settings(preset_file(run_or_config))), None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from fedzge_flwr.black_boxes.contract import (
 )
 from fedzge_flwr.black_boxes.judging import right_on_own
 from fedzge_flwr.common.arrays import FloatArray
-from fedzge_flwr.common.errors import ConfigError
+from fedzge_flwr.common.errors import ConfigError, DataError
 from fedzge_flwr.common.registry import one_of
 from fedzge_flwr.images.image_set import ImageSet
 
@@ -28,6 +28,13 @@ if TYPE_CHECKING:
 
 SMALLEST_PROBABILITY = 1e-4
 """What a probability of 0 counts as: the logarithm must be finite."""
+
+Output: TypeAlias = Literal["logits", "probabilities"]
+"""What a model returns. Of one that ends in a softmax it is probabilities: taken for logits, they
+would say that all classes are nearly alike."""
+
+_ROUNDING = 1e-3
+"""By how much a probability in float16 may be above 1."""
 
 
 class ClassifierBlackBox(ABC):
@@ -209,6 +216,33 @@ class ClassifierBlackBox(ABC):
 
     def close(self) -> None:  # noqa: B027
         """Give back what is held."""
+
+
+def logits_of_output(found_NK: npt.NDArray[Any], output: Output, what: str) -> FloatArray:
+    """Return logits for what a model returned.
+
+    Parameters
+    ----------
+    found_NK : ndarray
+        (N, K).
+    output : {"logits", "probabilities"}
+        What it is.
+    what : str
+        What the error calls it.
+
+    Raises
+    ------
+    DataError
+        If it is no probabilities, where it should be.
+    """
+    if output == "logits":
+        return np.asarray(found_NK, dtype=np.float32)
+    if len(found_NK) and not 0 <= found_NK.min() <= found_NK.max() <= 1 + _ROUNDING:
+        raise DataError(
+            f"{what} is no probabilities: it goes from {found_NK.min():g} to {found_NK.max():g}; "
+            "without `output` it is taken for logits"
+        )
+    return log_probabilities(found_NK, np.arange(found_NK.shape[1]), found_NK.shape[1])
 
 
 def log_probabilities(

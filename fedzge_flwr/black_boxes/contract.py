@@ -7,6 +7,7 @@ float32 (N, C, H, W) in the shared pixel range (`fedzge_flwr.images.pixels.PIXEL
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -177,5 +178,17 @@ class KnowsItsOwn(Protocol):
         The same ones, in the same order, each time. The model is unchanged, and nothing random is
         drawn. Empty without images. `fedzge_flwr.black_boxes.judging` has how a
         `ClassifierBlackBox` does it.
+        """
+        ...
+
+
+@runtime_checkable
+class LearnsBySettings(Protocol):
+    """What a `BlackBox` may offer besides, so that settings of two sides do not differ unseen."""
+
+    def learns_by(self) -> Mapping[str, object]:
+        """Return the settings by which it trains and distills, by the run config's keys.
+
+        They stay here: the server is told which differ from its own.
         """
         ...

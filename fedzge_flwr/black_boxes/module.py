@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedzge_flwr.black_boxes.classifier import ClassifierBlackBox
+from fedzge_flwr.black_boxes.classifier import ClassifierBlackBox, Output
 from fedzge_flwr.black_boxes.contract import (
     ClientEvaluation,
     ClientProfile,
@@ -21,14 +21,18 @@ from fedzge_flwr.black_boxes.contract import (
     State,
 )
 from fedzge_flwr.black_boxes.draws import seed_of_draws
+from fedzge_flwr.black_boxes.shown import loss_of, warn_of_images, warn_of_test, watched
 from fedzge_flwr.common.arrays import ByteArray, FloatArray
 from fedzge_flwr.common.errors import ConfigError
 from fedzge_flwr.common.randomness import Purpose, seeded_default, torch_stream
+from fedzge_flwr.common.registry import one_of
 from fedzge_flwr.common.text import error_line
+from fedzge_flwr.config.agreement import distilling_by, training_by
 from fedzge_flwr.config.node import rehearses
 from fedzge_flwr.config.sections import MIN_TRAINING_IMAGES, Settings
 from fedzge_flwr.images.image_set import ImageSet
 from fedzge_flwr.learning.distillation import distill
+from fedzge_flwr.learning.fixed_steps import OfProbabilities
 from fedzge_flwr.learning.outputs import check_aside, check_model
 from fedzge_flwr.learning.predict import predict
 from fedzge_flwr.learning.tensors import (
@@ -54,14 +58,15 @@ class ModuleBlackBox(ClassifierBlackBox):
     model : nn.Module or Callable[[], nn.Module]
         Maps images (N, C, H, W) in the shared pixel range [−1, 1] to logits (N, K); on the device
         that it shall be used on. It is copied: a process serves many clients, and none may begin
-        from what another has trained. Another normalisation goes into a first layer of it. A
-        function makes it when it is first needed.
+        from what another has trained. `Normalized` gives one that was made for another
+        normalisation its images. A function makes the model when it is first needed.
     train : Callable[[nn.Module], float | None], optional
         Trains the model in place for a round and returns its loss, if it has one (else 0 is told).
+        A warning says if it shows the model other images than the model is asked about.
         What it draws from torch's default generator on the CPU, as a DataLoader's shuffling does,
         is a function of (``seed``, round, partition). None: trained on ``own`` as the settings say:
         by default so that it is not sure of images unlike its own, as the server's are.
-    image_shape, num_classes, num_examples
+    image_shape, num_classes, num_examples, **options
         As for `ClassifierBlackBox`.
     own : ImageSet or Callable[[], ImageSet], optional
         Its own training images (`ImageSet.from_inputs` makes them of tensors), or a function that
@@ -71,13 +76,14 @@ class ModuleBlackBox(ClassifierBlackBox):
     test, num_test_examples : Callable[[nn.Module], tuple[float, float]], optional, and int
         Returns loss and accuracy on so many images of the client's own
         (``client-evaluation = "held-out"``).
+    output : {"logits", "probabilities"}
+        What the model returns. Of one that ends in a softmax give "probabilities"; ``train`` and
+        ``test`` get it as it is.
     settings : Settings, optional
         The run's, as the server's strategy has them, or a client's own; by default the defaults.
         *Distillation* and *Optimizers*, ``seed``, ``local-rounds``, ``query-batch-size`` and
         ``client-threads`` (torch's here, until `close`) are read; without ``train`` *Local
         training* too. The others are the server's.
-    **options
-        As for `ClassifierBlackBox`.
 
     Raises
     ------
@@ -98,6 +104,7 @@ class ModuleBlackBox(ClassifierBlackBox):
         own: ImageSet | Callable[[], ImageSet] | None = None,
         test: Callable[[nn.Module], tuple[float, float]] | None = None,
         num_test_examples: int = 0,
+        output: Output = "logits",
         settings: Settings | None = None,
         **options: Any,
     ) -> None:
@@ -111,7 +118,9 @@ class ModuleBlackBox(ClassifierBlackBox):
         if isinstance(own, ImageSet):
             own.check(image_shape, num_classes)
         self._own_given = own
-        self._make = partial(_copied, model) if isinstance(model, nn.Module) else model
+        one_of(output, Output, "output")
+        make = partial(_copied, model) if isinstance(model, nn.Module) else model
+        self._make = make if output == "logits" else partial(_of_probabilities, make)
         self._built: nn.Module | None = None
         self._train = train
         self._test, self._num_test_examples = test, num_test_examples
@@ -128,6 +137,17 @@ class ModuleBlackBox(ClassifierBlackBox):
         if self._built is None:
             self._built = self._make()
         return self._built
+
+    @property
+    def _given(self) -> nn.Module:
+        """The model as it was given, without what stands for its softmax."""
+        model = self._model
+        return model.net if isinstance(model, OfProbabilities) else model
+
+    def learns_by(self) -> dict[str, object]:
+        """Return the settings by which it distills, and trains if it has no training of its own."""
+        found = distilling_by(self._settings)
+        return found if self._train is not None else {**found, **training_by(self._settings)}
 
     def trained_on(self) -> ImageSet | None:
         """Return the client's own training images, if it was given them."""
@@ -151,27 +171,16 @@ class ModuleBlackBox(ClassifierBlackBox):
 
         Fewer than two images are not trained on then (batch norm cannot): 0 examples are reported.
         """
+        purpose, own = Purpose.LOCAL_TRAINING, self.trained_on
         if self._train is None:
-            return self._fit_own(round_)
-        with self._seeded(Purpose.LOCAL_TRAINING, round_):
-            loss = self._train(self._model)
+            with self._seeded(purpose, round_):
+                stream = self._stream(purpose, round_)
+                return _fit_on(own(), self._model, self.num_classes, self._settings, stream)
+        with self._seeded(purpose, round_), watched(self._given) as shown:
+            loss = loss_of(self._train(self._given))
         self._model.eval()
-        return FitReport(num_examples=self._num_examples, loss=max(float(loss or 0.0), 0.0))
-
-    def _fit_own(self, round_: int) -> FitReport:
-        own = self.trained_on()
-        if own is None or len(own) < MIN_TRAINING_IMAGES:
-            return FitReport(num_examples=0, loss=0.0)
-        with self._seeded(Purpose.LOCAL_TRAINING, round_):
-            loss = train_locally(
-                self._model,
-                to_tensor(own.images_NCHW, self.device),
-                to_tensor(own.labels_N, self.device),
-                self.num_classes,
-                self._settings,
-                self._stream(Purpose.LOCAL_TRAINING, round_),
-            )
-        return FitReport(num_examples=len(own), loss=loss)
+        warn_of_images(shown, self._given, self.image_shape, own)
+        return FitReport(num_examples=self._num_examples, loss=loss)
 
     def logits(self, images_NCHW: FloatArray) -> FloatArray:
         """Answer in evaluation mode, float32, a batch at a time."""
@@ -201,7 +210,9 @@ class ModuleBlackBox(ClassifierBlackBox):
                 settings=self._settings.optimizer,
                 stream=self._stream(purpose, round_),
                 class_balance=distillation.class_balance,
-                rehearsed=self._rehearsed() if self._rehearses else None,
+                rehearsed=_rehearsed(self.trained_on(), self._model, self.num_classes)
+                if self._rehearses
+                else None,
                 max_norm=distillation.client_distill_max_norm,
             )
 
@@ -212,21 +223,13 @@ class ModuleBlackBox(ClassifierBlackBox):
         """Seed what layers and loaders draw from that take no stream."""
         return seeded_default(self._seed(), purpose, round_=round_, partition=self._partition)
 
-    def _rehearsed(self) -> OwnImages | None:
-        own = self.trained_on()
-        if own is None or len(own) == 0:
-            return None
-        labels_N = to_tensor(own.labels_N, self.device)
-        # What others taught of classes that it has no image of is not unlearned.
-        prior_K = log_class_prior(labels_N, self.num_classes, unseen=0.0)
-        return OwnImages(to_tensor(own.images_NCHW, self.device), labels_N, prior_K)
-
     def evaluate(self, split: EvaluationSplit) -> ClientEvaluation:
         """Evaluate with one's own function, or on the images given."""
         if split == "test" or self._test is None:
             return super().evaluate(split)
         self._model.eval()
-        loss, accuracy = self._test(self._model)
+        loss, accuracy = self._test(self._given)
+        warn_of_test(float(accuracy), self.logits, self.trained_on)
         nothing = np.zeros((0, self.num_classes), dtype=np.float32)
         return ClientEvaluation(self._num_test_examples, float(loss), float(accuracy), nothing)
 
@@ -244,6 +247,32 @@ class ModuleBlackBox(ClassifierBlackBox):
         torch.set_num_threads(self._threads_before)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _fit_on(
+    own: ImageSet | None,
+    model: nn.Module,
+    num_classes: int,
+    settings: Settings,
+    stream: torch.Generator,
+) -> FitReport:
+    """Train a model on own images as the settings say."""
+    if own is None or len(own) < MIN_TRAINING_IMAGES:
+        return FitReport(num_examples=0, loss=0.0)
+    device = device_of(model)
+    images_NCHW, labels_N = to_tensor(own.images_NCHW, device), to_tensor(own.labels_N, device)
+    loss = train_locally(model, images_NCHW, labels_N, num_classes, settings, stream)
+    return FitReport(num_examples=len(own), loss=loss)
+
+
+def _rehearsed(own: ImageSet | None, model: nn.Module, num_classes: int) -> OwnImages | None:
+    if own is None or len(own) == 0:
+        return None
+    device = device_of(model)
+    labels_N = to_tensor(own.labels_N, device)
+    # What others taught of classes that it has no image of is not unlearned.
+    prior_K = log_class_prior(labels_N, num_classes, unseen=0.0)
+    return OwnImages(to_tensor(own.images_NCHW, device), labels_N, prior_K)
 
 
 def _check_made(
@@ -268,6 +297,10 @@ def _check_made(
             )
         with check_aside(model) as checked:
             check_model(checked, image_shape, num_classes, "the client's model")
+
+
+def _of_probabilities(make: Callable[[], nn.Module]) -> nn.Module:
+    return OfProbabilities(make())
 
 
 def _copied(model: nn.Module) -> nn.Module:

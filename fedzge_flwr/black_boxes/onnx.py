@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fedzge_flwr.black_boxes.classifier import ClassifierBlackBox, log_probabilities
+from fedzge_flwr.black_boxes.classifier import ClassifierBlackBox, Output, logits_of_output
 from fedzge_flwr.common.arrays import FloatArray
 from fedzge_flwr.common.errors import ConfigError, DataError
 from fedzge_flwr.common.reading import place
@@ -18,11 +18,6 @@ from fedzge_flwr.common.registry import one_of
 
 if TYPE_CHECKING:
     from flwr.app import Context
-
-Output: TypeAlias = Literal["logits", "probabilities"]
-
-_ROUNDING = 1e-3
-"""By how much a probability in float16 may be above 1."""
 
 _DTYPES: dict[str, type[np.floating[Any]]] = {
     "tensor(float16)": np.float16,
@@ -116,15 +111,9 @@ class OnnxBlackBox(ClassifierBlackBox):
                 f"{len(images_NCHW)} images and {self.num_classes} classes; its outputs are "
                 f"{', '.join(self._outputs)}: `output_name` chooses"
             )
-        if self._output == "probabilities":
-            if len(logits_NK) and not 0 <= logits_NK.min() <= logits_NK.max() <= 1 + _ROUNDING:
-                raise DataError(
-                    f"the ONNX model's output '{self._output_name}' is no probabilities: it goes "
-                    f"from {logits_NK.min():g} to {logits_NK.max():g}; without `output` it is "
-                    "taken for logits"
-                )
-            return log_probabilities(logits_NK, np.arange(self.num_classes), self.num_classes)
-        return logits_NK
+        return logits_of_output(
+            logits_NK, self._output, f"the ONNX model's output '{self._output_name}'"
+        )
 
     def _run(self, given: Any, inputs: npt.NDArray[Any]) -> npt.NDArray[Any]:
         try:

@@ -193,6 +193,10 @@ class PrivateBlackBox(TorchBlackBox):
         # Also of a client without images, which is a neighbour of one with one.
         return replace(told, num_examples=self._kept().num_examples)
 
+    def learns_by(self) -> dict[str, object]:
+        """Return nothing: it learns by its owner's ε."""
+        return {}
+
     def trained_on(self) -> ImageSet | None:
         """Return nothing: nobody looks at the images again."""
         return None

@@ -10,7 +10,12 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from fedzge_flwr.black_boxes.contract import BlackBox, EvaluationSplit, FitReport
+from fedzge_flwr.black_boxes.contract import (
+    BlackBox,
+    EvaluationSplit,
+    FitReport,
+    LearnsBySettings,
+)
 from fedzge_flwr.client.account import Work
 from fedzge_flwr.client.distilling import check_rows, distill_once, distill_targets, with_images
 from fedzge_flwr.client.noise import image_keys
@@ -18,6 +23,7 @@ from fedzge_flwr.client.visit import Visit
 from fedzge_flwr.common.arrays import FloatArray
 from fedzge_flwr.common.errors import AnswerError, ProtocolError
 from fedzge_flwr.common.version import __version__
+from fedzge_flwr.config.agreement import differing_bits
 from fedzge_flwr.query.copies import Differences, num_copies, num_queries
 from fedzge_flwr.query.directions import Directions
 from fedzge_flwr.query.question import Question, image_digest
@@ -43,7 +49,7 @@ from fedzge_flwr.wire.messages import (
 
 def hello(visit: Visit, request: HelloRequest) -> HelloReply:
     """Say who this client is."""
-    profile = visit.box.profile()
+    profile, box = visit.box.profile(), visit.box
     return HelloReply(
         round=request.round,
         partition=profile.partition,
@@ -53,6 +59,9 @@ def hello(visit: Visit, request: HelloRequest) -> HelloReply:
         gpu_share=profile.gpu_share,
         version=__version__,
         data=visit.guard.sealed(profile.data, f"{request.experiment}/{profile.partition}"),
+        differs=differing_bits(request.settings, box.learns_by())
+        if isinstance(box, LearnsBySettings)
+        else "",
     )
 
 

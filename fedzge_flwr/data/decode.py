@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +24,9 @@ from fedzge_flwr.common.file_kinds import PICTURES, unreadable
 from fedzge_flwr.common.files import atomic_path
 from fedzge_flwr.common.reading import open_file
 from fedzge_flwr.data.by_class import HIDDEN
+from fedzge_flwr.images.pictures import Picture, as_picture
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from PIL.ImageFile import ImageFile
 
 LOGGER = logging.getLogger("flwr.fedzge")
@@ -35,9 +35,6 @@ CACHE_FOLDER = "fedzge-decoded"
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """The formats of Pillow's that are read: none that starts a program, as EPS does, or fetches."""
 
-TRANSPARENT = "transparent ones put on white"
-CMYK = "of CMYK without their colour profile"
-
 _NOTICE_S = 5.0
 _CHUNK = 256
 _TOP = int(np.iinfo(np.uint8).max)
@@ -45,16 +42,6 @@ _MOST_TOLD = 20
 _EXTRA_SAMPLES = 338
 # As in Pillow's "RGB;16B"; of fewer bits a channel there are "L;4" and the like.
 _DEEP = re.compile(r";(16|32|64)")
-
-
-class Picture(NamedTuple):
-    """An image file's pixels, uint8 (C, H, W), and what was done to it that the file does not say.
-
-    `remark` is empty where nothing was.
-    """
-
-    pixels_CHW: npt.NDArray[np.uint8]
-    remark: str
 
 
 def read_image(file: Path, image_shape: tuple[int, int, int]) -> Picture:
@@ -70,28 +57,21 @@ def read_image(file: Path, image_shape: tuple[int, int, int]) -> Picture:
         that Pillow takes it for made to fill the memory.
     """
     # Takes a while, and most clients have no image files.
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    channels, height, width = image_shape
-    size = (width, height)
+    picture: Picture | None = None
     try:
         with open_file(file) as raw, Image.open(raw, formats=FORMATS) as opened:
             lost = _would_lose(opened)
             if lost is None:
-                upright = ImageOps.exif_transpose(opened)
-                shown, remark = _on_white(upright)
-                shown = shown.convert("L" if channels == 1 else "RGB")
-                image: Image.Image = (
-                    shown if shown.size == size else shown.resize(size, Image.Resampling.BILINEAR)
-                )
-                pixels = np.asarray(image, dtype=np.uint8)
+                picture = as_picture(opened, image_shape)
     except Exception as error:  # Pillow's plug-ins raise whatever their formats suggest
         raise unreadable(
             file, "a readable image", error, "mend or remove it", expected=PICTURES
         ) from error
-    if lost is not None:
+    if picture is None:
         raise DataError(f"{file}: {lost}")
-    return Picture(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1), remark)
+    return picture
 
 
 def _would_lose(opened: ImageFile) -> str | None:
@@ -119,21 +99,6 @@ def _would_lose(opened: ImageFile) -> str | None:
     if frames > 1:
         return f"{frames} pictures in one file; save each that is meant as a file of its own"
     return None
-
-
-def _on_white(image: Image) -> tuple[Image, str]:
-    """Return a picture without transparency, and what was done to it."""
-    from PIL import Image as Images
-
-    if not image.has_transparency_data:
-        return image, CMYK if image.mode == "CMYK" else ""
-    # Of premultiplied ones there is no direct way from grey.
-    clear = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-    lowest, _ = clear.getchannel("A").getextrema()
-    if lowest == _TOP:
-        return image, ""
-    white = Images.new("RGBA", clear.size, "white")
-    return Images.alpha_composite(white, clear), TRANSPARENT
 
 
 def log_images(

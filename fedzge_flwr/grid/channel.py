@@ -42,7 +42,7 @@ class Channel:
         run = settings.run
         self._num_classes = settings.data.spec.num_classes
         self._exchange = GridExchange(grid, run, timeout, on_replies)
-        self._roster = Roster(grid, self._exchange, run)
+        self._roster = Roster(grid, self._exchange, settings)
         self.standings = Standings(experiment, run.catch_up_rounds)
         self._back_off = ClientBackOff()
         self._barred: dict[int, str] = {}

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from flwr.serverapp import Grid
 
 from fedzge_flwr.common.errors import RosterError
-from fedzge_flwr.common.version import __version__
-from fedzge_flwr.config.sections import RunSettings
+from fedzge_flwr.config.sections import Settings
+from fedzge_flwr.grid.agreement import Agreement
 from fedzge_flwr.grid.backoff import BackOff
 from fedzge_flwr.grid.exchange import GridExchange
 from fedzge_flwr.grid.own_data import OwnData
 from fedzge_flwr.grid.pins import Pins, TurnedAway
 from fedzge_flwr.grid.standing import Standing
-from fedzge_flwr.wire.messages import HelloReply, HelloRequest
+from fedzge_flwr.wire.messages import HelloReply
 
 LOGGER = logging.getLogger("flwr.fedzge")
 
@@ -47,14 +47,15 @@ class Roster:
         Flower's grid.
     exchange : GridExchange
         Carries hellos.
-    run : RunSettings
+    settings : Settings
         How many clients there are, which nodes they may be, and how long to wait for them.
     """
 
-    def __init__(self, grid: Grid, exchange: GridExchange, run: RunSettings) -> None:
+    def __init__(self, grid: Grid, exchange: GridExchange, settings: Settings) -> None:
         self._grid = grid
         self._exchange = exchange
-        self._run = run
+        self._run = run = settings.run
+        self._agreement = Agreement(settings)
         self._pins = Pins(run)
         self.data = OwnData(run)
         self._members: dict[int, Member] = {}
@@ -168,7 +169,7 @@ class Roster:
         if not welcome:
             return reasons
         replies, failures = self._exchange.send(
-            [(HelloRequest(round=0, version=__version__), welcome)],
+            [(self._agreement.request(), welcome)],
             (HelloReply,),
             lambda node: Standing(experiment),
         )
@@ -188,6 +189,7 @@ class Roster:
                 reasons[node] = self._turned_away.add(node, hello.partition, refusal)
             else:
                 self._admit(node, hello, late=round_ > 0)
+        self._agreement.tell()
         return reasons
 
     def _may_be_somebody(self, node: int, listed: Collection[int]) -> bool:
@@ -228,13 +230,7 @@ class Roster:
             )
         elif late:
             LOGGER.info("client %d is reached through node %d now", hello.partition, node)
-        if hello.version != __version__:
-            LOGGER.warning(
-                "client %d runs fedzge-flwr %s, the server %s",
-                hello.partition,
-                hello.version,
-                __version__,
-            )
+        self._agreement.note(hello)
         self.data.note(hello)
         self._pins.pin(hello.partition, node)
         self._members[hello.partition] = Member(node, hello)

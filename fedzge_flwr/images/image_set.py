@@ -6,14 +6,16 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from fedzge_flwr.common.arrays import ByteArray, FloatArray
 from fedzge_flwr.common.errors import DataError
+from fedzge_flwr.common.notices import warn_once
 from fedzge_flwr.images.pixels import PIXEL_RANGE, from_levels, to_levels
+from fedzge_flwr.images.rows import Table, images_of
 
 Split: TypeAlias = Literal["train", "test"]
 
@@ -72,7 +74,8 @@ class ImageSet:
         Parameters
         ----------
         images_NCHW : array_like of float
-            (N, C, H, W) in the shared pixel range [−1, 1]; tensors on the CPU too.
+            (N, C, H, W) in the shared pixel range [−1, 1]; tensors on the CPU too. A warning is
+            logged of such as look as if they were in [0, 1].
         labels_N : array_like of int
             (N,), classes 0 … K-1.
 
@@ -89,7 +92,43 @@ class ImageSet:
                 f"images go from {images.min():g} to {images.max():g}: give them in [{low:g}, "
                 f"{high:g}], before any other normalisation"
             )
+        if len(images) > 1 and images.min() >= (low + high) / 2 < images.max():
+            warn_once(
+                "images in half of the range",
+                f"ImageSet.from_inputs: the images go from {images.min():.2f} to "
+                f"{images.max():.2f}, and [{low:g}, {high:g}] is wanted: of images in [0, 1] give "
+                "2 * images - 1",
+            )
         return ImageSet(to_levels(images), np.asarray(labels_N))
+
+    @staticmethod
+    def from_dataset(
+        dataset: Any,
+        image: str = "image",
+        label: str = "label",
+        *,
+        size: tuple[int, int, int] | None = None,
+    ) -> ImageSet:
+        """Return the images of a data set of Hugging Face or flwr-datasets.
+
+        They are read as they are stored: transforms that the data set was given, which normalise,
+        are left out. A process reads them once: its clients are made for each message.
+
+        Parameters
+        ----------
+        dataset : datasets.Dataset
+            A partition or a split.
+        image, label : str
+            Its columns: pictures, and classes 0 … K-1.
+        size : tuple of int, optional
+            (C, H, W) that all are brought to; by default the first picture's, which all must have.
+
+        Raises
+        ------
+        DataError
+            If it has no such columns, they hold other things, or pictures differ in size.
+        """
+        return ImageSet(*images_of(Table(dataset, image, label, size)))
 
     def __len__(self) -> int:
         return len(self.labels_N)

@@ -1,6 +1,7 @@
 """The central model as ONNX: ``python -m fedzge_flwr.learning.export RUN FILE.onnx``.
 
-It needs the extra: ``pip install 'fedzge-flwr[onnx]'``.
+Its logits are multiplied by the run's ``answer-temperature``: what it learned was softened by that,
+and so it is as sure as the ensemble. It needs the extra: ``pip install 'fedzge-flwr[onnx]'``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import sys
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -21,6 +23,7 @@ from fedzge_flwr.common.files import atomic_path
 from fedzge_flwr.common.randomness import Purpose, seeded_default
 from fedzge_flwr.common.reading import parse_json, read_within
 from fedzge_flwr.config.parsing import from_run_config
+from fedzge_flwr.learning.fixed_steps import Rescaled
 from fedzge_flwr.learning.models.catalogue import rebuild_model
 from fedzge_flwr.learning.outputs import logits_of
 from fedzge_flwr.learning.tensors import device_of
@@ -86,8 +89,26 @@ class _OfLogits(nn.Module):
         return logits_of(self.model(images_NCHW))
 
 
-def load_central(run: Path) -> tuple[nn.Module, tuple[int, int, int]]:
-    """Return the central model of a run folder and the shape (C, H, W) of its images.
+class Central(NamedTuple):
+    """A run's central model.
+
+    Parameters
+    ----------
+    model : nn.Module
+        As it was trained: its logits are softened as ``answer-temperature`` says.
+    image_shape : tuple of int
+        (C, H, W).
+    softened : float
+        That temperature: `Rescaled` by it, the model is as sure as the ensemble was.
+    """
+
+    model: nn.Module
+    image_shape: tuple[int, int, int]
+    softened: float
+
+
+def load_central(run: Path) -> Central:
+    """Return the central model of a run folder.
 
     Raises
     ------
@@ -111,7 +132,7 @@ def load_central(run: Path) -> tuple[nn.Module, tuple[int, int, int]]:
             f"{run}: its central model is not the {name!r} of its settings; load "
             "central.safetensors into your own model and call fedzge_flwr.export_onnx"
         ) from error
-    return model, spec.image_shape
+    return Central(model, spec.image_shape, settings.queries.answer_temperature)
 
 
 def main(given: list[str] | None = None) -> None:
@@ -121,8 +142,10 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("file", type=Path, help="the .onnx file to write")
     arguments = parser.parse_args(given)
     try:
-        model, image_shape = load_central(arguments.run)
-        export_onnx(model, arguments.file, image_shape)
+        central = load_central(arguments.run)
+        export_onnx(
+            Rescaled(central.model, central.softened), arguments.file, central.image_shape
+        )
     except (FedZGEError, OSError) as error:
         sys.exit(f"error: {error}")
 

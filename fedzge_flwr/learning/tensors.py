@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fedzge_flwr.common.arrays import FloatArray
+from fedzge_flwr.learning.around import model_within
 
 
 def to_tensor(array: npt.NDArray[Any], device: torch.device | str = "cpu") -> torch.Tensor:
@@ -111,11 +112,12 @@ def _inner(module: object) -> str | None:
 
 def _plain_name(model: nn.Module, name: str) -> str:
     parts: list[str] = []
-    here: object = model
+    here: object = model_within(model)
     for part in name.split("."):
         if part != _inner(here):
             parts.append(part)
-        here = getattr(here, part, None)
+        found = getattr(here, part, None)
+        here = model_within(found) if isinstance(found, nn.Module) else found
     return ".".join(parts)
 
 

@@ -6,6 +6,7 @@ fails much later, as somebody else's fault.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 
@@ -15,13 +16,17 @@ from torch import Tensor
 
 from fedzge_flwr.common.errors import ConfigError, DivergenceError
 from fedzge_flwr.images.pixels import PIXEL_RANGE
-from fedzge_flwr.learning.outputs import check_aside, check_model
-from fedzge_flwr.learning.tensors import load_plain
+from fedzge_flwr.learning.outputs import check_aside, check_model, logits_of, some_images
+from fedzge_flwr.learning.tensors import device_of, load_plain, to_numpy
 from fedzge_flwr.query.copies import copies_asked
 from fedzge_flwr.query.question import Question
+from fedzge_flwr.server.doubts import is_distribution
 from fedzge_flwr.server.state import ServerState
 from fedzge_flwr.zeroth_order.base import Estimate
 
+LOGGER = logging.getLogger("flwr.fedzge")
+
+_FEW = 4
 _SLACK = 1e-3
 """What rounding may put a generated image beyond the pixel range."""
 
@@ -44,6 +49,15 @@ def load_central(server: ServerState, state: Mapping[str, Tensor]) -> None:
         ) from error
     with check_aside(central) as model:
         check_model(model, spec.image_shape, spec.num_classes, "the central model")
+        model.eval()
+        x_NCHW = some_images(_FEW, spec.image_shape, device_of(model))
+        with torch.no_grad():
+            found_NK = to_numpy(logits_of(model(x_NCHW)))
+    if is_distribution(found_NK):
+        LOGGER.warning(
+            "the central model returns probabilities, and is taught as if they were logits: leave "
+            "out its softmax"
+        )
 
 
 def check_central(server: ServerState, round_: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from fedzge_flwr.query.question import Question
 from fedzge_flwr.query.targets import Targets
 from fedzge_flwr.server.checks import check_estimate, check_generated, check_question
 from fedzge_flwr.server.clients import ClientAnswer, Clients
+from fedzge_flwr.server.doubts import is_distribution
 from fedzge_flwr.server.ensemble import ensemble_weights, update_tendencies
 from fedzge_flwr.server.objective import BatchObjective
 from fedzge_flwr.server.round import (
@@ -95,8 +97,14 @@ def combine_answers(
     distills = clients_distill(server, round_)
     peer_logits_NK = server.combined(base_logits, weights, softened=False) if distills else None
     participants = tuple(sorted(logits))
+    combined = Answered(
+        participants,
+        logits_BK[rows],
+        peer_logits_NK,
+        probabilities=tuple(p for p in participants if is_distribution(logits[p])),
+    )
     if asked.generated is None:
-        return Answered(participants, logits_BK[rows], peer_logits_NK)
+        return combined
     # Whoever is not moved by ε knows nothing of the gradient.
     copies = {p: asked.question.of_perturbed(answers_BK) for p, answers_BK in logits.items()}
     unmoved = tuple(partition for partition in copies if _is_unmoved(copies[partition]))
@@ -106,7 +114,7 @@ def combine_answers(
         weights = ensemble_weights({partition: examples[partition] for partition in moving})
         flat = {p: copies[p].reshape(-1, logits_BK.shape[1]) for p in moving}
         of_generated = server.combined(flat, weights).reshape(of_generated.shape)
-    return Answered(participants, logits_BK[rows], peer_logits_NK, of_generated, unmoved)
+    return replace(combined, generated_logits_BNK=of_generated, unmoved=unmoved)
 
 
 def _is_unmoved(logits_BNK: FloatArray) -> bool:

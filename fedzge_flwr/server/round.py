@@ -95,6 +95,8 @@ class Answered:
     unmoved : tuple of int
         Participants whose answers were the same on all copies of all generated images: left out of
         ``generated_logits_BNK``, unless all are.
+    probabilities : tuple of int
+        Participants whose answers are probabilities, where logits were wanted.
     """
 
     participants: tuple[int, ...]
@@ -102,6 +104,7 @@ class Answered:
     peer_logits_NK: FloatArray | None
     generated_logits_BNK: FloatArray | None = None
     unmoved: tuple[int, ...] = ()
+    probabilities: tuple[int, ...] = ()
 
     @property
     def moving(self) -> bool:

@@ -67,9 +67,12 @@ def _scalar(
     return field(metadata={"wire": spec}, default=default, kw_only=default is not MISSING)
 
 
-def _hex(digits: int, *, optional: bool = False, default: Any = MISSING) -> Any:
-    """Declare a string of so many hexadecimal digits, or none; by keyword if it has a default."""
-    pattern = f"([0-9a-f]{{{digits}}})" + "?" * optional
+def _hex(digits: int, *, optional: bool = False, many: bool = False, default: Any = MISSING) -> Any:
+    """Declare a string of so many hexadecimal digits, or none, or many times as many.
+
+    It is given by keyword if it has a default.
+    """
+    pattern = f"([0-9a-f]{{{digits}}})" + ("*" if many else "?" * optional)
     spec = ScalarSpec(str, pattern=pattern)
     return field(metadata={"wire": spec}, default=default, kw_only=default is not MISSING)
 
@@ -163,6 +166,9 @@ class HelloReply(Reply):
         Another if its images are others, in this experiment; empty: not known. Of a key that the
         client keeps to itself, so that nobody can try which images they are: 16 digits tell that
         key from others, and 32 are of the images.
+    differs : str
+        Which of the settings that it learns by are not those of the request, a bit each; empty: not
+        known.
     """
 
     partition: int = _scalar(int, low=0, high=_MAX_COUNT)
@@ -172,15 +178,24 @@ class HelloReply(Reply):
     gpu_share: float = _scalar(float, low=0.0)
     version: str = _scalar(str)
     data: str = _hex(48, optional=True, default="")
+    differs: str = _hex(16, optional=True, default="")
 
 
 @dataclass(frozen=True)
 class HelloRequest(Request):
-    """Ask a node who it is."""
+    """Ask a node who it is.
+
+    Parameters
+    ----------
+    settings : str
+        Some digits of each of the settings that clients learn by, as the server has them; empty:
+        not told (`fedzge_flwr.config.agreement`).
+    """
 
     ACTION = "query.hello"
 
     version: str = _scalar(str)
+    settings: str = _hex(4, many=True, default="")
 
 
 @dataclass(frozen=True)

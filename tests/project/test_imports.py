@@ -49,8 +49,35 @@ HEAVY |= {"datasets", "flwr_datasets"}
 
 
 @cache
+def loads(module: str) -> frozenset[str]:
+    """What a module of the package imports at its top, and all that this loads in turn."""
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        found.add(name)
+        if name in SOURCES:
+            waiting += imported(SOURCES[name], everywhere=False)
+    return frozenset(found)
+
+
 def loaded_by(room: str) -> set[str]:
-    """The rooms and heavy libraries that a fresh interpreter has once all of a room is imported."""
+    """The rooms and heavy libraries that are loaded once all of a room is imported, as is read."""
+    modules = {
+        name
+        for module in SOURCES
+        if room_of(module) == room and not module.endswith("__main__")
+        for name in loads(module)
+    }
+    rooms = {room_of(name) for name in modules & set(SOURCES)}
+    return (rooms - {room, ""}) | ({name.split(".")[0] for name in modules} & HEAVY)
+
+
+@pytest.mark.parametrize("room", ["query", "config", "synthesis"])
+def test_what_is_read_of_imports_is_what_they_load(room: str) -> None:
+    """In a fresh interpreter."""
     code = f"""
 import importlib, pkgutil, sys
 room = importlib.import_module("{NAME}.{room}")
@@ -63,8 +90,8 @@ print("\\n".join(sys.modules))
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
     modules = run.stdout.split()
-    rooms = {room_of(name) for name in modules if name.startswith(f"{NAME}.")}
-    return (rooms - {room}) | ({name.split(".")[0] for name in modules} & HEAVY)
+    rooms = {room_of(name) for name in modules if name.startswith(f"{NAME}.")} - {room}
+    assert loaded_by(room) == rooms | ({name.split(".")[0] for name in modules} & HEAVY)
 
 
 @pytest.mark.parametrize("room", TREE)

@@ -33,9 +33,12 @@ PUBLIC = {
     "ClientEvaluation", "ClientProfile", "CommonTestSet", "DATASETS", "DatasetSpec", "Directions",
     "ENSEMBLES", "ESTIMATORS", "Estimate", "Estimator", "FedZGE", "FedZGEError", "FitReport",
     "FunctionBlackBox", "GENERATORS", "ImageSet", "LOADERS", "MODELS", "Memories",
-    "ModuleBlackBox", "OBJECTIVES", "Objective", "ObjectiveWeights", "Observer", "OnnxBlackBox",
-    "Proposed", "Queries", "Question", "Recalls", "RoundRow", "RunFolder", "SOURCES", "Settings",
-    "SklearnBlackBox", "TensorBoard", "TorchBlackBox", "__version__", "export_onnx",
+    "ModuleBlackBox", "Normalized", "OBJECTIVES", "Objective", "ObjectiveWeights", "Observer",
+    "OnnxBlackBox",
+    "Proposed", "Queries", "Question", "Recalls", "Rescaled", "RoundRow", "RunFolder", "SOURCES",
+    "Settings",
+    "SklearnBlackBox", "TensorBoard", "TorchBlackBox", "__version__", "evaluate_at_clients",
+    "export_onnx",
     "from_run_config", "generator_objective", "make_settings", "register_endpoints",
     "torch_black_box",
 }
@@ -188,13 +191,15 @@ def test_a_run_is_exported_and_answers_as_its_central_model(
 ) -> None:
     import onnxruntime
 
-    folder = run_server(make_grid(tiny_config), tiny_config)
-    model, shape = load_central(folder)
+    config = {**tiny_config, "answer-temperature": 2.0}
+    folder = run_server(make_grid(config), config)
+    model, shape, softened = load_central(folder)
+    assert softened == 2.0
     main([str(folder), str(tmp_path / "central.onnx")])
     images = np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32)
     session = onnxruntime.InferenceSession(tmp_path / "central.onnx")
     with torch.inference_mode():
-        wanted = model.eval()(torch.from_numpy(images)).numpy()
+        wanted = 2 * model.eval()(torch.from_numpy(images)).numpy()
     np.testing.assert_allclose(session.run(["logits"], {"images": images})[0], wanted, atol=1e-5)
     # A strategy may be given any model, and its run's settings name another.
     save_file({"mine": torch.zeros(2)}, folder / "central.safetensors")

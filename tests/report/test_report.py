@@ -321,6 +321,8 @@ def test_tensorboard_has_the_rows(tmp_path: Path) -> None:
         "synthetic-batch-size": 12,
         "generator-width": 4,
         "local-epochs": 1,
+        "central-distill-steps": 2,
+        "client-distill-steps": 2,
         "server-threads": 1,
     }
     folder = run_server(InProcessGrid(client_app.app, config, 2), config)
