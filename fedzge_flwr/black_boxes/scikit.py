@@ -9,6 +9,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from fedzge_flwr.black_boxes.classifier import ClassifierBlackBox, log_probabilities
 from fedzge_flwr.black_boxes.contract import FitReport, State
@@ -42,8 +43,9 @@ class SklearnBlackBox(ClassifierBlackBox):
     context : Context
         The node's.
     classifier : sklearn.base.ClassifierMixin
-        Unfitted, with ``fit`` and, once fitted, ``predict_proba``; give it a ``random_state``. It
-        is copied: a process serves many clients, and none may go on from what another has learned.
+        Unfitted, with ``fit`` and, once fitted, ``predict_proba``; give it a ``random_state``.
+        XGBoost's and LightGBM's are such. One that wants labels without gaps gets them. It is
+        copied: a process serves many clients, and none may go on from what another has learned.
     train : ImageSet
         The client's own images.
     num_classes : int
@@ -95,6 +97,8 @@ class SklearnBlackBox(ClassifierBlackBox):
         self._labels_per_image = labels_per_image
         self._seed = seed
         self._fitted = False
+        # The classes by the classifier's own numbers, if those are others.
+        self._numbered: npt.NDArray[np.int64] | None = None
 
     def fit(self, round_: int) -> FitReport:
         """Fit the classifier the first time; its data stay the same until it distills."""
@@ -115,7 +119,10 @@ class SklearnBlackBox(ClassifierBlackBox):
         if not self._fitted:
             return np.full((len(images_NCHW), self.num_classes), -np.log(self.num_classes), "f4")
         found = self._classifier.predict_proba(_flat(images_NCHW))
-        return log_probabilities(found, self._classifier.classes_, self.num_classes)
+        classes = np.asarray(self._classifier.classes_, dtype=np.int64)
+        if self._numbered is not None:
+            classes = self._numbered[classes]
+        return log_probabilities(found, classes, self.num_classes)
 
     def distill(
         self,
@@ -141,7 +148,16 @@ class SklearnBlackBox(ClassifierBlackBox):
         return self._loss()
 
     def _refit(self, inputs: FloatArray, labels: Any) -> None:
-        self._classifier.fit(inputs, labels)
+        classes, numbers = np.unique(labels, return_inverse=True)
+        self._numbered = None
+        try:
+            self._classifier.fit(inputs, labels)
+        except ValueError:
+            # XGBoost takes no labels but 0 … k-1, and a client may lack a class.
+            if classes[-1] == len(classes) - 1:
+                raise
+            self._classifier.fit(inputs, numbers)
+            self._numbered = classes
         if not hasattr(self._classifier, "predict_proba"):
             raise ConfigError(_no_probabilities(self._classifier))
         self._fitted = True
@@ -161,13 +177,16 @@ class SklearnBlackBox(ClassifierBlackBox):
         """Return the fitted classifier, pickled: it stays with its owner."""
         if not self._fitted:
             return {}
-        return {"pickle": np.frombuffer(pickle.dumps(self._classifier), dtype=np.uint8)}
+        pickled = np.frombuffer(pickle.dumps(self._classifier), dtype=np.uint8)
+        numbered = {} if self._numbered is None else {"numbered": self._numbered}
+        return {"pickle": pickled, **numbered}
 
     def load_state(self, state: State) -> None:
         """Unpickle what `state` returned. Nothing of a message gets here."""
         self._fitted = "pickle" in state
         if self._fitted:
             self._classifier = pickle.loads(state["pickle"].tobytes())
+            self._numbered = np.asarray(state["numbered"]) if "numbered" in state else None
         else:
             self._classifier = _own_copy(self._given)
 

@@ -143,9 +143,7 @@ def main(given: list[str] | None = None) -> None:
     arguments = parser.parse_args(given)
     try:
         central = load_central(arguments.run)
-        export_onnx(
-            Rescaled(central.model, central.softened), arguments.file, central.image_shape
-        )
+        export_onnx(Rescaled(central.model, central.softened), arguments.file, central.image_shape)
     except (FedZGEError, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -47,6 +47,32 @@ class Duck:
         return np.full((len(inputs), 10), 0.1 / self.fits)
 
 
+class Gapless(DecisionTreeClassifier):
+    """Takes labels as XGBoost's classifier does."""
+
+    def fit(self, inputs: Any, labels: Any) -> Gapless:
+        if set(labels) != set(range(len(set(labels)))):
+            raise ValueError(f"Invalid classes inferred from unique values of `y`: {set(labels)}")
+        super().fit(inputs, labels)
+        return self
+
+
+def test_a_classifier_that_takes_labels_without_gaps_alone() -> None:
+    """A client lacks classes: it answers for those that it has, also after it was kept."""
+    images = digits()
+    own = images.take(np.flatnonzero(np.isin(images.labels_N, (2, 5, 9))))
+    box = SklearnBlackBox(context_of(), Gapless(random_state=0), own, 10)
+    box.fit(1)
+    assert (box.logits(own.inputs_NCHW).argmax(axis=1) == own.labels_N).all()
+    again = SklearnBlackBox(context_of(), Gapless(random_state=0), own, 10)
+    again.load_state(box.state())
+    assert np.array_equal(again.logits(QUERY), box.logits(QUERY))
+    # With an ensemble's labels of all classes there is no gap any more.
+    teacher = np.eye(10, dtype=np.float32) * 99
+    again.distill(1, np.resize(QUERY, (10, *QUERY.shape[1:])), teacher, 1.0)
+    assert (again.logits(own.inputs_NCHW).argmax(axis=1) == own.labels_N).mean() > 0.9
+
+
 SHARED: dict[str, Callable[[], Any]] = {
     "warm start": lambda: LogisticRegression(warm_start=True, max_iter=3),
     "warm network": lambda: MLPClassifier((8,), warm_start=True, max_iter=2, random_state=0),
