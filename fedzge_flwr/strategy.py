@@ -24,12 +24,13 @@ from fedzge_flwr.grid.clients import GridClients
 from fedzge_flwr.learning.numerics import select_device, threads
 from fedzge_flwr.learning.tensors import plain_state
 from fedzge_flwr.observers.base import Observer
+from fedzge_flwr.observers.heartbeat import Heartbeat
 from fedzge_flwr.observers.recalls import Recalls
 from fedzge_flwr.observers.round_row import RoundRow, rows_of
 from fedzge_flwr.query.copies import copies_asked
 from fedzge_flwr.server.build import RECIPES, build_generator, build_server, check_names
 from fedzge_flwr.server.checkpoints import Checkpoint, CheckpointFolder
-from fedzge_flwr.server.checks import load_central
+from fedzge_flwr.server.checks import load_central, notice_of_size
 from fedzge_flwr.server.doubts import Doubts
 from fedzge_flwr.server.phases import is_evaluation_round, run_round
 
@@ -99,7 +100,7 @@ class FedZGE(Strategy):
         self._generator = build_generator(settings) if generator is None else generator
         self._generator_before = copy.deepcopy(self._generator.state_dict())
         self._test_set = test_set
-        self._observers = tuple(observers)
+        self._observers = (Heartbeat(), *observers)
         self._checkpoints = checkpoints
         self._resume_from = resume_from
 
@@ -117,6 +118,8 @@ class FedZGE(Strategy):
             copies_asked(queries.estimator, queries.q, queries.differences),
             queries.ensemble,
         )
+        if notice := notice_of_size(self._settings):
+            LOGGER.warning("%s", notice)
         keys = differs_from_paper(self._settings)
         if keys:
             LOGGER.warning(
@@ -169,11 +172,11 @@ class FedZGE(Strategy):
             raise ValueError("FedZGE sends clients no configuration: leave both configs out")
         if num_rounds is not None and num_rounds < 0:
             raise ValueError(f"num_rounds = {num_rounds}: give 0 or more")
-        run = self._settings.run
+        given = self._settings.run
+        rounds = given.num_server_rounds if num_rounds is None else num_rounds
+        patience = given.exchange_timeout if timeout is None else timeout
         self._generator.load_state_dict(self._generator_before)
-        with threads(run.server_threads):
-            rounds = run.num_server_rounds if num_rounds is None else num_rounds
-            patience = run.exchange_timeout if timeout is None else timeout
+        with threads(given.server_threads):
             return _Run(self, grid, rounds, patience, evaluate_fn).go(initial_arrays)
 
     # -- Flower's per-phase hooks: a round of FedZGE has more phases than train and evaluate ------

@@ -22,6 +22,7 @@ def main(grid: Grid, context: Context) -> None:
         num_clients=NUM_CLIENTS,
         num_server_rounds=rounds,
         synthetic_batch_size=int(context.run_config["images-a-round"]),
+        client_distill_steps=200,  # as its ResNet-18 has
         eval_every=rounds,
         client_evaluation="test",
     )

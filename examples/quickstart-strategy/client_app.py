@@ -2,53 +2,52 @@
 
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from task import Net, load_data, test
+from shared import settings
+from task import MEAN, STD, Net, load_data, load_partition
+from task import test as test_fn
 from task import train as train_fn
 
-from fedzge_flwr import ImageSet, ModuleBlackBox, register_endpoints
+from fedzge_flwr import ImageSet, ModuleBlackBox, Normalized, register_endpoints
 
 app = ClientApp()
 
 
-def loaders(context: Context):
-    """Return this node's training and test data."""
+def place(context: Context) -> tuple[int, int]:
+    """Return which partition is this node's, and of how many."""
     node = context.node_config
-    return load_data(int(node["partition-id"]), int(node["num-partitions"]))
+    return int(node["partition-id"]), int(node["num-partitions"])
 
 
 @app.train()
 def train(msg: Message, context: Context) -> Message:
     """Train the global model on this node's data."""
-    model = Net()
-    model.load_state_dict(msg.content["arrays"].to_torch_state_dict())
-    loader, _ = loaders(context)
-    run = context.run_config
-    loss = train_fn(model, loader, int(run["local-epochs"]), float(run["learning-rate"]))
-    metrics = MetricRecord({"train_loss": loss, "num-examples": len(loader.dataset)})
-    content = RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics})
-    return Message(content=content, reply_to=msg)
+    net = Net()
+    net.load_state_dict(msg.content["arrays"].to_torch_state_dict())
+    loader, _ = load_data(*place(context))
+    loss = train_fn(net, loader, int(context.run_config["local-epochs"]))
+    metrics = {"train_loss": loss, "num-examples": len(loader.dataset)}
+    content = {"arrays": ArrayRecord(net.state_dict()), "metrics": MetricRecord(metrics)}
+    return Message(content=RecordDict(content), reply_to=msg)
 
 
 @app.evaluate()
 def evaluate(msg: Message, context: Context) -> Message:
     """Evaluate the global model on this node's data."""
-    model = Net()
-    model.load_state_dict(msg.content["arrays"].to_torch_state_dict())
-    _, loader = loaders(context)
-    loss, accuracy = test(model, loader)
+    net = Net()
+    net.load_state_dict(msg.content["arrays"].to_torch_state_dict())
+    _, loader = load_data(*place(context))
+    loss, accuracy = test_fn(net, loader)
     metrics = {"eval_loss": loss, "eval_acc": accuracy, "num-examples": len(loader.dataset)}
     return Message(content=RecordDict({"metrics": MetricRecord(metrics)}), reply_to=msg)
 
 
 def black_box(context: Context) -> ModuleBlackBox:
     """Return this node's private model, which answers queries and stays here."""
-    (loader, _), run = loaders(context), context.run_config
-
-    def fit(model: Net) -> float:
-        return train_fn(model, loader, int(run["local-epochs"]), float(run["learning-rate"]))
-
-    own = ImageSet.from_inputs(*loader.dataset.tensors)
-    return ModuleBlackBox(context, Net(), fit, (1, 8, 8), 10, len(own), own=own)
+    own = ImageSet.from_dataset(load_partition(*place(context))["train"], "image", "label")
+    model = Normalized(Net(), MEAN, STD)
+    return ModuleBlackBox(
+        context, model, None, (1, 8, 8), 10, len(own), own=own, settings=settings(context)
+    )
 
 
 register_endpoints(app, black_box)

@@ -1,11 +1,12 @@
 """The server of the quickstart."""
 
 import torch
-from flwr.app import ArrayRecord, Context, MetricRecord
+from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
-from task import Net, load_data, test
+from shared import settings
+from task import MEAN, STD, Net
 
-from fedzge_flwr import FedZGE, make_settings
+from fedzge_flwr import FedZGE, Normalized, evaluate_at_clients
 
 app = ServerApp()
 
@@ -14,25 +15,12 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Train the global model."""
     torch.manual_seed(0)
-    global_model = Net()
-    num_rounds = int(context.run_config["num-server-rounds"])
-    _, test_loader = load_data(0, 1)
-
-    def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        model = Net()
-        model.load_state_dict(arrays.to_torch_state_dict())
-        loss, accuracy = test(model, test_loader)
-        print(f"round {server_round}: global model {accuracy:.1%}", flush=True)
-        return MetricRecord({"loss": loss, "accuracy": accuracy})
-
-    settings = make_settings(
-        image_shape=(1, 8, 8), num_classes=10, num_clients=int(context.run_config["num-clients"])
-    )
-    strategy = FedZGE(settings, global_model)
+    global_model = Normalized(Net(), MEAN, STD)
+    strategy = FedZGE(settings(context), global_model)
     result = strategy.start(
         grid=grid,
         initial_arrays=ArrayRecord(global_model.state_dict()),
-        num_rounds=num_rounds,
-        evaluate_fn=evaluate,
+        num_rounds=int(context.run_config["num-server-rounds"]),
+        evaluate_fn=evaluate_at_clients(grid),
     )
     torch.save(result.arrays.to_torch_state_dict(), str(context.run_config["output"]))

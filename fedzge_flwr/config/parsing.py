@@ -119,8 +119,17 @@ def _unknown(key: str, known: Sequence[str]) -> str:
     if key in _SUCCESSORS:
         return f"'{key}' is no longer a setting: give {_SUCCESSORS[key]}"
     close = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean '{close[0]}'? " if close else ""
-    return f"unknown key '{printable(key, _MOST_CHARACTERS)}': {hint}known: {', '.join(known)}"
+    # A list of all would be a screen that hides the line.
+    hint = f"did you mean '{close[0]}'?" if close else "docs/configuration.md has all keys"
+    return f"unknown key '{printable(key, _MOST_CHARACTERS)}': {hint}"
+
+
+_OF_ROWS: Mapping[str, object] = {
+    "image-sources": "independent:2,evolved:1,bred:1",
+    "random-shifts": False,
+    "random-erasing": False,
+}
+"""What is otherwise of rows of a table."""
 
 
 def make_settings(
@@ -138,7 +147,9 @@ def make_settings(
     ----------
     image_shape : tuple of int, optional
         (C, H, W) of the images. With it the data set is ``"own"``, and evaluation on a common test
-        set is off: give the strategy an ``evaluate_fn`` instead.
+        set is off: give the strategy an ``evaluate_fn`` instead. (1, 1, F) are rows of F numbers,
+        whose neighbours have nothing in common: what is asked about has independent values then,
+        and clients' rows are neither moved nor covered.
     num_classes : int
         Number of classes K, with ``image_shape``.
     **given
@@ -166,6 +177,7 @@ def make_settings(
             "client-evaluation": "off",
             "server-evaluation": "off",
         }
+        config |= _OF_ROWS if image_shape[1] == 1 else {}
     return from_run_config(config | {kebab(name): value for name, value in given.items()})
 
 

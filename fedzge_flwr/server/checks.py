@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fedzge_flwr.common.errors import ConfigError, DivergenceError
+from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.images.pixels import PIXEL_RANGE
 from fedzge_flwr.learning.outputs import check_aside, check_model, logits_of, some_images
 from fedzge_flwr.learning.tensors import device_of, load_plain, to_numpy
@@ -27,8 +28,28 @@ from fedzge_flwr.zeroth_order.base import Estimate
 LOGGER = logging.getLogger("flwr.fedzge")
 
 _FEW = 4
+_MOST_BYTES = 64_000_000
+"""Of a round's images to a client: seconds on a usual line, and no burden to a SuperLink."""
 _SLACK = 1e-3
 """What rounding may put a generated image beyond the pixel range."""
+
+
+def notice_of_size(settings: Settings) -> str:
+    """Return what to know of a round's images that are many bytes, with the fix; empty: nothing.
+
+    A pixel of a channel is a byte on the wire, and four while a client answers.
+    """
+    pixels = math.prod(settings.data.spec.image_shape)
+    number = settings.images.synthetic_batch_size
+    if number * pixels <= _MOST_BYTES:
+        return ""
+    fewer = max(_MOST_BYTES // pixels, 2)
+    return (
+        f"each client gets {number * pixels / 1e6:,.0f} MB of images a round: 'synthetic-batch-"
+        f"size' = {number} of {'×'.join(map(str, settings.data.spec.image_shape))}; "
+        f"{fewer} are {fewer * pixels / 1e6:,.0f} MB, and take {number / fewer:.0f} times as many "
+        "rounds for as many queries"
+    )
 
 
 def load_central(server: ServerState, state: Mapping[str, Tensor]) -> None:

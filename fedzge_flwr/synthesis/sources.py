@@ -19,6 +19,7 @@ from fedzge_flwr.synthesis.memory import Memories
 from fedzge_flwr.synthesis.patterns import draw_codes, render
 from fedzge_flwr.synthesis.procedural import procedural_images
 from fedzge_flwr.synthesis.search import breed
+from fedzge_flwr.synthesis.tables import independent_values
 
 
 class Proposed(NamedTuple):
@@ -77,10 +78,18 @@ def procedural(
     return Proposed(procedural_images(num, image_shape, stream))
 
 
+def independent(
+    num: int, image_shape: tuple[int, int, int], told: Memories, stream: torch.Generator
+) -> Proposed:
+    """Return images for rows of tables (`independent_values`)."""
+    return Proposed(independent_values(num, image_shape, stream))
+
+
 SOURCES: dict[str, Source] = {
     "evolved": evolved,
     "patterns": patterns,
     "bred": bred,
     "procedural": procedural,
+    "independent": independent,
 }
 """Sources by name, as the setting ``image-sources`` has them."""

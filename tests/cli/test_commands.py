@@ -58,6 +58,7 @@ RUN_ELSEWHERE = {
     r"FLWR_\S+ (FLWR_\S+ )+flwr run \. .*": "test_commands.py::test_plain_flower",
     r"FLWR_\S+ flwr run \. .*num-supernodes=5\"": "test_examples.py::test_quickstart_on_ray",
     r"FLWR_\S+ flwr run \. .*num-supernodes=4\"": "test_examples.py::test_mixed_black_boxes_on_ray",
+    r"FLWR_\S+ flwr run \. .*table=.*": "test_examples.py::test_a_table_on_ray",
     r"FLWR_\S+ flwr run \. .*dataset=.*": "test_examples.py::test_your_data_on_ray",
     r"FLWR_\S+ flwr run \. .*num-supernodes=10\".*": "test_examples.py::test_comparison_on_ray",
     r"fedzge audit .*": "test_audit.py::test_the_command_fails_above_what_is_allowed",

@@ -1,19 +1,19 @@
 """Run an example here: python -m tests.helpers.run_example DIR CLIENTS 'key=value …' [STEPS].
 
-STEPS: of distillation a round, for clients that are given no settings, in place of their 150.
+STEPS: of distillation and of training a round, where an app's settings do not say.
 """
 
 from __future__ import annotations
 
 import sys
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import torch
 from flwr.app import Context, RecordDict
 
-from fedzge_flwr import make_settings
-from fedzge_flwr.black_boxes import module
+import fedzge_flwr
 
 
 def main(folder: str, num_nodes: str, overrides: str = "", distill_steps: str = "") -> None:
@@ -22,13 +22,15 @@ def main(folder: str, num_nodes: str, overrides: str = "", distill_steps: str = 
     config = whole["tool"]["flwr"]["app"]["config"] | tomllib.loads(overrides)
     # Before this repository's own apps, which have the same names.
     sys.path.insert(0, str(place))
+    if distill_steps:
+        steps = int(distill_steps)
+        fedzge_flwr.make_settings = partial(  # type: ignore[attr-defined]
+            fedzge_flwr.make_settings, client_distill_steps=steps, min_local_steps=steps
+        )
     import client_app
     import server_app
     from tests.helpers.inprocess import InProcessGrid
 
-    if distill_steps:
-        settings = make_settings(client_distill_steps=int(distill_steps))
-        module.Settings = lambda: settings  # type: ignore[assignment,misc]
     assert Path(client_app.__file__ or "").parent == place
     torch.set_num_threads(1)
     context = Context(7, 0, {}, RecordDict(), config)

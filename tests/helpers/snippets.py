@@ -23,9 +23,14 @@ from tests.helpers.paths import ROOT
 
 README = (ROOT / "README.md").read_text()
 EXTENDING = (ROOT / "docs" / "extending.md").read_text()
-SNIPPETS: dict[str, str] = dict(
-    re.findall(r"^```python (\w+)\n(.*?)^```", EXTENDING, re.MULTILINE | re.DOTALL)
-)
+ADOPTING = (ROOT / "docs" / "adopting.md").read_text()
+
+
+def snippets_of(page: str) -> dict[str, str]:
+    return dict(re.findall(r"^```python (\w+)\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
+
+
+SNIPPETS = snippets_of(EXTENDING)
 
 
 @pytest.fixture

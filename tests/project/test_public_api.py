@@ -38,7 +38,7 @@ PUBLIC = {
     "Proposed", "Queries", "Question", "Recalls", "Rescaled", "RoundRow", "RunFolder", "SOURCES",
     "Settings",
     "SklearnBlackBox", "TensorBoard", "TorchBlackBox", "__version__", "evaluate_at_clients",
-    "export_onnx",
+    "export_onnx", "fitted_scale",
     "from_run_config", "generator_objective", "make_settings", "register_endpoints",
     "torch_black_box",
 }

@@ -29,6 +29,7 @@ from fedzge_flwr import (
 )
 from fedzge_flwr.common.arrays import FloatArray
 from fedzge_flwr.common.errors import ConfigError
+from fedzge_flwr.server.checks import notice_of_size
 from tests.helpers.boxes import SHAPE, TINY, context_of, digits
 from tests.helpers.inprocess import InProcessGrid
 from tests.helpers.small_models import mlp
@@ -276,3 +277,24 @@ def test_the_apps_own_black_box_learns_by_the_runs_settings(
     grid = InProcessGrid(app, {}, 2)
     FedZGE(settings, central).start(grid, ArrayRecord(central.state_dict()))
     assert [record for record in caplog.records if record.levelname == "WARNING"] == []
+
+
+@pytest.mark.parametrize(
+    ("shape", "number", "told"),
+    [
+        (
+            (3, 224, 224),
+            2200,
+            "each client gets 331 MB of images a round: 'synthetic-batch-size' = 2200 of "
+            "3×224×224; 425 are 64 MB, and take 5 times as many rounds for as many queries",
+        ),
+        ((3, 224, 224), 400, ""),
+        ((3, 32, 32), 2200, ""),
+        ((3, 64, 64), 2200, ""),
+    ],
+)
+def test_a_round_of_many_bytes_is_told_before_it_begins(
+    shape: tuple[int, int, int], number: int, told: str
+) -> None:
+    settings = make_settings(image_shape=shape, num_classes=10, synthetic_batch_size=number)
+    assert notice_of_size(settings) == told

@@ -157,6 +157,7 @@ def test_the_setting_names_sources_by_share(monkeypatch: pytest.MonkeyPatch) -> 
     assert build_sources(settings) == {"grey": grey, "patterns": SOURCES["patterns"]}
     unknown = from_run_config({"image-sources": "gray:1"})
     with pytest.raises(
-        ConfigError, match="no source of images named 'gray'; known: bred, evolved, grey, patterns"
+        ConfigError,
+        match="no source of images named 'gray'; known: bred, evolved, grey, independent",
     ):
         check_names(unknown)
