@@ -84,6 +84,10 @@ def test_what_it_tells_beside_logits_is_of_the_release(settings: Settings) -> No
     assert not made._rehearses
 
 
+def test_it_says_of_no_setting_whether_it_has_the_servers(settings: Settings) -> None:
+    assert box(settings, None).learns_by() == {}
+
+
 def test_a_client_without_images_is_like_one_with_one(settings: Settings) -> None:
     none = ImageSet(np.zeros((0, 1, 8, 8), np.uint8), np.zeros(0, np.int64))
     made = PrivateBlackBox(settings, 0, 3, Releases(0.5, 1e-5, None), images=none)

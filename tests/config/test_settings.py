@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from fedzge_flwr.common.errors import ConfigError
-from fedzge_flwr.config.parsing import differs_from_paper, from_run_config
+from fedzge_flwr.config.parsing import differs_from_paper, from_run_config, make_settings
 from fedzge_flwr.config.presets.catalogue import PAPER, preset_file, read_settings
 from fedzge_flwr.config.sections import Settings
 from tests.helpers.paths import ROOT
@@ -197,3 +197,19 @@ def test_every_setting_is_described() -> None:
     for section in Settings.model_fields.values():
         for name, field in section.annotation.model_fields.items():  # type: ignore[union-attr]
             assert field.description, name
+
+
+def test_rows_of_a_table_are_not_images() -> None:
+    """Of one pixel's height: neighbours have nothing in common. What is given stays as it is."""
+    table = make_settings(image_shape=(1, 1, 30), num_classes=2)
+    assert table.images.source_shares["independent"] > 0
+    assert "procedural" not in table.images.source_shares
+    assert not table.training.random_shifts
+    assert not table.training.random_erasing
+    given = make_settings(
+        image_shape=(1, 1, 30), num_classes=2, image_sources="bred:1", random_shifts=True
+    )
+    assert given.images.source_shares == {"bred": 1.0}
+    assert given.training.random_shifts
+    image = make_settings(image_shape=(1, 30, 1), num_classes=2)
+    assert image.images.image_sources == Settings().images.image_sources

@@ -72,7 +72,7 @@ def run(place: Path) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("own_training", [False, True])
+@pytest.mark.parametrize("own_training", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_published_app_is_adopted_by_the_guide(tmp_path: Path, own_training: bool) -> None:
     """Without a warning, and it learns: what was wrong in silence is right as it is written."""
     out = run(adopted(tmp_path, own_training=own_training))

@@ -240,6 +240,7 @@ def test_the_exact_gradient_is_autograds(ensemble: str) -> None:
     assert float((found - wanted).norm() / wanted.norm()) < 1e-2
 
 
+@pytest.mark.slow
 def test_central_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Queries are those of the budget, a finished run is not run again, rows differ by name."""
     kept, picture = tmp_path / "kept.json", tmp_path / "accuracy.png"
@@ -379,6 +380,7 @@ def test_memory_is_watched_by_stage() -> None:
     assert memory.at(2) < 200_000_000
 
 
+@pytest.mark.slow
 def test_processes_and_one_process_give_the_same_answers(tiny_config: dict[str, Any]) -> None:
     settings = from_run_config(tiny_config)
     levels = np.random.default_rng(0).integers(256, size=(6, 1, 8, 8), dtype=np.uint8)

@@ -88,6 +88,7 @@ def test_the_strategy_is_adopted_in_a_few_lines(name: str) -> None:
     assert (QUICKSTART / "shared.py").read_text() in (QUICKSTART / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_quickstart(tmp_path: Path) -> None:
     out = run(QUICKSTART, 2, f'num-server-rounds=2\nnum-clients=2\noutput="{tmp_path}/central.pt"')
     found = [float(value) for value in re.findall(r"central ([\d.]+) %", out)]
@@ -112,7 +113,7 @@ def test_the_quickstart_was_a_working_app_before(tmp_path: Path) -> None:
 SHORT_TABLE = 'num-server-rounds=3\nrows-a-round=200\nboosting=false\ntable="wine"'
 
 
-@pytest.mark.parametrize("strategy", ["fedzge", "fedavg"])
+@pytest.mark.parametrize("strategy", ["fedzge", pytest.param("fedavg", marks=pytest.mark.slow)])
 def test_a_table(strategy: str) -> None:
     out = run(TABULAR, 4, f'{SHORT_TABLE}\nstrategy="{strategy}"')
     found = [float(value) for value in re.findall(r"round \d: ([\d.]+)%", out)]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, Context, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
@@ -313,15 +313,19 @@ def test_the_readmes_two_sides() -> None:
     shape = (3, 32, 32)
     torch.manual_seed(0)
     app = ClientApp()
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        metrics = MetricRecord({"eval_acc": 0.25, "num-examples": 4})
+        return Message(content=RecordDict({"metrics": metrics}), reply_to=message)
+
     scope: dict[str, Any] = {
         "app": app,
         "model": mlp(shape, 10),
-        "train": lambda model: 0.5,
         "images": torch.rand(20, *shape) * 2 - 1,
         "labels": torch.arange(20) % 10,
         "ArrayRecord": ArrayRecord,
         "central_model": mlp(shape, 10),
-        "evaluate_fn": lambda round_, arrays: MetricRecord({"accuracy": 0.25}),
         "grid": InProcessGrid(app, {}, 5),
     }
     small = {key: value for key, value in TINY.items() if f"{key}=" not in common}
