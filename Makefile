@@ -39,14 +39,16 @@ deploy-demo: $(STAMP)
 
 install: $(STAMP)
 
-# pip compiles all that it installs. Where PYTHONDONTWRITEBYTECODE is set, as in many images, every
-# process would otherwise compile PyTorch anew.
+# All is compiled, on all cores, where pip has one: where PYTHONDONTWRITEBYTECODE is set, as in many
+# images, every process would otherwise compile PyTorch anew. Some packages have files that are not
+# meant to be.
 $(STAMP): pyproject.toml
 	@test -n '$(PYTHON)' || { echo "error: no Python 3.11, 3.12 or 3.13 found: install one, or make PYTHON=/path/to/python"; exit 1; }
 	@echo "installing into $(VENV) with $$($(PYTHON) --version) (PyTorch is several GB: minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on --editable '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on --no-compile --editable '.[dev]'
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	@$(BIN)/python -c 'import torch, torchvision' || { echo "error: torch and torchvision in $(VENV) do not match: rm -r $(VENV), then make install with both from one package index"; exit 1; }
 	@touch $(STAMP)
 
