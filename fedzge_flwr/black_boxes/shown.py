@@ -22,6 +22,7 @@ from fedzge_flwr.images.pixels import PIXEL_RANGE
 from fedzge_flwr.learning.around import inputs_within, model_within
 from fedzge_flwr.learning.tensors import device_of, to_tensor
 
+_AXES = 4
 _MOST = 512
 _FAR = 0.5
 """Means that differ by more of a deviation are of other images: augmentation moves them less."""
@@ -97,11 +98,14 @@ def watched(model: nn.Module) -> Iterator[Shown]:
     """Note what a model is shown while a block runs."""
     shown = Shown()
 
-    def note(module: nn.Module, given: tuple[Any, ...]) -> None:
-        if given and isinstance(given[0], Tensor) and given[0].is_floating_point():
-            shown.note(given[0])
+    def note(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        # Models of Hugging Face are given images and labels by name.
+        for value in (*given, *named.values()):
+            if isinstance(value, Tensor) and value.ndim == _AXES and value.is_floating_point():
+                shown.note(value)
+                return
 
-    handle = model_within(model).register_forward_pre_hook(note)
+    handle = model_within(model).register_forward_pre_hook(note, with_kwargs=True)
     try:
         yield shown
     finally:
