@@ -33,6 +33,7 @@ from fedzge_flwr.server.checkpoints import Checkpoint, CheckpointFolder
 from fedzge_flwr.server.checks import load_central, notice_of_size
 from fedzge_flwr.server.doubts import Doubts
 from fedzge_flwr.server.phases import is_evaluation_round, run_round
+from fedzge_flwr.wire.messages import HelloReply
 
 LOGGER = logging.getLogger("flwr.fedzge")
 
@@ -351,6 +352,7 @@ class _Run:
         described = {
             partition: f"{member.hello.num_examples} examples on {member.hello.device}"
             + (f" ({member.hello.gpu_share:g} of a GPU)" if member.hello.gpu_share else "")
+            + _privacy(member.hello)
             for partition, member in self._clients.channel.members.items()
         }
         for partition, text in described.items():
@@ -392,6 +394,13 @@ class _Run:
     def _on_replies(self, answered: int, asked: int) -> None:
         for observer in self._observers:
             observer.on_replies(answered, asked)
+
+
+def _privacy(hello: HelloReply) -> str:
+    """Return what a client tells of its privacy."""
+    if not hello.epsilon:
+        return ""
+    return f", differentially private: ε = {hello.epsilon:g}, δ = {hello.delta:g}"
 
 
 def _lacking(checkpoint: Checkpoint, error: Exception) -> CheckpointError:

@@ -39,6 +39,8 @@ class ClientProfile:
     data : str
         What tells its own images from others (`fedzge_flwr.images.image_set.ImageSet.digest`);
         empty: not known. It stays here: the server is told whether they are those of before.
+    epsilon, delta : float
+        Of its differential privacy, if its owner has the server told; else 0.
     """
 
     partition: int
@@ -47,6 +49,8 @@ class ClientProfile:
     device: str
     gpu_share: float
     data: str = ""
+    epsilon: float = 0.0
+    delta: float = 0.0
 
 
 @dataclass(frozen=True)

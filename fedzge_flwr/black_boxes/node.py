@@ -88,4 +88,4 @@ def _releases(epsilon: float, node: NodeSettings, node_config: Mapping[str, obje
             f"{STATE_DIR_VARIABLE}): a restart would look at the images again"
         )
     folder = place(state_dir, "state-dir") / NODE_FOLDER / "private"
-    return Releases(epsilon, node.dp_delta, folder)
+    return Releases(epsilon, node.dp_delta, folder, told=node.dp_told)

@@ -66,9 +66,14 @@ class Releases:
     folder : Path, optional
         Keeps each release, under a lock, and on disk before anything of it leaves. Without, they
         are gone with this object: for experiments, whose images are nobody's.
+    told : bool
+        Whether the server may be told of ε and δ.
     """
 
-    def __init__(self, epsilon: float, delta: float, folder: Path | None) -> None:
+    def __init__(
+        self, epsilon: float, delta: float, folder: Path | None, *, told: bool = False
+    ) -> None:
+        self.told = (epsilon, delta) if told else (0.0, 0.0)
         self._epsilon = epsilon
         self._delta = delta
         self._folder = folder
@@ -187,7 +192,8 @@ class PrivateBlackBox(TorchBlackBox):
         RefusedError, StateError
             As `Releases.get`.
         """
-        told = replace(super().profile(), data="")
+        epsilon, delta = self._releases.told
+        told = replace(super().profile(), data="", epsilon=epsilon, delta=delta)
         if self._partition >= self._settings.run.num_clients:
             return told
         # Also of a client without images, which is a neighbour of one with one.

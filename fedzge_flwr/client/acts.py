@@ -62,6 +62,8 @@ def hello(visit: Visit, request: HelloRequest) -> HelloReply:
         differs=differing_bits(request.settings, box.learns_by())
         if isinstance(box, LearnsBySettings)
         else "",
+        epsilon=float(profile.epsilon),
+        delta=float(profile.delta),
     )
 
 

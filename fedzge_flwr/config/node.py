@@ -47,6 +47,9 @@ class NodeSettings(Section):
     dp_delta: Annotated[float, Field(gt=0, lt=1)] = Field(
         1e-5, description="a number between 0 and 1: δ of dp-epsilon, below 1 ÷ the images"
     )
+    dp_told: bool = Field(
+        False, description="true or false: whether the server is told dp-epsilon and dp-delta"
+    )
 
 
 def from_node_config(node_config: Mapping[str, object], settings: Settings) -> NodeSettings:

@@ -166,6 +166,8 @@ class HelloReply(Reply):
         Another if its images are others, in this experiment; empty: not known. Of a key that the
         client keeps to itself, so that nobody can try which images they are: 16 digits tell that
         key from others, and 32 are of the images.
+    epsilon, delta : float
+        Of its differential privacy; 0: none, or not told.
     differs : str
         Which of the settings that it learns by are not those of the request, a bit each; empty: not
         known.
@@ -179,6 +181,8 @@ class HelloReply(Reply):
     version: str = _scalar(str)
     data: str = _hex(48, optional=True, default="")
     differs: str = _hex(16, optional=True, default="")
+    epsilon: float = _scalar(float, low=0.0, high=1e6, default=0.0)
+    delta: float = _scalar(float, low=0.0, high=1.0, default=0.0)
 
 
 @dataclass(frozen=True)

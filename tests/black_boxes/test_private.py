@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import signal
 import subprocess
@@ -232,9 +233,13 @@ def test_a_run_and_the_next_one_with_private_clients(
         }
         for number in range(3)
     }
+    nodes[1]["dp-told"] = True
     for name in ("one", "two"):
         config = {**efficient_config, "run-name": name, "client-distill-rounds": 0}
-        rows = rows_of(run_server(make_grid(config, node_configs=nodes), config))
+        folder = run_server(make_grid(config, node_configs=nodes), config)
+        rows = rows_of(folder)
+        told = json.loads((folder / "config.json").read_text())["clients"]
+        assert ["ε = 4, δ = 1e-05" in told[str(number)] for number in range(3)] == [0, 1, 0]
         assert [row["participants"] for row in rows] == [[0, 1, 2]] * 2
         assert rows[-1]["missing"] == []
     for number in range(3):
