@@ -108,15 +108,15 @@ class FedZGE(Strategy):
     def summary(self) -> None:
         """Log what will be done."""
         run, images, queries = self._settings.run, self._settings.images, self._settings.queries
+        copies = copies_asked(queries.estimator, queries.q, queries.differences)
+        of_generated = f", {copies} queries each of those generated (estimator {queries.estimator})"
         LOGGER.info(
-            "FedZGE: recipe %s, %d of %d clients a round, %d images a round, estimator %s with %d "
-            "queries a generated image, ensemble by %s",
+            "FedZGE: recipe %s, %d of %d clients a round, %d images a round%s, ensemble by %s",
             run.recipe,
             run.participants,
             run.num_clients,
             images.synthetic_batch_size,
-            queries.estimator,
-            copies_asked(queries.estimator, queries.q, queries.differences),
+            of_generated if images.generator_share else "",
             queries.ensemble,
         )
         if notice := notice_of_size(self._settings):

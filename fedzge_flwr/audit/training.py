@@ -50,16 +50,21 @@ def _name(number: int, num_subjects: int) -> str:
 def _trained(subjects: Sequence[Subject], missing: Sequence[int], folder: Path) -> Iterator[int]:
     """Train models; give the number of each when it is done."""
     from joblib import Parallel, cpu_count, delayed, parallel_config
+    from joblib.externals.loky import get_reusable_executor
 
     processes = min(len(missing), cpu_count())
     if processes < 2 or any(_is_from_outside(subject) for subject in subjects):
         for number in missing:
             yield _train(subjects[number], folder, number)
         return
-    with parallel_config("loky", n_jobs=processes, inner_max_num_threads=1):
-        yield from Parallel(return_as="generator_unordered")(
-            delayed(_train)(subjects[number], folder, number) for number in missing
-        )
+    try:
+        with parallel_config("loky", n_jobs=processes, inner_max_num_threads=1):
+            yield from Parallel(return_as="generator_unordered")(
+                delayed(_train)(subjects[number], folder, number) for number in missing
+            )
+    finally:
+        # They would wait for more work for minutes, a gigabyte each.
+        get_reusable_executor().shutdown()
 
 
 def _is_from_outside(subject: Subject) -> bool:

@@ -11,7 +11,7 @@ _EVERY_S = 20.0
 
 
 class Heartbeat:
-    """Logs what a long round is at: the phase, and how many clients have replied.
+    """Logs what takes long in a round: phases that are over, and how many clients have replied.
 
     Parameters
     ----------
@@ -22,16 +22,17 @@ class Heartbeat:
     def __init__(self, every: float = _EVERY_S) -> None:
         self._every = every
         self._last = time.monotonic()
-        self._doing = ""
+        self._doing, self._since = "hello", self._last
 
     def on_start(self, server: object, clients: object) -> None:
         """Say nothing: the strategy does."""
         return
 
     def on_phase(self, round_: int, phase: str) -> None:
-        """Say what begins, if nothing was said for long."""
-        self._doing = f"round {round_}: {phase.replace('_', ' ')}"
-        self._say(self._doing)
+        """Say what has ended, if nothing was said for long."""
+        now = time.monotonic()
+        self._say(f"{self._doing}: {now - self._since:.0f} s")
+        self._doing, self._since = f"round {round_}: {phase.replace('_', ' ')}", now
 
     def on_replies(self, answered: int, asked: int) -> None:
         """Say how many have replied, if nothing was said for long."""

@@ -194,14 +194,17 @@ class RoundRow:
 
     def to_line(self, num_rounds: int) -> str:
         """Return the row as one line for people."""
+        figures = (
+            ("central", self.central_accuracy),
+            ("ensemble", self.ensemble_accuracy),
+            ("mean client", self.mean_client_accuracy),
+        )
+        down, up = (size / 1e6 for size in (self.bytes_down_total, self.bytes_up_total))
         parts = [
             f"round {self.round}/{num_rounds}",
-            f"central {percent(self.central_accuracy)}",
-            f"ensemble {percent(self.ensemble_accuracy)}",
-            f"mean client {percent(self.mean_client_accuracy)}",
+            *(f"{name} {percent(value)}" for name, value in figures if value is not None),
             f"queries {self.queries_per_client:,} a client",
-            f"down {self.bytes_down_total / 1e6:,.1f} MB",
-            f"up {self.bytes_up_total / 1e6:,.1f} MB",
+            f"all clients: {down:,.1f} MB down, {up:,.1f} MB up",
             f"{self.seconds:.1f} s",
         ]
         if self.missing:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
@@ -139,6 +140,8 @@ def test_models_of_several_processes_are_those_of_one(settings: Settings, tmp_pa
     for subject, box in zip(subjects, boxes, strict=True):
         alone = subject.trained(tmp_path / "one").state()
         assert all((box.state()[name] == value).all() for name, value in alone.items())
+    commands = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
+    assert not [command for command in commands if "popen_loky" in command]
 
 
 def test_a_model_from_outside_is_trained_here(

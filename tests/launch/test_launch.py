@@ -218,7 +218,7 @@ def test_warnings_are_shown_as_they_come_and_counted_at_the_end(
 
 def test_row_as_a_log_line() -> None:
     line = make_row(2, missing=(MissingReply(4, "a", "b"),)).to_line(9)
-    assert line.startswith("round 2/9 | central 50.0 % | ensemble – | mean client 25.0 % | queries")
+    assert line.startswith("round 2/9 | central 50.0 % | mean client 25.0 % | queries")
     assert line.endswith("left out: 4")
 
 

@@ -87,7 +87,7 @@ def test_libraries_that_cannot_draw(
         raise RuntimeError("no fonts\nat all")
 
     monkeypatch.setattr("PIL.Image.fromarray", fail)
-    monkeypatch.setattr("matplotlib.figure.Figure.subplots", fail)
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
     logging.getLogger("flwr").propagate = True
     config["image-shape"] = "1,8,8"
     folder = run_server(make_grid(config, node_configs=nodes(tmp_path, 1)), config)

@@ -30,7 +30,7 @@ def test_a_long_round_says_what_it_is_at(
     beat.on_phase(3, "distill_central")
     assert [record.getMessage() for record in caplog.records] == [
         "round 3: ask clients: 3 of 5 clients have replied",
-        "round 3: distill central",
+        "round 3: ask clients: 61 s",
     ]
 
 

@@ -23,12 +23,6 @@ from tests.helpers.snippets import ADOPTING, snippets_of
 
 SNIPPETS = snippets_of(ADOPTING)
 BEFORE = ROOT / "examples" / "quickstart-strategy"
-MAIN = """
-@app.main()
-def main(grid, context):
-    torch.manual_seed(0)
-    run(grid, int(context.run_config["num-server-rounds"]))
-"""
 
 
 def adopted(place: Path, *, own_training: bool = False) -> Path:
@@ -53,7 +47,7 @@ def adopted(place: Path, *, own_training: bool = False) -> Path:
     server = server[: server.index("@app.main()")]
     (place / "shared.py").write_text(SNIPPETS["shared"])
     (place / "client_app.py").write_text(f"{client}\n\n{added}")
-    (place / "server_app.py").write_text(f"{server}\n\n{SNIPPETS['server']}\n\n{MAIN}")
+    (place / "server_app.py").write_text(f"{server}\n\n{SNIPPETS['server']}")
     return place
 
 
@@ -110,7 +104,7 @@ def test_a_black_box_that_trains() -> None:
 
 
 def test_a_model_is_made_as_sure_as_it_is_right() -> None:
-    names: dict[str, object] = {"torch": torch}
+    names: dict[str, object] = {}
     exec(compile(SNIPPETS["surer"], "adopting.md: surer", "exec"), names)
     make = names["surer"]
     assert callable(make)
