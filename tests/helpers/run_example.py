@@ -33,6 +33,8 @@ def main(folder: str, num_nodes: str, overrides: str = "", distill_steps: str = 
 
     assert Path(client_app.__file__ or "").parent == place
     torch.set_num_threads(1)
+    # Of what an app does not seed itself: its clients' models.
+    torch.manual_seed(0)
     context = Context(7, 0, {}, RecordDict(), config)
     server_app.app(InProcessGrid(client_app.app, config, int(num_nodes)), context)
 
