@@ -6,6 +6,8 @@ import statistics
 import unicodedata
 from collections.abc import Sequence
 
+_MOST_NAMED = 10
+
 
 def printable(text: str, most: int = 300) -> str:
     """Return a text of others' as one line for a log: control characters escaped, and cut."""
@@ -50,3 +52,17 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def clients_named(partitions: Sequence[int]) -> str:
+    """Return clients by their partitions, the first ten of many.
+
+    Examples
+    --------
+    >>> clients_named([3]), clients_named([0, 2])
+    ('client 3', 'clients 0, 2')
+    """
+    names = ", ".join(map(str, partitions[:_MOST_NAMED]))
+    left = len(partitions) - _MOST_NAMED
+    more = f" and {left} more" if left > 0 else ""
+    return f"client{'s' * (len(partitions) > 1)} {names}{more}"

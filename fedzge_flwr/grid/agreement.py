@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from fedzge_flwr.common.text import clients_named
 from fedzge_flwr.common.version import __version__
 from fedzge_flwr.config.agreement import differing_keys, digits_of, learning_by
 from fedzge_flwr.config.sections import Settings
@@ -47,10 +48,9 @@ class Agreement:
         for bits, partitions in self._differing.items():
             keys = ", ".join(f"'{key}' (here {here[key]})" for key in differing_keys(bits))
             LOGGER.warning(
-                "client%s %s: other settings than this run's of %s: give the black box the "
+                "%s: other settings than this run's of %s: give the black box the "
                 "server's, settings=…, of a module that both apps import",
-                "s" * (len(partitions) > 1),
-                ", ".join(map(str, partitions)),
+                clients_named(partitions),
                 keys,
             )
         self._differing.clear()

@@ -13,7 +13,7 @@ from fedzge_flwr.images.pixels import PIXEL_RANGE
 from fedzge_flwr.learning.around import Around
 from fedzge_flwr.learning.outputs import logits_of
 
-SMALLEST_PROBABILITY = 1e-7
+_LEAST = 1e-7
 """What a probability of 0 counts as, so that its logarithm is finite."""
 
 
@@ -105,7 +105,7 @@ class OfProbabilities(Around):
 
     def outputs(self, found: object) -> Tensor:
         """Return the logarithms of probabilities (N, K)."""
-        return logits_of(found).clamp_min(SMALLEST_PROBABILITY).log()
+        return logits_of(found).clamp_min(_LEAST).log()
 
 
 def _by_channel(values: float | Iterable[float]) -> tuple[float, ...]:

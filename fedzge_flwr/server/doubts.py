@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from fedzge_flwr.common.arrays import FloatArray
+from fedzge_flwr.common.text import clients_named
 from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.server.round import Answered
 
@@ -44,7 +45,7 @@ class Doubts:
             new = [partition for partition in partitions if partition not in self._told[kind]]
             self._told[kind].update(new)
             if new:
-                lines.append(f"{_clients(new)} {_TEXTS[kind](self._settings)}")
+                lines.append(f"{clients_named(new)} {_TEXTS[kind](self._settings)}")
         return lines
 
     def snapshot(self) -> dict[str, list[int]]:
@@ -75,9 +76,3 @@ _TEXTS: dict[str, Callable[[Settings], str]] = {
     "unmoved": _unmoved,
     "probabilities": _probabilities,
 }
-
-
-def _clients(partitions: Sequence[int]) -> str:
-    names = ", ".join(map(str, partitions[:10]))
-    more = f" and {len(partitions) - 10} more" if len(partitions) > 10 else ""
-    return f"client{'s' * (len(partitions) > 1)} {names}{more}"
