@@ -259,6 +259,32 @@ class Guided:
         nodes = json.loads(listing[listing.index("{") :])["nodes"]
         return {node["node-id"] for node in nodes if node["status"] == "online"}
 
+    def kill_node_1(self) -> None:
+        """``kill -9``, and wait until the SuperLink would take the node back."""
+        # The SuperLink's terminal is the first, node 1's the third.
+        victim = psutil.Process(self.terminals[2].pid)
+        for process in (*victim.children(recursive=True), victim):
+            process.kill()
+        self.terminals[2].wait(60)
+        wait_for(lambda: len(self.node_ids()) == 2, every=COMMAND_S)
+
+    def start_node_1(self, node_config: str = "") -> None:
+        """Start it by the guide's command, with more in the node's own config."""
+        (block,) = (
+            text for kind, text in blocks_of("One machine") if "keys/node-1" in text and kind
+        )
+        known = "partition-id=1 num-partitions=3"
+        assert known in block
+        self.terminal(block.replace(known, f"{known} {node_config}"))
+        self.terminals[2] = self.terminals.pop()
+
+
+def asks_from_round(first: int, folder: Path) -> bool:
+    """Whether a run is asking its clients, in a round from ``first`` on."""
+    now = folder / "progress.json"
+    progress = json.loads(now.read_text()) if now.is_file() else {}
+    return progress.get("phase") == "ask_clients" and progress.get("round", 0) >= first
+
 
 def wait_for(
     ready: Callable[[], bool],
@@ -442,23 +468,9 @@ def test_a_killed_supernode_goes_on_with_its_model(federation: Guided) -> None:
     federation.environment["RUN_CONFIG"] = toml_pairs(config)
     federation.submit(num_rounds=5)
     folder = federation.place / "federation" / "runs" / "killed"
-    now = folder / "progress.json"
-
-    def asks_in_round_2() -> bool:
-        progress = json.loads(now.read_text()) if now.is_file() else {}
-        return (progress.get("round"), progress.get("phase")) == (2, "ask_clients")
-
-    wait_for(asks_in_round_2)
-    # The SuperLink's terminal is the first, node 1's the third.
-    victim = psutil.Process(federation.terminals[2].pid)
-    for process in (*victim.children(recursive=True), victim):
-        process.kill()
-    federation.terminals[2].wait(60)
-    # The SuperLink takes a node back when it has noticed that it is gone.
-    wait_for(lambda: len(federation.node_ids()) == 2, every=COMMAND_S)
-    (block,) = (text for kind, text in blocks_of("One machine") if "keys/node-1" in text and kind)
-    federation.terminal(block)
-    federation.terminals[2] = federation.terminals.pop()
+    wait_for(lambda: asks_from_round(2, folder))
+    federation.kill_node_1()
+    federation.start_node_1()
     federation.wait_for_the_end(folder)
     assert federation.status() == "finished:completed"
     rows = rows_of(folder)
@@ -468,3 +480,62 @@ def test_a_killed_supernode_goes_on_with_its_model(federation: Guided) -> None:
     # Its model of the first round, not an initial one: the server would have said so.
     assert "no longer has its model" not in federation.bash('flwr log "$RUN_ID" here --show')
     assert list(federation.place.glob("states/*/client-1/client.safetensors"))
+
+
+@pytest.mark.faults
+def test_a_private_node_tells_once_whatever_happens_to_it(federation: Guided) -> None:
+    """Killed and restarted, its run stopped and resumed, another run, a smaller budget."""
+    state = federation.place / "private"
+
+    def submitted(name: str, num_rounds: int, **more: object) -> Path:
+        config = {**SETTINGS, "run-name": name, "eval-every": 100, "client-evaluation": "off"}
+        del config["num-clients"], config["num-server-rounds"]
+        federation.environment["RUN_CONFIG"] = toml_pairs({**config, **more})
+        federation.submit(num_rounds)
+        return federation.place / "federation" / "runs" / name
+
+    def completed(folder: Path) -> list[bool]:
+        federation.wait_for_the_end(folder)
+        assert federation.status() == "finished:completed"
+        return takes_part(folder)
+
+    def takes_part(folder: Path) -> list[bool]:
+        return [1 in row["participants"] for row in rows_of(folder)]
+
+    def told() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in state.glob("node/private/*.safetensors")}
+
+    def private(epsilon: float) -> str:
+        return f'dp-epsilon={epsilon} state-dir="{state}"'
+
+    federation.kill_node_1()
+    federation.start_node_1(private(8.0))
+    folder = submitted("private", 14)
+    wait_for(lambda: asks_from_round(2, folder))
+    once = told()
+    assert len(once) == 1
+    assert takes_part(folder) == [True]
+
+    federation.kill_node_1()
+    federation.start_node_1(private(8.0))
+    wait_for(lambda: takes_part(folder)[1:][-1:] == [True] and asks_from_round(3, folder))
+    time.sleep(MESSAGE_ARRIVES_S)
+    ((_, stop),) = (block for block in blocks_of("One machine") if block[0] == "stop")
+    federation.bash(stop)
+    assert federation.status() == "finished:stopped"
+    done = len(takes_part(folder))
+    assert done < 14
+    assert told() == once
+
+    submitted("private", 14, resume=str(folder))
+    assert all(completed(folder)[done:])
+    assert told() == once
+
+    assert completed(submitted("private-again", 2, seed=5)) == [True, True]
+    assert told() == once
+
+    # What was told has cost more than this owner allows from now on.
+    federation.kill_node_1()
+    federation.start_node_1(private(2.0))
+    assert completed(submitted("refused", 2, seed=6)) == [False, False]
+    assert told() == once
