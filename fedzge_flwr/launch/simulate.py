@@ -181,6 +181,7 @@ def _run(launch: Session, app: Path, for_ray: Mapping[str, Any]) -> None:
         "run-config": launch.overrides,
         "num-supernodes": launch.settings.run.num_clients,
         "backend-config": for_ray,
+        "share-cores-among": 0 if _is_settled(for_ray) else launch.settings.run.participants,
         "verbose": False,
     }
     atomic_write_text(specification, json.dumps(content))
@@ -191,3 +192,10 @@ def _run(launch: Session, app: Path, for_ray: Mapping[str, Any]) -> None:
     if engine.returncode != 0:
         raise launch.failed(f"the server's process ended ({outcome(engine)})")
     launch.progress.poll("finished")
+
+
+def _is_settled(for_ray: Mapping[str, Any]) -> bool:
+    """Say whether it is settled how many clients run at a time: by the user, a GPU or a cluster."""
+    clients = for_ray["client_resources"]
+    one_core_each = clients["num_cpus"] == 1 and not clients["num_gpus"]
+    return not one_core_each or "num_cpus" in for_ray["init_args"] or bool(cluster(os.environ))

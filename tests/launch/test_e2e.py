@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
+from fedzge_flwr.launch.processes import ProcessFamily
 from fedzge_flwr.launch.simulate import ENGINE
 from tests.helpers.inprocess import InProcessGrid
 from tests.helpers.paths import ROOT
@@ -149,21 +150,32 @@ def test_clients_spread_over_a_ray_cluster_that_is_there_already(
     assert (folder / "in-process" / "central.safetensors").read_bytes() == central
 
 
-def test_a_name_that_nothing_has_is_found_before_ray_is_started(tmp_path: Path) -> None:
+def test_a_name_that_nothing_has_begins_no_run_and_leaves_no_ray(tmp_path: Path) -> None:
     """Also in an app that registers parts of its own, which the launcher cannot know."""
     specification = tmp_path / "simulation.json"
-    content = {"app": str(ROOT), "run-config": {"central-model": "cnm"}, "num-supernodes": 2}
-    specification.write_text(json.dumps({**content, "backend-config": {}, "verbose": False}))
-    run = subprocess.run(
-        [sys.executable, "-P", ENGINE, specification],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert run.returncode == 1
-    assert "fedzge: no model named 'cnm'; known: cnn, gabor-linear, resnet18" in run.stderr
-    assert "ray" not in (run.stdout + run.stderr).lower()
+    content = {
+        "app": str(ROOT),
+        "run-config": {"central-model": "cnm"},
+        "num-supernodes": 2,
+        "backend-config": {"init_args": {"include_dashboard": False}},
+        "share-cores-among": 0,
+        "verbose": False,
+    }
+    specification.write_text(json.dumps(content))
+    own = {"RAY_TMPDIR": str(tmp_path), "RAY_ADDRESS": ""}
+    family = ProcessFamily({**os.environ, **own}, tmp_path)
+    try:
+        with (tmp_path / "log").open("wb") as output:
+            engine = family.start([sys.executable, "-P", ENGINE, specification], output)
+        assert engine.wait(300) == 1
+        log = (tmp_path / "log").read_text()
+        assert "fedzge: no model named 'cnm'; known: cnn, gabor-linear, resnet18" in log
+        assert "run folder" not in log
+        # Without being asked: Ray's processes go with the one that started them.
+        _, left = psutil.wait_procs(family.alive(), timeout=30)
+        assert left == []
+    finally:
+        family.end()
 
 
 @pytest.mark.faults

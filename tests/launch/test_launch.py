@@ -8,7 +8,9 @@ import re
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -17,14 +19,16 @@ import pytest
 from fedzge_flwr.common.errors import ConfigError, RunFolderError
 from fedzge_flwr.launch import simulate as simulate_module
 from fedzge_flwr.launch import submission
+from fedzge_flwr.launch.engine import clients_at_once
 from fedzge_flwr.launch.processes import ProcessFamily
 from fedzge_flwr.launch.progress import Progress
-from fedzge_flwr.launch.session import LaunchError, session
+from fedzge_flwr.launch.session import LaunchError, Session, session
 from fedzge_flwr.launch.simulate import Resources, exposure, ray_config
 from fedzge_flwr.launch.submission import submit
 from fedzge_flwr.observers import naming
 from fedzge_flwr.observers.round_row import RoundRow
 from fedzge_flwr.wire.traffic import MissingReply
+from tests.helpers.paths import ROOT
 
 GRANDCHILD = """
 import os, subprocess, sys, time
@@ -273,6 +277,60 @@ def test_resources_reach_flower() -> None:
 def test_other_resources_are_refused(more: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         ray_config(Resources(more=more))
+
+
+def makespan(num_clients: int, at_once: int, cores: int) -> Fraction:
+    """Time until equal jobs are done of which some run at a time and share the cores evenly."""
+    waiting, now = num_clients, Fraction(0)
+    running: list[Fraction] = []
+    while waiting or running:
+        joining = min(waiting, at_once - len(running))
+        running += [Fraction(1)] * joining
+        waiting -= joining
+        speed = min(Fraction(cores, len(running)), Fraction(1))
+        now += min(running) / speed
+        running = [left - min(running) for left in running if left > min(running)]
+    return now
+
+
+@pytest.mark.parametrize("num_clients", [1, 2, 3, 5, 7, 10, 20, 100])
+@pytest.mark.parametrize("cores", [1, 2, 4, 6, 16])
+def test_as_many_clients_run_at_once_as_keep_the_cores_busy(num_clients: int, cores: int) -> None:
+    found = clients_at_once(num_clients, cores)
+    candidates = range(cores, max(cores, min(3 * cores // 2, num_clients)) + 1)
+    times = {at_once: makespan(num_clients, at_once, cores) for at_once in candidates}
+    assert times[found] == min(times.values())
+    assert found == min(at_once for at_once in times if times[at_once] == times[found])
+
+
+def test_five_clients_on_two_cores() -> None:
+    assert clients_at_once(5, 2) == 3
+    assert makespan(5, 3, 2) == Fraction(5, 2)
+    assert makespan(5, 2, 2) == 3
+
+
+@pytest.mark.parametrize(
+    ("resources", "asked"),
+    [
+        (Resources(), 2),
+        (Resources(num_cpus=2), 0),
+        (Resources(num_gpus=0.5, more="init-args-num-gpus=1"), 0),
+        (Resources(more="init-args-num-cpus=2"), 0),
+    ],
+)
+def test_who_has_settled_how_many_run_at_once_is_heard(
+    resources: Resources, asked: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+
+    def follow(launch: Session, command: Any, otherwise: str) -> Any:
+        told.append(json.loads(Path(command[-1]).read_text()))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(Session, "follow", follow)
+    config = {"output-dir": str(tmp_path), "num-clients": 5, "fraction-train": 0.4}
+    simulate_module.simulate(ROOT, config, resources)
+    assert [specification["share-cores-among"] for specification in told] == [asked]
 
 
 def test_a_ray_without_tokens_is_warned_of_in_one_line() -> None:
