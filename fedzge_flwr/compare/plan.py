@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from fedzge_flwr.config.sections import Settings
+from fedzge_flwr.learning.training import local_epochs, steps_an_epoch
 from fedzge_flwr.query.copies import copies_asked, num_queries
 from fedzge_flwr.synthesis.composition import image_counts
 
@@ -46,18 +46,15 @@ class Plan:
     def of(cls, settings: Settings, num_examples: int) -> Plan:
         """Return the plan of a client with so many images, by the settings of FedZGE."""
         run, training, distillation = settings.run, settings.training, settings.distillation
-        rounds, size = run.num_server_rounds, training.batch_size
-        steps_an_epoch = max(math.ceil(num_examples / size), 1)
-        # As `learning.training.train_locally` counts.
-        least = math.ceil(training.min_local_steps / max(num_examples // size, 1))
-        epochs = max(training.local_epochs, least)
+        rounds = run.num_server_rounds
+        an_epoch = steps_an_epoch(num_examples, training.batch_size)
         train_rounds = min(training.local_rounds or rounds, rounds)
         distill_rounds = min(distillation.client_distill_rounds or rounds, rounds)
         return cls(
             num_examples,
             rounds,
-            steps_an_epoch,
-            train_rounds * epochs * steps_an_epoch,
+            an_epoch,
+            train_rounds * local_epochs(num_examples, training) * an_epoch,
             distill_rounds * distillation.client_distill_steps,
         )
 

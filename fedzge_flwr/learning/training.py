@@ -13,7 +13,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
-from fedzge_flwr.config.sections import MIN_TRAINING_IMAGES, OptimizerSettings, Settings
+from fedzge_flwr.config.sections import (
+    MIN_TRAINING_IMAGES,
+    OptimizerSettings,
+    Settings,
+    TrainingSettings,
+)
 from fedzge_flwr.images.pixels import PIXEL_RANGE
 from fedzge_flwr.learning.augmentation import NO_AUGMENTATION, Augmentation
 from fedzge_flwr.learning.numerics import precision, reproducible
@@ -111,6 +116,18 @@ def minibatches(num_images: int, batch_size: int, stream: torch.Generator) -> li
     return batches
 
 
+def steps_an_epoch(num_images: int, batch_size: int) -> int:
+    """Return how many batches `minibatches` makes; 1 without images."""
+    full, rest = divmod(num_images, batch_size)
+    return max(full + (rest > 1), 1)
+
+
+def local_epochs(num_images: int, training: TrainingSettings) -> int:
+    """Return a client's epochs in a round: ``local-epochs``, or more for ``min-local-steps``."""
+    steps = steps_an_epoch(num_images, training.batch_size)
+    return max(training.local_epochs, math.ceil(training.min_local_steps / steps))
+
+
 @reproducible()
 def fit(
     model: nn.Module,
@@ -195,7 +212,7 @@ def train_locally(
     settings: Settings,
     stream: torch.Generator,
 ) -> float:
-    """Train as a run's settings say, ``local-epochs`` or longer if the images are few.
+    """Train as a run's settings say, for `local_epochs`.
 
     Takes at least `MIN_TRAINING_IMAGES` images, uint8 (N, C, H, W), and classes (N,), on the
     model's device; returns the mean cross-entropy over the last epoch in nats (`fit`).
@@ -204,12 +221,11 @@ def train_locally(
     client would forget its own data, and teach its peers nothing.
     """
     training = settings.training
-    steps_an_epoch = max(len(labels_N) // training.batch_size, 1)
     prior_K = log_class_prior(labels_N, num_classes) if training.logit_adjustment else None
     return fit(
         model,
         OwnImages(images_u8_NCHW, labels_N, prior_K),
-        epochs=max(training.local_epochs, math.ceil(training.min_local_steps / steps_an_epoch)),
+        epochs=local_epochs(len(labels_N), training),
         batch_size=training.batch_size,
         lr=training.local_lr,
         settings=settings.optimizer,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedzge_flwr.config.sections import OptimizerSettings
+from fedzge_flwr.config.sections import OptimizerSettings, TrainingSettings
 from fedzge_flwr.learning.distillation import class_weights, distill, distillation_step
 from fedzge_flwr.learning.models.catalogue import build_model
 from fedzge_flwr.learning.numerics import exact_float32, reproducible
@@ -16,10 +16,12 @@ from fedzge_flwr.learning.predict import evaluate_logits, predict
 from fedzge_flwr.learning.training import (
     OwnImages,
     fit,
+    local_epochs,
     log_class_prior,
     make_optimizer,
     make_schedule,
     minibatches,
+    steps_an_epoch,
 )
 
 SHAPE = (1, 8, 8)
@@ -37,6 +39,22 @@ def test_no_batch_of_one_among_several(num_images: int, sizes: list[int]) -> Non
     batches = minibatches(num_images, 4, torch.Generator().manual_seed(0))
     assert [len(batch) for batch in batches] == sizes
     assert sorted(torch.cat(batches).tolist()) == list(range(num_images))
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 64])
+def test_steps_are_counted_as_they_are_taken(size: int) -> None:
+    assert steps_an_epoch(0, size) == 1
+    for num_images in range(1, 4 * size):
+        batches = minibatches(num_images, size, torch.Generator().manual_seed(0))
+        assert steps_an_epoch(num_images, size) == len(batches)
+
+
+@pytest.mark.parametrize("num_images", [2, 64, 65, 66, 88, 140, 600, 6400, 50_000])
+def test_epochs_are_added_up_to_the_fewest_steps_and_no_further(num_images: int) -> None:
+    training = TrainingSettings(local_epochs=2, min_local_steps=100, batch_size=64)
+    epochs, steps = local_epochs(num_images, training), steps_an_epoch(num_images, 64)
+    assert epochs * steps >= 100
+    assert epochs == 2 or (epochs - 1) * steps < 100
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])

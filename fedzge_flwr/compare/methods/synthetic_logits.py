@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 from flwr.app import ArrayRecord
@@ -13,6 +12,7 @@ from fedzge_flwr.compare.session import Session
 from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.config.presets.catalogue import PAPER, preset_file, read_settings
 from fedzge_flwr.config.sections import Settings
+from fedzge_flwr.learning.training import steps_an_epoch
 from fedzge_flwr.observers.base import Observer
 from fedzge_flwr.observers.round_row import RoundRow
 from fedzge_flwr.server.round import RoundState
@@ -83,8 +83,8 @@ def _paper_client_keys(settings: Settings, plan: Plan) -> Keys:
     rounds = published.run.num_server_rounds
     training = plan.total - rounds * published.distillation.client_distill_steps
     # A batch of the paper's is larger, and an epoch fewer steps.
-    steps_an_epoch = math.ceil(plan.num_examples / published.training.batch_size)
-    return {"local-epochs": max(round(training / rounds / max(steps_an_epoch, 1)), 1)}
+    an_epoch = steps_an_epoch(plan.num_examples, published.training.batch_size)
+    return {"local-epochs": max(round(training / rounds / an_epoch), 1)}
 
 
 def _one_round_keys(settings: Settings) -> Keys:
