@@ -36,7 +36,7 @@ CONFIG: dict[str, Any] = {
     "num-train-images": 240,
     "num-test-images": 360,
     "local-rounds": 1,
-    "min-local-steps": 100,
+    "min-local-steps": 200,
     **dict.fromkeys(("mixup", "random-shifts", "random-erasing"), False),
 }
 
