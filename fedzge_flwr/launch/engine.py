@@ -106,7 +106,10 @@ def _start_ray(init_args: dict[str, Any], num_clients: int) -> None:
 
 
 def _cores() -> int:
-    """Return what Ray counts, which knows of containers; 0: this version of it does not tell."""
+    """Return what Ray counts, which knows of containers; 0: this version of it does not tell.
+
+    `fedzge_flwr.launch.machine` asks the same before a run, which this process cannot import.
+    """
     try:
         from ray._private.utils import get_num_cpus
 
