@@ -169,7 +169,7 @@ def test_a_name_that_nothing_has_begins_no_run_and_leaves_no_ray(tmp_path: Path)
             engine = family.start([sys.executable, "-P", ENGINE, specification], output)
         assert engine.wait(300) == 1
         log = (tmp_path / "log").read_text()
-        assert "fedzge: no model named 'cnm'; known: cnn, gabor-linear, resnet18" in log
+        assert "fedzge: no model named 'cnm'; known: cnn, cnn5, gabor-linear, resnet18" in log
         assert "run folder" not in log
         # Without being asked: Ray's processes go with the one that started them.
         _, left = psutil.wait_procs(family.alive(), timeout=30)

@@ -30,7 +30,7 @@ def test_every_model_takes_grey_and_colour(name: str, shape: tuple[int, int, int
         assert model(torch.zeros(2, *shape)).shape == (2, 7)
 
 
-@pytest.mark.parametrize("name", ["cnn", "resnet18", "resnet18-3x3"])
+@pytest.mark.parametrize("name", ["cnn", "cnn5", "resnet18", "resnet18-3x3"])
 def test_digits_are_large_enough_to_train_on(name: str) -> None:
     model = build_model(name, (1, 8, 8), 10).train()
     model(torch.randn(2, 1, 8, 8)).sum().backward()
@@ -45,6 +45,14 @@ def test_a_unit_of_the_cnn_that_says_nothing_can_still_learn() -> None:
     model(torch.randn(4, 1, 8, 8)).square().sum().backward()
     assert hidden.weight.grad is not None
     assert (hidden.weight.grad.abs().sum(dim=1) > 0).all()
+
+
+def test_five_convolutions_are_narrow_ones_of_a_vgg() -> None:
+    """9·(3·32 + 32·64 + 64² + 64·128 + 128²) weights, 2·416 of batch norm, 2,048·10 + 10 linear."""
+    model = build_model("cnn5", (3, 32, 32), 10)
+    assert sum(p.numel() for p in model.parameters()) == 277_344 + 832 + 20_490
+    kinds = [type(layer) for layer in model.modules()]
+    assert [kinds.count(kind) for kind in (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d)] == [5, 5, 3]
 
 
 def test_resnet_is_torchvisions() -> None:
@@ -74,7 +82,7 @@ def test_small_stem_keeps_the_resolution() -> None:
 
 def test_unknown_model_lists_the_known() -> None:
     with pytest.raises(
-        ConfigError, match=r"no model named 'vgg'; known: cnn, gabor-linear, resnet18"
+        ConfigError, match=r"no model named 'vgg'; known: cnn, cnn5, gabor-linear, resnet18"
     ):
         build_model("vgg", (1, 8, 8), 10)
 

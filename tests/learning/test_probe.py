@@ -173,7 +173,7 @@ def test_what_is_fast_is_done_where_it_changes_nothing() -> None:
         assert (found.channels_last, found.empty is not None) == ways, name
 
 
-@pytest.mark.parametrize("name", ["cnn", "resnet18", "resnet50-3x3"])
+@pytest.mark.parametrize("name", ["cnn", "cnn5", "resnet18", "resnet50-3x3"])
 def test_the_packages_own_models_need_no_probe(name: str) -> None:
     """They would pass it, and it is spared."""
     found = find_ways(lambda *given: MODELS[name](*given), (3, 16, 16), 10)

@@ -195,3 +195,17 @@ def test_light_imports() -> None:
     assert not command & (heavy | {"flwr", "scipy"})
     server = modules_after("import server_app")
     assert not server & {"torchvision", "matplotlib", "sklearn", "datasets", "flwr_datasets"}
+
+
+def test_nothing_lies_at_the_top_that_nobody_put_there() -> None:
+    """What a test or a command leaves in the folder that it is run from is committed by mistake."""
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if listed.returncode:
+        pytest.skip("no git checkout")
+    found = {line.split("/")[0] for line in listed.stdout.splitlines()}
+    folders = {"fedzge_flwr", "tests", "benchmarks", "examples", "docs", "deploy", ".ci"}
+    files = {"server_app.py", "client_app.py", "pyproject.toml", "README.md", "CONTRIBUTING.md"}
+    files |= {"CHANGELOG.md", "LICENSE", "Makefile", "mkdocs.yml", ".gitignore"}
+    assert found <= folders | files

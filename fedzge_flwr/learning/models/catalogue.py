@@ -29,6 +29,12 @@ def _cnn(image_shape: ImageShape, num_classes: int) -> nn.Module:
     return SmallCNN(image_shape, num_classes)
 
 
+def _cnn5(image_shape: ImageShape, num_classes: int) -> nn.Module:
+    from fedzge_flwr.learning.models.cnn import FiveConvolutions
+
+    return FiveConvolutions(image_shape, num_classes)
+
+
 def _gabor_linear(image_shape: ImageShape, num_classes: int) -> nn.Module:
     from fedzge_flwr.learning.models.gabor import GaborLinear
 
@@ -44,6 +50,7 @@ def _resnet(image_shape: ImageShape, num_classes: int, *, depth: int, stem: str)
 MODELS: Registry[ModelBuilder] = Registry(
     {
         "cnn": _cnn,
+        "cnn5": _cnn5,
         "gabor-linear": _gabor_linear,
         **{f"resnet{depth}": partial(_resnet, depth=depth, stem="7x7") for depth in (18, 34, 50)},
         **{

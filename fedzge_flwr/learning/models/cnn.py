@@ -1,4 +1,4 @@
-"""A small convolutional network for quick runs."""
+"""Small convolutional networks: for quick runs, and for photographs on a CPU."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class SmallCNN(nn.Module):
         super().__init__()
         channels, height, width = image_shape
         self.features = nn.Sequential(
-            *self._block(channels, 32),
-            *self._block(32, 64),
+            *_block(channels, 32, pool=True),
+            *_block(32, 64, pool=True),
         )
         self.classifier = nn.Sequential(
             nn.Flatten(),
@@ -35,17 +35,52 @@ class SmallCNN(nn.Module):
             nn.Linear(128, num_classes),
         )
 
-    @staticmethod
-    def _block(channels_in: int, channels_out: int) -> tuple[nn.Module, ...]:
-        return (
-            nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
-            # Before batch norm and ReLU, which then work on a quarter of the values.
-            nn.MaxPool2d(2),
-            nn.BatchNorm2d(channels_out),
-            nn.ReLU(),
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """Map images (N, C, H, W) to logits (N, K)."""
+        logits_NK: Tensor = self.classifier(self.features(images_NCHW))
+        return logits_NK
+
+
+class FiveConvolutions(nn.Module):
+    """Five 3×3 convolutions with batch norm, three 2×2 max-pools, and a linear layer.
+
+    A narrow one of the networks of Simonyan and Zisserman (2014, arXiv 1409.1556), for photographs
+    of 32 pixels where a ResNet takes too long: 3 to 4 times the seconds of `SmallCNN`, and a
+    quarter of a ResNet-18's.
+
+    Parameters
+    ----------
+    image_shape : tuple of int
+        (C, H, W), H and W at least 8.
+    num_classes : int
+        Number of logits K.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
+        super().__init__()
+        channels, height, width = image_shape
+        self.features = nn.Sequential(
+            *_block(channels, 32, pool=True),
+            *_block(32, 64),
+            *_block(64, 64, pool=True),
+            *_block(64, 128),
+            *_block(128, 128, pool=True),
+        )
+        self.classifier = nn.Sequential(
+            nn.Flatten(), nn.Linear(128 * (height // 8) * (width // 8), num_classes)
         )
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """Map images (N, C, H, W) to logits (N, K)."""
         logits_NK: Tensor = self.classifier(self.features(images_NCHW))
         return logits_NK
+
+
+def _block(channels_in: int, channels_out: int, *, pool: bool = False) -> tuple[nn.Module, ...]:
+    return (
+        nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
+        # Before batch norm and ReLU, which then work on a quarter of the values.
+        *((nn.MaxPool2d(2),) if pool else ()),
+        nn.BatchNorm2d(channels_out),
+        nn.ReLU(),
+    )
