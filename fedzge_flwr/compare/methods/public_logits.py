@@ -15,7 +15,7 @@ from flwr.serverapp.strategy import FedAvg
 from fedzge_flwr.common.arrays import ByteArray, FloatArray
 from fedzge_flwr.common.errors import ComparisonError
 from fedzge_flwr.common.randomness import Purpose, torch_stream
-from fedzge_flwr.compare.method import Keys, Method, steps_in_every_round
+from fedzge_flwr.compare.method import Keys, Method, plain_steps_in_every_round
 from fedzge_flwr.compare.methods.weights import (
     ARRAYS,
     register_weights,
@@ -207,6 +207,6 @@ def feddf(public: str) -> Method:
         source="Lin et al., 2020, arXiv 2006.07242",
         several_architectures=False,
         public_data=True,
-        client_keys=steps_in_every_round,
+        client_keys=plain_steps_in_every_round,
         endpoints=register_weights,
     )

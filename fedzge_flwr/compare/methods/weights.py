@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedProx, Strategy
 from torch import Tensor, nn
 
 from fedzge_flwr.compare.clients import Client
-from fedzge_flwr.compare.method import Method, steps_in_every_round
+from fedzge_flwr.compare.method import Method, plain_steps_in_every_round
 from fedzge_flwr.compare.session import Session
 
 ARRAYS = "arrays"
@@ -125,7 +125,7 @@ def _weights(title: str, source: str, make: Any) -> Method:
         leaves="weights",
         source=source,
         several_architectures=False,
-        client_keys=steps_in_every_round,
+        client_keys=plain_steps_in_every_round,
         endpoints=register_weights,
     )
 
