@@ -316,12 +316,18 @@ def test_five_clients_on_two_cores() -> None:
         (Resources(num_cpus=2), 0),
         (Resources(num_gpus=0.5, more="init-args-num-gpus=1"), 0),
         (Resources(more="init-args-num-cpus=2"), 0),
+        ("10.0.0.1:6379", 0),
     ],
 )
 def test_who_has_settled_how_many_run_at_once_is_heard(
-    resources: Resources, asked: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    resources: Resources | str, asked: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The user, a GPU, or a cluster, whose address is here and which `make test-slow` has."""
     told: list[Any] = []
+    if isinstance(resources, str):
+        monkeypatch.setenv("RAY_ADDRESS", resources)
+        monkeypatch.setattr(simulate_module, "check_cluster", lambda address: None)
+        resources = Resources()
 
     def follow(launch: Session, command: Any, otherwise: str) -> Any:
         told.append(json.loads(Path(command[-1]).read_text()))

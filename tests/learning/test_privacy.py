@@ -20,6 +20,7 @@ from fedzge_flwr.learning.privacy import (
     mu_of,
     released,
     secure_normal,
+    steps_of,
 )
 
 RNG = np.random.default_rng(0)
@@ -120,6 +121,30 @@ def test_noise_in_all_costs_mu(monkeypatch: pytest.MonkeyPatch) -> None:
     of_step = found.weights_KE[0, 0] / weights * 20.0 / 8.0
     assert drawn == [(2,), *[(2, 3)] * steps]
     assert of_counts**-2 + steps * of_step**-2 == pytest.approx(mu**2)
+
+
+@pytest.mark.parametrize(
+    ("mu", "num_images", "steps"),
+    [(1.6664, 1153, 44), (0.5021, 287, 12), (0.5021, 1153, 24), (0.1, 20, 5), (9.0, 50_000, 100)],
+)
+def test_steps_follow_what_is_to_be_seen_in_the_noise(
+    mu: float, num_images: int, steps: int
+) -> None:
+    assert steps_of(mu, num_images) == steps
+
+
+def test_steps_tell_nothing_that_the_noisy_counts_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of no image at all, but of counts that the noise has made 800."""
+    drawn = []
+
+    def much(*shape: int) -> np.ndarray:
+        drawn.append(shape)
+        return np.full(shape, 400 * math.sqrt(0.05) if len(drawn) == 1 else 0.0)
+
+    monkeypatch.setattr(privacy, "secure_normal", much)
+    found = released(np.zeros((0, 3)), np.zeros(0, dtype=np.int64), 2, 1.0)
+    np.testing.assert_allclose(found.counts_K, [400, 400])
+    assert len(drawn) - 1 == steps_of(1.0, 800) == 28
 
 
 def test_noise_is_normal_and_comes_from_no_seed() -> None:
