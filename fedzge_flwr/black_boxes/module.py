@@ -33,6 +33,7 @@ from fedzge_flwr.config.sections import MIN_TRAINING_IMAGES, Settings
 from fedzge_flwr.images.image_set import ImageSet
 from fedzge_flwr.learning.distillation import distill
 from fedzge_flwr.learning.fixed_steps import OfProbabilities
+from fedzge_flwr.learning.numerics import keep_freed_memory
 from fedzge_flwr.learning.outputs import check_aside, check_model
 from fedzge_flwr.learning.predict import predict
 from fedzge_flwr.learning.tensors import (
@@ -128,6 +129,7 @@ class ModuleBlackBox(ClassifierBlackBox):
         self._rehearses = rehearses(context.node_config, settings)
         # Called with the first draw: a node's secret is made then.
         self._seed = cache(partial(seed_of_draws, context.node_config, settings.run.seed))
+        keep_freed_memory()
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(settings.run.client_threads)
 

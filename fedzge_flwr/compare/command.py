@@ -173,20 +173,19 @@ class _Outcome:
     @classmethod
     def of(cls, wanted: Wanted, told: Callable[[str], None]) -> _Outcome:
         """Run it, on one thread; Flower's strategies log every step of theirs, and are quiet."""
-        import torch
+        from fedzge_flwr.learning.numerics import threads
 
-        logger, before = logging.getLogger("flwr"), torch.get_num_threads()
+        logger = logging.getLogger("flwr")
         level = logger.level
         logger.setLevel(logging.ERROR)
-        torch.set_num_threads(1)
         try:
-            found = run_here(wanted.method, wanted.config, partial(_line, wanted, told))
+            with threads(1):
+                found = run_here(wanted.method, wanted.config, partial(_line, wanted, told))
             return cls(wanted, Result.of(wanted.method, wanted.settings, found))
         except FedZGEError as error:
             # As text: not every error passes from one process to another.
             return cls(wanted, None, str(error))
         finally:
-            torch.set_num_threads(before)
             logger.setLevel(level)
 
 
