@@ -13,7 +13,9 @@ from safetensors.numpy import load_file, save_file
 from fedzge_flwr.black_boxes.contract import EvaluationSplit
 from fedzge_flwr.black_boxes.partition import TorchBlackBox
 from fedzge_flwr.black_boxes.private import PrivateBlackBox, Releases
+from fedzge_flwr.client.own_accuracy import own_accuracy, too_costly
 from fedzge_flwr.common.files import atomic_path
+from fedzge_flwr.config.owner import OwnerSettings
 from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.query.question import Question
 from fedzge_flwr.query.targets import Targets
@@ -46,6 +48,7 @@ class LocalClients:
         trained = (run.seed, run.num_clients, settings.data, training, settings.optimizer)
         self._key = hashlib.sha256(repr(trained).encode()).hexdigest()[:16]
         self._trained = dict.fromkeys(partitions, 0)
+        self._best = dict.fromkeys(partitions, 0.0)
         self._num_examples = {p: self._boxes[p].profile().num_examples for p in partitions}
 
     @staticmethod
@@ -91,9 +94,21 @@ class LocalClients:
         return {p: ClientAnswer(self._boxes[p].logits(images_BCHW), losses[p]) for p in partitions}
 
     def distill(self, round_: int, partitions: Sequence[int], targets: Targets) -> dict[int, float]:
-        """Have each client distill."""
-        given = targets.images_NCHW, targets.logits_NK, targets.temperature
-        return {p: self._boxes[p].distill(round_, *given) for p in partitions}
+        """Have each client distill, as its endpoint would."""
+        return {p: self._distill(p, round_, targets) for p in partitions}
+
+    def _distill(self, partition: int, round_: int, targets: Targets) -> float:
+        """Distill; what costs more on own images than an owner allows by default is undone."""
+        box, most = self._boxes[partition], OwnerSettings().max_accuracy_loss / 100
+        before = {name: value.copy() for name, value in box.state().items()}
+        had = own_accuracy(box)
+        loss = box.distill(round_, targets.images_NCHW, targets.logits_NK, targets.temperature)
+        has = own_accuracy(box)
+        self._best[partition] = max(self._best[partition], had.share)
+        if too_costly(self._best[partition], had, has, most):
+            print(f"  round {round_}: distillation of client {partition} was undone", flush=True)
+            box.load_state(before)
+        return loss
 
     def deliver(self, round_: int) -> dict[int, float]:
         """Nothing is ever put off."""

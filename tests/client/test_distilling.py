@@ -222,7 +222,8 @@ def test_a_model_must_be_right_on_own_images_and_between_them() -> None:
         def answer(images: Any) -> Any:
             seen = ((images[:, 0, 0, 0] + 1) * 127.5).round().astype(int)
             asked.append(seen.tolist())
-            return np.stack([seen != wrong, seen == wrong], axis=1).astype(np.float32)
+            never = np.zeros_like(seen)
+            return 10 * np.stack([seen != wrong, seen == wrong, never], axis=1).astype(np.float32)
 
         return answer
 
@@ -236,6 +237,25 @@ def test_a_model_must_be_right_on_own_images_and_between_them() -> None:
     assert right_on_own(logits(200), zeros, zeros, 9).tolist() == [True, True, False] * 2
     assert len(right_on_own(logits(0), own, own, 5)) == 5
     assert len(right_on_own(logits(0), own.take(np.arange(0)), None, 5)) == 0
+
+
+def test_classes_that_a_client_has_not_must_be_a_hundred_times_as_likely() -> None:
+    """Among own classes, 0 and 2, the logits alone decide; class 1 must be ahead by log 100."""
+    own = ImageSet(np.zeros((3, 1, 1, 1), np.uint8), np.array([0, 2, 0]))
+
+    def ahead(of_0: float, of_1: float) -> Any:
+        logits_K = np.array([of_0, of_1, 0.0], dtype=np.float32)
+        return lambda images: np.tile(logits_K, (len(images), 1))
+
+    def right(of_0: float, of_1: float, held_out: ImageSet | None = None) -> list[bool]:
+        return [bool(found) for found in right_on_own(ahead(of_0, of_1), held_out, own, 9)]
+
+    assert right(0.1, 0.0) == right(0.1, 4.6) == [True, False, True]
+    assert right(0.1, 4.8) == [False, False, False]
+    assert right(-0.1, 4.4) == [False, True, False]
+    # What is held out counts too.
+    other = ImageSet(np.zeros((1, 1, 1, 1), np.uint8), np.array([1]))
+    assert right(0.1, 0.2, other) == [True, False, False, False]
 
 
 def test_any_black_box_can_be_judged(make_grid: Any, tiny_config: dict[str, Any]) -> None:

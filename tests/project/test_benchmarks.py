@@ -31,7 +31,9 @@ from benchmarks.steered_patterns import Steered
 from benchmarks.told import kept_in, told
 from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.config.presets.catalogue import preset_file, read_settings
+from fedzge_flwr.data.loading import load_split
 from fedzge_flwr.query.question import Question
+from fedzge_flwr.query.targets import Targets
 from fedzge_flwr.server.build import build_central, build_generator, build_server
 from fedzge_flwr.server.phases import generate
 from fedzge_flwr.server.state import ServerState
@@ -396,6 +398,30 @@ def test_processes_and_one_process_give_the_same_answers(tiny_config: dict[str, 
             for partition in range(3):
                 one, other = (found[partition] for found in answers)
                 assert np.array_equal(one.logits_BK, other.logits_BK)
+
+
+def test_clients_of_a_benchmark_undo_what_those_of_a_run_would(
+    efficient_config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else its figures are of distillations that no owner allows."""
+    more = {"local-epochs": 8, "client-distill-steps": 100, "client-rehearsal": False}
+    settings = from_run_config({**efficient_config, "num-train-images": 900, **more})
+    clients = LocalClients(settings)
+    clients.train(1, (0,))
+    asked = load_split(settings.data, "test").take(np.arange(60))
+    question = Question.unperturbed(asked.images_NCHW)
+
+    def distilled(shift: int) -> bool:
+        before = {name: value.copy() for name, value in clients._boxes[0].state().items()}
+        rows = np.eye(10, dtype=np.float32)[(asked.labels_N + shift) % 10]
+        targets = Targets.on(question, 1, 20 * rows - 10, 1.5)
+        assert clients.distill(1, (0,), targets)[0] > 0
+        after = clients._boxes[0].state()
+        return any(not np.array_equal(after[name], value) for name, value in before.items())
+
+    assert not distilled(1)
+    assert "distillation of client 0 was undone" in capsys.readouterr().out
+    assert distilled(0)
 
 
 @pytest.mark.slow
