@@ -118,10 +118,17 @@ def rounds_within(settings: Settings, budget: int) -> int:
 
 
 def run_federation(
-    settings: Settings, num_rounds: int, label: str, epsilon: float | None = None
+    settings: Settings,
+    num_rounds: int,
+    label: str,
+    epsilon: float | None = None,
+    cache: Path | None = None,
 ) -> list[Point]:
-    """Run one federation; return its accuracies on evaluation rounds. ``epsilon``: its clients'."""
-    clients = LocalClients(settings, epsilon=epsilon)
+    """Run one federation; return its accuracies on evaluation rounds.
+
+    ``epsilon`` is its clients' privacy, ``cache`` the folder of their trained models.
+    """
+    clients = LocalClients(settings, None if epsilon else cache, epsilon)
     evaluation = TestSetEvaluation(settings)
     labels_M = evaluation.labels_M
     server = build_server(
@@ -367,6 +374,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--eval-every", type=int, default=5, help="rounds between evaluations")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="more settings")
     parser.add_argument("--json", type=Path, help="keep finished runs here, and go on from it")
+    parser.add_argument("--cache", type=Path, help="keep the clients' trained models here")
     parser.add_argument("--plot", type=Path, help="draw accuracy against queries (PNG)")
     parsed = parser.parse_args(arguments)
     if "all" in parsed.recipe:
@@ -412,7 +420,7 @@ def _one_run(arguments: argparse.Namespace, row: str, alpha: float, seed: int, r
     if row in (LOCAL_ONLY, LOCAL_DEFAULT):
         found = run_local_only(settings, num_rounds, label)
     else:
-        found = run_federation(settings, num_rounds, label, PRIVATE.get(row))
+        found = run_federation(settings, num_rounds, label, PRIVATE.get(row), arguments.cache)
     points = [asdict(point) for point in found]
     seconds = math.ceil(time.perf_counter() - started)
     # Another process may have finished a run for the same file meanwhile.

@@ -31,7 +31,8 @@ class LocalClients:
         The run's settings; one black box for each of ``num-clients``.
     cache : Path, optional
         Where trained models are kept, for other runs of the same clients: what they learn of their
-        own data does not depend on what others answer, until they distill.
+        own data does not depend on what others answer. Once they distill it does, and nothing is
+        kept or taken any more.
     epsilon : float, optional
         ε of each client's privacy, δ = 10⁻⁵; None: none is private.
     """
@@ -95,6 +96,7 @@ class LocalClients:
 
     def distill(self, round_: int, partitions: Sequence[int], targets: Targets) -> dict[int, float]:
         """Have each client distill, as its endpoint would."""
+        self._cache = None
         return {p: self._distill(p, round_, targets) for p in partitions}
 
     def _distill(self, partition: int, round_: int, targets: Targets) -> float:

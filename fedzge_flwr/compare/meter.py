@@ -68,12 +68,16 @@ class MeteredGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Send messages and wait for their replies."""
+        """Send messages and wait for their replies; return them in order of the nodes.
+
+        Flower's strategies ask nodes in an order drawn at random, without a seed, and add up
+        weights in the order of the replies: their sum differs in its last bits.
+        """
         sent = list(messages)
         self.down += _counted(sent)
         replies = list(self._grid.send_and_receive(sent, timeout=timeout))
         self.up += _counted(replies)
-        return replies
+        return sorted(replies, key=lambda reply: reply.metadata.src_node_id)
 
 
 def _counted(messages: Iterable[Message]) -> int:

@@ -148,9 +148,7 @@ class Session:
         ComparisonError
             If one fails: a comparison needs all of them.
         """
-        found = sorted(
-            self.grid.send_and_receive(messages), key=lambda reply: reply.metadata.src_node_id
-        )
+        found = list(self.grid.send_and_receive(messages))
         for reply in found:
             if reply.has_error():
                 raise ComparisonError(

@@ -271,6 +271,24 @@ def test_central_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert [line for line in again.splitlines() if line.startswith("|")] == table
 
 
+def test_trained_clients_are_kept_until_they_distill(tmp_path: Path) -> None:
+    """A run is the same with kept clients, and those of a longer one are of use to it."""
+    settings = "local-rounds=3 client-distill-rounds=2 candidates=1"
+    points = []
+    for budget, cache in ((80, None), (60, "kept"), (80, "kept"), (80, "kept")):
+        found = tmp_path / f"{len(points)}.json"
+        kept = ["--cache", str(tmp_path / cache)] if cache else []
+        arguments = [*TINY.split(), *settings.split(), "--json", str(found), *kept]
+        central_accuracy.main([*arguments, "--recipe", "efficient", "--budget", str(budget)])
+        points.append(json.loads(found.read_text())[0]["points"])
+    alone, shorter, longer, again = points
+    assert alone == longer == again
+    assert longer[0] == shorter[0]
+    # The shorter run distills in rounds 2 and 3, so that its third training is its own.
+    assert longer[2]["mean_client"] != shorter[2]["mean_client"]
+    assert len(list((tmp_path / "kept").iterdir())) == 6
+
+
 def kept_run(seed: int, central: float, rounds: int = 2, **settings: object) -> dict[str, Any]:
     points = [
         {"round": round_, "queries": 10 * round_, "central": central, "ensemble": 0.8}
