@@ -8,6 +8,7 @@ arXiv 2011.11660).
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -23,6 +24,8 @@ _CELLS = 7
 
 _SAMPLES = 2000
 """Images of noise by which features are whitened."""
+
+_AT_ONCE = 20
 
 _WHITENED = 0.75
 """Power of a direction's deviation by which it is divided: 1 would make all alike."""
@@ -54,53 +57,67 @@ class GaborLinear(nn.Module):
 
     def __init__(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
         super().__init__()
-        channels, height, width = image_shape
-        # Half of the side at most: the padding is no part of the image.
-        side = min(_SIDE, 2 * (min(height, width) // 4) + 1)
-        self._cells = (min(_CELLS, height // 2), min(_CELLS, width // 2))
-        self._pixels = (min(2 * _CELLS, height), min(2 * _CELLS, width))
-        self.register_buffer("filters", _filters(side))
-        features = _ORIENTATIONS * channels * math.prod(self._cells)
-        features += channels * math.prod(self._pixels)
-        kept = min(features, _MOST_FEATURES)
-        self.register_buffer("mean", torch.zeros(features))
-        self.register_buffer("whitening", torch.zeros(features, kept))
-        self._whiten(image_shape)
-        self.head = nn.Linear(kept, num_classes, bias=False)
+        filters, mean_D, whitening_DE = _whitened(image_shape)
+        for name, values in (("filters", filters), ("mean", mean_D), ("whitening", whitening_DE)):
+            # Copies: others' are those of all models of this shape.
+            self.register_buffer(name, torch.empty(values.shape).copy_(values))
+        self.head = nn.Linear(whitening_DE.shape[1], num_classes, bias=False)
         # Where all classes are alike: what noisy gradients begin at.
         nn.init.zeros_(self.head.weight)
 
-    def _whiten(self, image_shape: tuple[int, int, int]) -> None:
-        raw_SD = self._raw(_natural_noise(_SAMPLES, image_shape))
-        mean_D = raw_SD.mean(dim=0)
-        _, values_E, directions_ED = torch.linalg.svd(raw_SD - mean_D, full_matrices=False)
-        kept = self.whitening.shape[1]
-        deviations_E = values_E[:kept] / math.sqrt(_SAMPLES)
-        deviations_E = deviations_E + _FLOOR * deviations_E[0]
-        self.mean.copy_(mean_D)
-        self.whitening.copy_(directions_ED[:kept].T / deviations_E.pow(_WHITENED))
-
-    def _raw(self, images_NCHW: Tensor) -> Tensor:
-        num_images, channels, height, width = images_NCHW.shape
-        planes = images_NCHW.reshape(num_images * channels, 1, height, width)
-        answers = F.conv2d(planes, self.filters, padding=self.filters.shape[-1] // 2)
-        even, odd = answers.chunk(2, dim=1)
-        # Not the root itself, whose slope at 0 has no limit.
-        magnitude = (even.square() + odd.square() + 1e-12).sqrt()
-        pooled = F.adaptive_avg_pool2d(magnitude, self._cells)
-        # Spelled out, since there may be no image.
-        averages = pooled.reshape(num_images, channels * _ORIENTATIONS * math.prod(self._cells))
-        pixels = F.adaptive_avg_pool2d(images_NCHW, self._pixels).flatten(1)
-        return torch.cat((averages, pixels), dim=1)
-
     def features(self, images_NCHW: Tensor) -> Tensor:
         """Return features (N, E) of length 1, of images (N, C, H, W)."""
-        return F.normalize((self._raw(images_NCHW) - self.mean) @ self.whitening, dim=1)
+        raw_ND = _raw(images_NCHW, self.filters)
+        return F.normalize((raw_ND - self.mean) @ self.whitening, dim=1)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """Map images (N, C, H, W) to logits (N, K)."""
         logits_NK: Tensor = self.head(self.features(images_NCHW))
         return logits_NK
+
+
+@lru_cache(maxsize=4)
+def _whitened(image_shape: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return filters, the features' mean (D,) on noise, and their whitening (D, E).
+
+    They take a second for colour images of 32 pixels, and a client makes its model several times.
+    """
+    from scipy.linalg import eigh
+
+    # Also where a model is made without values.
+    with torch.device("cpu"), torch.no_grad():
+        # Half of the side at most: the padding is no part of the image.
+        filters = _filters(min(_SIDE, 2 * (min(image_shape[1:]) // 4) + 1))
+        # A few at a time: the filters' answers are sixteen times an image, and stay in the cache.
+        noise = _natural_noise(_SAMPLES, image_shape).split(_AT_ONCE)
+        raw_SD = torch.cat([_raw(part_NCHW, filters) for part_NCHW in noise])
+        mean_D = raw_SD.mean(dim=0)
+        centred_SD = raw_SD - mean_D
+        # Of the covariance, and the largest alone: a fifth of the time of singular values.
+        covariance_DD = (centred_SD.T @ centred_SD / _SAMPLES).numpy()
+        features = len(covariance_DD)
+        kept = min(features, _MOST_FEATURES)
+        found = eigh(covariance_DD, subset_by_index=[features - kept, features - 1])
+        values_E, directions_DE = (torch.from_numpy(array).flip(-1) for array in found)
+        deviations_E = values_E.clamp_min(0).sqrt()
+        deviations_E = deviations_E + _FLOOR * deviations_E[0]
+        return filters, mean_D, directions_DE / deviations_E.pow(_WHITENED)
+
+
+def _raw(images_NCHW: Tensor, filters: Tensor) -> Tensor:
+    """Return magnitudes of the filters' answers, averaged over cells, and coarse pixels (N, D)."""
+    num_images, channels, height, width = images_NCHW.shape
+    cells = (min(_CELLS, height // 2), min(_CELLS, width // 2))
+    planes = images_NCHW.reshape(num_images * channels, 1, height, width)
+    answers = F.conv2d(planes, filters, padding=filters.shape[-1] // 2)
+    even, odd = answers.chunk(2, dim=1)
+    # Not the root itself, whose slope at 0 has no limit.
+    magnitude = (even.square() + odd.square() + 1e-12).sqrt()
+    pooled = F.adaptive_avg_pool2d(magnitude, cells)
+    # Spelled out, since there may be no image.
+    averages = pooled.reshape(num_images, channels * _ORIENTATIONS * math.prod(cells))
+    coarse = (min(2 * _CELLS, height), min(2 * _CELLS, width))
+    return torch.cat((averages, F.adaptive_avg_pool2d(images_NCHW, coarse).flatten(1)), dim=1)
 
 
 def _filters(side: int) -> Tensor:
