@@ -42,9 +42,13 @@ def test_squares_of_mu_add_up() -> None:
     """The δ of two releases together is that of one of √(μ₁² + μ₂²)."""
     first, second, epsilon = 0.8, 0.6, 0.7
 
+    def density(x: float, mean: float = 0.0) -> float:
+        # Not SciPy's, which takes eight seconds of a million points.
+        return math.exp(-((x - mean) ** 2) / 2) / math.sqrt(2 * math.pi)
+
     def exceeding(y: float, x: float) -> float:
-        p = norm.pdf(x, first) * norm.pdf(y, second)
-        return float(max(p - math.exp(epsilon) * norm.pdf(x) * norm.pdf(y), 0.0))
+        p = density(x, first) * density(y, second)
+        return max(p - math.exp(epsilon) * density(x) * density(y), 0.0)
 
     whole, _ = dblquad(exceeding, -7, 8, -7, 8, epsabs=1e-7)
     assert delta_of(math.hypot(first, second), epsilon) == pytest.approx(whole, abs=1e-5)
