@@ -128,7 +128,7 @@ def run_federation(
 
     ``epsilon`` is its clients' privacy, ``cache`` the folder of their trained models.
     """
-    clients = LocalClients(settings, None if epsilon else cache, epsilon)
+    clients = LocalClients(settings, cache, epsilon)
     evaluation = TestSetEvaluation(settings)
     labels_M = evaluation.labels_M
     server = build_server(

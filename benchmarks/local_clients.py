@@ -32,7 +32,8 @@ class LocalClients:
     cache : Path, optional
         Where trained models are kept, for other runs of the same clients: what they learn of their
         own data does not depend on what others answer. Once they distill it does, and nothing is
-        kept or taken any more.
+        kept or taken any more. Nor are private clients, whose noise no seed repeats. It knows the
+        settings but not the code: after a change of numbers take another folder.
     epsilon : float, optional
         ε of each client's privacy, δ = 10⁻⁵; None: none is private.
     """
@@ -44,9 +45,11 @@ class LocalClients:
         partitions = range(num_clients)
         self._boxes = [self._box(settings, p, epsilon) for p in partitions]
         self._local_rounds = settings.training.local_rounds
-        self._cache = cache
+        self._cache = cache if epsilon is None else None
         run, training = settings.run, settings.training
-        trained = (run.seed, run.num_clients, settings.data, training, settings.optimizer)
+        # What says in which rounds a client trains, and on what.
+        sampled = (run.seed, run.num_clients, run.fraction_train)
+        trained = (sampled, settings.data, training, settings.optimizer)
         self._key = hashlib.sha256(repr(trained).encode()).hexdigest()[:16]
         self._trained = dict.fromkeys(partitions, 0)
         self._best = dict.fromkeys(partitions, 0.0)

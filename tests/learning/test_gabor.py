@@ -36,12 +36,14 @@ def test_features_are_those_of_the_shape_alone() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(5)
         one = GaborLinear((1, 8, 8), 3)
+        gabor._whitened.cache_clear()
         torch.manual_seed(6)
         assert torch.equal(one.whitening, GaborLinear((1, 8, 8), 5).whitening)
 
 
 def test_it_is_made_without_values_and_filled() -> None:
-    """A client fills an empty model for each message; whitening anew would take it seconds."""
+    """A client fills an empty model for each message."""
+    gabor._whitened.cache_clear()
     ways = model_ways("gabor-linear", (1, 8, 8), 3)
     assert ways.empty is not None
     assert all(tensor.is_meta for tensor in ways.empty.state_dict().values())

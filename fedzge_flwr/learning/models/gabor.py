@@ -26,6 +26,7 @@ _SAMPLES = 2000
 """Images of noise by which features are whitened."""
 
 _AT_ONCE = 20
+"""Of them, that are filtered together: the answers, 16 times an image, stay in the cache."""
 
 _WHITENED = 0.75
 """Power of a direction's deviation by which it is divided: 1 would make all alike."""
@@ -59,7 +60,8 @@ class GaborLinear(nn.Module):
         super().__init__()
         filters, mean_D, whitening_DE = _whitened(image_shape)
         for name, values in (("filters", filters), ("mean", mean_D), ("whitening", whitening_DE)):
-            # Copies: others' are those of all models of this shape.
+            # A copy, since all models of a shape get the same; not a clone, which would have values
+            # also where a model is made without any.
             self.register_buffer(name, torch.empty(values.shape).copy_(values))
         self.head = nn.Linear(whitening_DE.shape[1], num_classes, bias=False)
         # Where all classes are alike: what noisy gradients begin at.
@@ -80,7 +82,8 @@ class GaborLinear(nn.Module):
 def _whitened(image_shape: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
     """Return filters, the features' mean (D,) on noise, and their whitening (D, E).
 
-    They take a second for colour images of 32 pixels, and a client makes its model several times.
+    They take two seconds for colour images of 32 pixels, and a client makes its model several
+    times.
     """
     from scipy.linalg import eigh
 
@@ -88,7 +91,6 @@ def _whitened(image_shape: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor
     with torch.device("cpu"), torch.no_grad():
         # Half of the side at most: the padding is no part of the image.
         filters = _filters(min(_SIDE, 2 * (min(image_shape[1:]) // 4) + 1))
-        # A few at a time: the filters' answers are sixteen times an image, and stay in the cache.
         noise = _natural_noise(_SAMPLES, image_shape).split(_AT_ONCE)
         raw_SD = torch.cat([_raw(part_NCHW, filters) for part_NCHW in noise])
         mean_D = raw_SD.mean(dim=0)
