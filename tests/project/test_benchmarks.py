@@ -289,6 +289,20 @@ def test_trained_clients_are_kept_until_they_distill(tmp_path: Path) -> None:
     assert len(list((tmp_path / "kept").iterdir())) == 6
 
 
+def test_kept_clients_are_those_of_the_same_sampling(tmp_path: Path) -> None:
+    """A client's third round is another model if it is the first that it takes part in."""
+    points = []
+    for fraction, cache in ((1.0, True), (0.5, True), (0.5, False)):
+        found = tmp_path / f"{len(points)}.json"
+        kept = ["--cache", str(tmp_path / "kept")] if cache else []
+        settings = ["local-rounds=3", "client-distill-steps=0", f"fraction-train={fraction}"]
+        arguments = [*TINY.split(), *settings, "--json", str(found), *kept]
+        central_accuracy.main([*arguments, "--recipe", "efficient", "--budget", "80"])
+        points.append(json.loads(found.read_text())[0]["points"])
+    every, half, alone = points
+    assert half == alone != every
+
+
 def kept_run(seed: int, central: float, rounds: int = 2, **settings: object) -> dict[str, Any]:
     points = [
         {"round": round_, "queries": 10 * round_, "central": central, "ensemble": 0.8}
