@@ -8,7 +8,21 @@ _SLOPE = 0.1
 """Of the hidden linear layer's units below 0 (Maas et al., 2013, "Rectifier nonlinearities")."""
 
 
-class SmallCNN(nn.Module):
+class _Convolutional(nn.Module):
+    """Features of convolutions, and what makes logits of them."""
+
+    def __init__(self, features: nn.Sequential, classifier: nn.Sequential) -> None:
+        super().__init__()
+        self.features = features
+        self.classifier = classifier
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """Map images (N, C, H, W) to logits (N, K)."""
+        logits_NK: Tensor = self.classifier(self.features(images_NCHW))
+        return logits_NK
+
+
+class SmallCNN(_Convolutional):
     """Two 3×3 convolutions (32 and 64 channels, 2×2 max-pool, batch norm) and two linear layers.
 
     Parameters
@@ -20,13 +34,12 @@ class SmallCNN(nn.Module):
     """
 
     def __init__(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
-        super().__init__()
         channels, height, width = image_shape
-        self.features = nn.Sequential(
+        features = nn.Sequential(
             *_block(channels, 32, pool=True),
             *_block(32, 64, pool=True),
         )
-        self.classifier = nn.Sequential(
+        classifier = nn.Sequential(
             nn.Flatten(),
             nn.Linear(64 * (height // 4) * (width // 4), 128),
             # Adam's first steps move the sum over so many inputs far: units of a client that has
@@ -34,14 +47,10 @@ class SmallCNN(nn.Module):
             nn.LeakyReLU(_SLOPE),
             nn.Linear(128, num_classes),
         )
-
-    def forward(self, images_NCHW: Tensor) -> Tensor:
-        """Map images (N, C, H, W) to logits (N, K)."""
-        logits_NK: Tensor = self.classifier(self.features(images_NCHW))
-        return logits_NK
+        super().__init__(features, classifier)
 
 
-class FiveConvolutions(nn.Module):
+class FiveConvolutions(_Convolutional):
     """Five 3×3 convolutions with batch norm, three 2×2 max-pools, and a linear layer.
 
     A narrow one of the networks of Simonyan and Zisserman (2014, arXiv 1409.1556), for photographs
@@ -57,23 +66,18 @@ class FiveConvolutions(nn.Module):
     """
 
     def __init__(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
-        super().__init__()
         channels, height, width = image_shape
-        self.features = nn.Sequential(
+        features = nn.Sequential(
             *_block(channels, 32, pool=True),
             *_block(32, 64),
             *_block(64, 64, pool=True),
             *_block(64, 128),
             *_block(128, 128, pool=True),
         )
-        self.classifier = nn.Sequential(
+        classifier = nn.Sequential(
             nn.Flatten(), nn.Linear(128 * (height // 8) * (width // 8), num_classes)
         )
-
-    def forward(self, images_NCHW: Tensor) -> Tensor:
-        """Map images (N, C, H, W) to logits (N, K)."""
-        logits_NK: Tensor = self.classifier(self.features(images_NCHW))
-        return logits_NK
+        super().__init__(features, classifier)
 
 
 def _block(channels_in: int, channels_out: int, *, pool: bool = False) -> tuple[nn.Module, ...]:
