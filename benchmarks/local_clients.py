@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from fedzge_flwr.black_boxes.contract import EvaluationSplit
 from fedzge_flwr.black_boxes.partition import TorchBlackBox
 from fedzge_flwr.black_boxes.private import PrivateBlackBox, Releases
-from fedzge_flwr.client.own_accuracy import own_accuracy, too_costly
+from fedzge_flwr.client.distilling import distill_within
 from fedzge_flwr.common.files import atomic_path
 from fedzge_flwr.config.owner import OwnerSettings
 from fedzge_flwr.config.sections import Settings
@@ -104,16 +104,12 @@ class LocalClients:
 
     def _distill(self, partition: int, round_: int, targets: Targets) -> float:
         """Distill; what costs more on own images than an owner allows by default is undone."""
-        box, most = self._boxes[partition], OwnerSettings().max_accuracy_loss / 100
-        before = {name: value.copy() for name, value in box.state().items()}
-        had = own_accuracy(box)
-        loss = box.distill(round_, targets.images_NCHW, targets.logits_NK, targets.temperature)
-        has = own_accuracy(box)
-        self._best[partition] = max(self._best[partition], had.share)
-        if too_costly(self._best[partition], had, has, most):
+        most = OwnerSettings().max_accuracy_loss / 100
+        done = distill_within(self._boxes[partition], targets, self._best[partition], most)
+        self._best[partition] = done.best
+        if done.undone:
             print(f"  round {round_}: distillation of client {partition} was undone", flush=True)
-            box.load_state(before)
-        return loss
+        return done.loss
 
     def deliver(self, round_: int) -> dict[int, float]:
         """Nothing is ever put off."""

@@ -9,8 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fedzge_flwr.black_boxes.contract import BlackBox
 from fedzge_flwr.client.failures import note, told
-from fedzge_flwr.client.own_accuracy import NOT_MEASURED, own_accuracy, too_costly
+from fedzge_flwr.client.own_accuracy import (
+    NOT_MEASURED,
+    OwnAccuracy,
+    own_accuracy,
+    too_costly,
+)
 from fedzge_flwr.client.visit import Visit, check_finite
 from fedzge_flwr.common.errors import DivergenceError, ProtocolError
 from fedzge_flwr.query.targets import Targets
@@ -72,15 +78,39 @@ def distill_once(targets: Targets, visit: Visit) -> Distilled:
     return done
 
 
-def distill_targets(targets: Targets, visit: Visit) -> Distilled:
-    """Distill; if it goes wrong or costs too much, the model is as it was, and the round goes on.
+class Outcome(NamedTuple):
+    """What a distillation that went well has come to.
 
-    What it cost is told to nobody but the node's own log.
+    Parameters
+    ----------
+    loss : float
+        Its loss, at least 0.
+    best : float
+        The best share of own images that the model has had right before a distillation.
+    has : OwnAccuracy
+        What it has right after it.
+    undone : bool
+        Whether the model is as before, since it cost more than its owner allows.
     """
-    if not visit.guard.allows_distillation:
-        return Distilled(problem="the client's owner does not allow it ('allow-distillation')")
-    box, most = visit.box, visit.guard.max_accuracy_loss
-    visit.change()
+
+    loss: float
+    best: float
+    has: OwnAccuracy
+    undone: bool
+
+
+def distill_within(box: BlackBox, targets: Targets, best: float, most: float) -> Outcome:
+    """Distill, and undo what costs more than ``most`` of what own images had right at ``best``.
+
+    Own images are not looked at where ``most`` is 1.
+
+    Raises
+    ------
+    Exception
+        What the black box raises. The model is as it was before then.
+    DivergenceError
+        If its state or loss is not finite.
+    """
     # Copies: a black box may hand out the arrays that it then changes.
     before = {name: np.array(value) for name, value in box.state().items()}
     try:
@@ -92,24 +122,42 @@ def distill_targets(targets: Targets, visit: Visit) -> Distilled:
         if not math.isfinite(loss):
             raise DivergenceError(f"its loss is {loss}; lower 'client-distill-lr'")
         has = own_accuracy(box) if most < 1 else NOT_MEASURED
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - of whatever library the model is
+    except (Exception, SystemExit):
         box.load_state(before)
+        raise
+    best = max(best, had.share)
+    undone = too_costly(best, had, has, most)
+    if undone:
+        box.load_state(before)
+    # In float32 a divergence may come out a little below 0.
+    return Outcome(max(loss, 0.0), best, has, undone)
+
+
+def distill_targets(targets: Targets, visit: Visit) -> Distilled:
+    """Distill; if it goes wrong or costs too much, the model is as it was, and the round goes on.
+
+    What it cost is told to nobody but the node's own log.
+    """
+    if not visit.guard.allows_distillation:
+        return Distilled(problem="the client's owner does not allow it ('allow-distillation')")
+    box = visit.box
+    visit.change()
+    try:
+        done = distill_within(box, targets, visit.progress.best, visit.guard.max_accuracy_loss)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - of whatever library the model is
         who = type(box).__name__
         note(error, who, f"round {targets.round}: distillation")
         line = f"it went wrong and the model is as before: {told(error, who)}"
         return Distilled(problem=line[:MAX_STRING])
-    best = max(visit.progress.best, had.share)
-    visit.note(best=best)
-    if too_costly(best, had, has, most):
-        box.load_state(before)
+    visit.note(best=done.best)
+    if done.undone:
         LOGGER.warning(
             "round %d: distillation was undone: of %d own images it had %.0f right where the best "
             "is %.0f ('max-accuracy-loss')",
             targets.round,
-            has.images,
-            has.right,
-            best * has.images,
+            done.has.images,
+            done.has.right,
+            done.best * done.has.images,
         )
         return Distilled(problem=_TOO_COSTLY)
-    # In float32 a divergence may come out a little below 0.
-    return Distilled(max(loss, 0.0))
+    return Distilled(done.loss)
