@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from fedzge_flwr.images.image_set import ImageSet as ImageSet
     from fedzge_flwr.images.spec import DATASETS as DATASETS
     from fedzge_flwr.images.spec import DatasetSpec as DatasetSpec
+    from fedzge_flwr.learning.calibration import best_scale as best_scale
     from fedzge_flwr.learning.calibration import fitted_scale as fitted_scale
+    from fedzge_flwr.learning.calibration import losses_by_scale as losses_by_scale
     from fedzge_flwr.learning.export import export_onnx as export_onnx
     from fedzge_flwr.learning.fixed_steps import Normalized as Normalized
     from fedzge_flwr.learning.fixed_steps import Rescaled as Rescaled
@@ -83,7 +85,7 @@ _HOMES = {
     "grid.at_clients": ("evaluate_at_clients",),
     "images.image_set": ("ImageSet",),
     "images.spec": ("DATASETS", "DatasetSpec"),
-    "learning.calibration": ("fitted_scale",),
+    "learning.calibration": ("best_scale", "fitted_scale", "losses_by_scale"),
     "learning.export": ("export_onnx",),
     "learning.fixed_steps": ("Normalized", "Rescaled"),
     "learning.losses": ("OBJECTIVES", "ObjectiveWeights", "generator_objective"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -9,23 +12,42 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
-from fedzge_flwr import FedZGE, FunctionBlackBox, evaluate_at_clients, register_endpoints
+from fedzge_flwr import (
+    FedZGE,
+    FunctionBlackBox,
+    evaluate_at_clients,
+    fitted_scale,
+    register_endpoints,
+)
 from fedzge_flwr import make_settings as settings_of
 from tests.helpers.boxes import SHAPE, TINY, digits
 from tests.helpers.inprocess import InProcessGrid
 from tests.helpers.small_models import mlp
+from tests.helpers.snippets import ADOPTING, snippets_of
 
 SETTINGS = settings_of(**TINY)
 IMAGES = digits()
 
 
+def rows_of(part: int) -> slice:
+    return slice(part * 50, part * 50 + 50 * (part + 1))
+
+
 def accuracy_of(model: nn.Module, part: int) -> float:
-    rows = slice(part * 50, part * 50 + 50 * (part + 1))
+    rows = rows_of(part)
     found = model.eval()(torch.from_numpy(IMAGES.inputs_NCHW[rows])).argmax(dim=1).numpy()
     return float((found == IMAGES.labels_N[rows]).mean())
 
 
-def app_of(seen: list[dict[str, object]], name: str = "eval_acc") -> ClientApp:
+def no_more(model: nn.Module, part: int) -> dict[str, list[float]]:
+    return {}
+
+
+def app_of(
+    seen: list[dict[str, object]],
+    name: str = "eval_acc",
+    more: Callable[[nn.Module, int], dict[str, list[float]]] = no_more,
+) -> ClientApp:
     app = ClientApp()
     weights = mlp(SHAPE, 10)
 
@@ -36,7 +58,8 @@ def app_of(seen: list[dict[str, object]], name: str = "eval_acc") -> ClientApp:
         seen.append(dict(message.content["config"]))  # type: ignore[arg-type]
         part = int(context.node_config["partition-id"])
         metrics = {name: accuracy_of(model, part), "num-examples": 50 * (part + 1)}
-        return Message(content=RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
+        record = MetricRecord({**metrics, **more(model, part)})
+        return Message(content=RecordDict({"metrics": record}), reply_to=message)
 
     def linear(images: object) -> object:
         with torch.no_grad():
@@ -85,3 +108,24 @@ def test_clients_that_cannot_are_no_error(caplog: pytest.LogCaptureFixture) -> N
     grid = InProcessGrid(app, {}, 2)
     assert evaluate_at_clients(grid)(1, ArrayRecord(mlp(SHAPE, 10).state_dict())) is None
     assert "round 1: no client evaluated the central model" in caplog.text
+
+
+def test_the_central_model_as_sure_as_clients_labels_say() -> None:
+    """The guide's own lines, in a federation: the scale is that of all clients' images together."""
+    names: dict[str, Any] = {}
+    exec(compile(snippets_of(ADOPTING)["scale"], "adopting.md: scale", "exec"), names)
+
+    def by_scale(model: nn.Module, part: int) -> dict[str, list[float]]:
+        images = torch.from_numpy(IMAGES.inputs_NCHW[rows_of(part)])
+        return {"by-scale": names["losses"](model, images, IMAGES.labels_N[rows_of(part)])}
+
+    central = mlp(SHAPE, 10)
+    grid = InProcessGrid(app_of([], more=by_scale), {}, 2)
+    arrays = ArrayRecord(central.state_dict())
+    result = FedZGE(SETTINGS, central).start(grid, arrays, evaluate_fn=evaluate_at_clients(grid))
+    surer = names["as_sure_as_right"](central, result)
+    images = torch.from_numpy(IMAGES.inputs_NCHW[:150])
+    with torch.no_grad():
+        logits, scaled = central.eval()(images), surer.eval()(images)
+    wanted = fitted_scale(logits.numpy(), IMAGES.labels_N[:150])
+    assert (scaled / logits).mean() == pytest.approx(wanted, rel=0.1)

@@ -37,10 +37,10 @@ PUBLIC = {
     "OnnxBlackBox",
     "Proposed", "Queries", "Question", "Recalls", "Rescaled", "RoundRow", "RunFolder", "SOURCES",
     "Settings",
-    "SklearnBlackBox", "TensorBoard", "TorchBlackBox", "__version__", "evaluate_at_clients",
-    "export_onnx", "fitted_scale",
-    "from_run_config", "generator_objective", "make_settings", "register_endpoints",
-    "torch_black_box",
+    "SklearnBlackBox", "TensorBoard", "TorchBlackBox", "__version__", "best_scale",
+    "evaluate_at_clients", "export_onnx", "fitted_scale",
+    "from_run_config", "generator_objective", "losses_by_scale", "make_settings",
+    "register_endpoints", "torch_black_box",
 }
 # fmt: on
 
