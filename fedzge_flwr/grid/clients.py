@@ -76,6 +76,7 @@ class GridClients:
             **self.channel.snapshot(),
             **self._pending.snapshot(),
             "untrained": sorted(self._trained.never),
+            "trained": sorted(self._trained.ever),
         }
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
@@ -83,6 +84,7 @@ class GridClients:
         self.channel.restore(snapshot)
         self._pending.restore(snapshot)
         self._trained.never = set(snapshot["untrained"])
+        self._trained.ever = set(snapshot["trained"])
 
     def ask(
         self, round_: int, partitions: Sequence[int], question: Question, *, to_distill: bool
@@ -246,14 +248,19 @@ class _Trained:
         self._settings = settings
         self._channel = channel
         self.never: set[int] = set()
+        self.ever: set[int] = set()
 
     def loss(self, partition: int, num_examples: int, loss: float) -> float | None:
         """Return the loss, or None if nothing was trained on; the first time, warn of that.
 
-        Where local training ends after some rounds, a client that has images is through with it.
+        A client that has trained is through with it, by its rounds or by its owner's will. Where
+        local training ends after some rounds, one that has images is taken for such a client.
         """
         if num_examples:
+            self.ever.add(partition)
             return loss
+        if partition in self.ever:
+            return None
         images = self._channel.num_examples[partition]
         if self._settings.training.local_rounds > 0 and images >= MIN_TRAINING_IMAGES:
             return None

@@ -23,6 +23,7 @@ from fedzge_flwr.wire.messages import (
     DistillRequest,
     EvaluateRequest,
     HelloRequest,
+    ImagesNeeded,
     LogitsRequest,
     Refused,
     Reply,
@@ -205,7 +206,9 @@ class GridExchange:
                     replies[node], payload = reply, payload_bytes(reply)
                 self._book(requests[node], node, Traffic(up=split(size, payload)))
                 self._tell(num_sent - len(waiting), len(requests))
-            if not waiting or patience.over(len(replies)):
+            # Who needs images has done nothing yet: no answer of a quorum's.
+            answers = sum(not isinstance(reply, ImagesNeeded) for reply in replies.values())
+            if not waiting or patience.over(answers):
                 break
             patience.pause()
         failures |= dict.fromkeys(unsent, _UNSENT)

@@ -34,7 +34,7 @@ from fedzge_flwr.learning.tensors import to_tensor
 
 LOGGER = logging.getLogger("flwr.fedzge")
 
-FORMAT = 6
+FORMAT = 7
 """To be raised when a checkpoint comes to hold other things."""
 
 _HEAD = re.compile(rb"fedzge-checkpoint (\d+) (?:(\S+) )?([0-9a-f]{64})")

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -19,7 +20,14 @@ from fedzge_flwr.client.endpoints import register_endpoints
 from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.grid.exchange import Failure, GridExchange
 from fedzge_flwr.grid.standing import Standing
-from fedzge_flwr.wire.messages import HelloReply, HelloRequest
+from fedzge_flwr.wire.codec import encode
+from fedzge_flwr.wire.messages import (
+    CompactDistillRequest,
+    DistillReply,
+    HelloReply,
+    HelloRequest,
+    ImagesNeeded,
+)
 from tests.helpers.inprocess import InProcessGrid
 from tests.helpers.running import rows_of, run_server
 from tests.helpers.strategies import make_strategy
@@ -234,6 +242,22 @@ def test_local_training_ends_with_a_clients_own_first_rounds(
     assert "has not trained" not in caplog.text
 
 
+@pytest.mark.parametrize("transport", ["dense", "compact"])
+def test_a_client_that_stops_training_has_trained(
+    make_grid: Any, config: dict[str, Any], caplog: pytest.LogCaptureFixture, transport: str
+) -> None:
+    """Its owner allows one training; the others train in every round."""
+    config = {**config, "transport": transport, "local-rounds": 0, "num-server-rounds": 3}
+
+    def limited(grid: InProcessGrid) -> Any:
+        grid.contexts[sorted(grid.contexts)[1]].node_config["max-trainings"] = 1
+        return grid.contexts
+
+    fitted = rounds_trained_for(make_grid, config, contexts=limited)
+    assert fitted == {0: [1, 2, 3], 1: [1], 2: [1, 2, 3]}
+    assert "has not trained" not in caplog.text
+
+
 def test_a_client_that_is_through_with_training_answers_from_the_same_state(
     make_grid: Any, config: dict[str, Any]
 ) -> None:
@@ -423,6 +447,33 @@ class SlowGrid(InProcessGrid):
         ready = list(self._replies)[: min(self.looks, len(self.contexts) - 1)]
         found = [number for number in ready if number in set(message_ids)]
         return [self._replies[number] for number in found]
+
+
+def test_who_needs_images_is_no_quorum(config: dict[str, Any]) -> None:
+    """It has done nothing: whoever is at work is not left out for it."""
+    run = from_run_config({**config, "num-clients": 4, "quorum": 0.5, "grace-period": 0.2}).run
+    grid = InProcessGrid(ClientApp(), {}, 4)
+    lazy = set(sorted(grid.contexts)[:2])
+
+    def reply(request: Message, _: Message) -> Message:
+        of_lazy = request.metadata.dst_node_id in lazy
+        done = ImagesNeeded(round=1) if of_lazy else DistillReply(round=1, loss=1.0, problem="")
+        return Message(encode(done), reply_to=request)
+
+    grid.tamper = reply
+    grid.slow = lambda request: 0.0 if request.metadata.dst_node_id in lazy else 0.8
+    nothing = np.zeros((0, 1, 8, 8), np.uint8)
+    request = CompactDistillRequest(
+        round=1, temperature=1.0, digest="a", images=nothing, logits=np.zeros((4, 10), np.float32)
+    )
+    kinds = (DistillReply, ImagesNeeded)
+    exchange = GridExchange(grid, run, 30.0)
+    replies, failures = exchange.send(
+        [(request, list(grid.contexts))], kinds, lambda _: Standing(), dims={"K": 10}
+    )
+    assert not failures
+    assert {node for node, found in replies.items() if isinstance(found, ImagesNeeded)} == lazy
+    assert len(replies) == 4
 
 
 def test_replies_are_told_as_they_come_and_waited_for_no_longer_than_said(
