@@ -74,6 +74,9 @@ _MOST_PATH_BYTES = 4000
 _MOST_COUNT = 2**31 - 1
 _MOST_SECONDS = 1e9
 
+_MOST_SHARE = 1e9
+"""Of a source of images: sums of shares stay finite."""
+
 MIN_TRAINING_IMAGES = 2
 """Batch norm has no variance to normalise by in a batch of one."""
 
@@ -371,10 +374,11 @@ class ImageSettings(Section):
                 value = float(share)
             except ValueError:
                 value = math.nan
-            if not name.strip() or name.strip() in shares or not 0 <= value < math.inf:
+            if not name.strip() or name.strip() in shares or not 0 <= value <= _MOST_SHARE:
                 raise ValueError(
                     f"'image-sources' = '{self.image_sources}': give source:share, each source "
-                    'once and no share below 0, e.g. "evolved:0.5,patterns:0.5"'
+                    f"once and its share in 0 … {_MOST_SHARE:.0f}, e.g. "
+                    '"evolved:0.5,patterns:0.5"'
                 )
             shares[name.strip()] = value
         return {name: share for name, share in shares.items() if share}

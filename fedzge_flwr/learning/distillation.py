@@ -26,6 +26,7 @@ from fedzge_flwr.learning.training import (
     answers_in,
     make_optimizer,
     make_schedule,
+    steps_an_epoch,
 )
 
 Batch: TypeAlias = "tuple[Tensor, Tensor, OwnImages | None]"
@@ -107,10 +108,17 @@ def distill(
         return x, teacher, rehearsed.drawn(len(x), stream) if rehearsed is not None else None
 
     optimizer = make_optimizer(model.parameters(), settings, lr)
-    schedule = make_schedule(optimizer, settings, [1] * steps)
+    schedule = make_schedule(optimizer, settings, _by_epochs(steps, len(x_NCHW), batch_size))
     answer = answers_in(model, settings)
     losses = _take_steps(model, answer, batch, optimizer, schedule, steps, temperature, max_norm)
     return float(losses[-1])
+
+
+def _by_epochs(steps: int, num_images: int, batch_size: int) -> list[int]:
+    """Return how many of some steps are in each epoch; the full batch is one."""
+    an_epoch = steps_an_epoch(num_images, batch_size) if 0 < batch_size < num_images else 1
+    full, rest = divmod(steps, an_epoch)
+    return [an_epoch] * full + [rest] * (rest > 0)
 
 
 @reproducible()

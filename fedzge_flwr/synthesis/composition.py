@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -48,20 +49,22 @@ class Drawn(NamedTuple):
 def image_counts(images: ImageSettings) -> Counts:
     """Return how many images each source makes in a round.
 
-    What rounding leaves goes to the source of the largest share that is no generator, which cannot
-    make a single image.
+    Each has at least the whole part of its due, and what that leaves goes to the largest rests. A
+    generator cannot make a single image.
     """
     sources = images.source_shares
     num_images, total = images.synthetic_batch_size, images.generator_share + sum(sources.values())
     generated = round(num_images * images.generator_share / total)
+    if not sources:
+        return Counts(num_images, {})
     if generated < MIN_TRAINING_IMAGES:
         generated = 0
-    others = {name: round(num_images * share / total) for name, share in sources.items()}
-    rest = num_images - generated - sum(others.values())
-    if others:
-        others[max(sources, key=lambda name: sources[name])] += rest
-    else:
-        generated += rest
+    left, shares = num_images - generated, sum(sources.values())
+    due = {name: left * (share / shares) for name, share in sources.items()}
+    others = {name: math.floor(part) for name, part in due.items()}
+    rests = sorted(due, key=lambda name: others[name] - due[name])
+    for name in rests[: left - sum(others.values())]:
+        others[name] += 1
     return Counts(generated, others)
 
 

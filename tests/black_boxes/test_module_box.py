@@ -12,7 +12,7 @@ from fedzge_flwr.black_boxes import node as node_module
 from fedzge_flwr.black_boxes.partition import TorchBlackBox
 from fedzge_flwr.common.errors import ConfigError, DataError
 from fedzge_flwr.data.partition import client_data
-from tests.helpers.boxes import QUERY, SHAPE, context_of, digits, train_a_little
+from tests.helpers.boxes import QUERY, SHAPE, TINY, context_of, digits, train_a_little
 from tests.helpers.small_models import mlp
 
 
@@ -163,6 +163,19 @@ def test_a_module_distils_as_the_runs_own_client_does(rehearsal: bool) -> None:
     wanted = runs.state()
     alike = [all(np.array_equal(found[name], wanted[name]) for name in wanted) for found in states]
     assert alike == [True, not rehearsal]
+
+
+def test_no_steps_of_distillation_are_no_distillation() -> None:
+    """By its own settings, whatever the server sends."""
+    settings = make_settings(**{**TINY, "client_distill_steps": 0})
+    own = digits(num=20)
+    box = ModuleBlackBox(
+        context_of(), mlp(SHAPE, 10), None, SHAPE, 10, 20, own=own, settings=settings
+    )
+    before = {name: value.copy() for name, value in box.state().items()}
+    images = digits(num=8).inputs_NCHW
+    assert box.distill(1, images, np.zeros((8, 10), np.float32), 2.0) == 0.0
+    assert all((value == before[name]).all() for name, value in box.state().items())
 
 
 def test_own_training_draws_from_the_seed() -> None:

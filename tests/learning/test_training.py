@@ -120,6 +120,38 @@ def test_schedules_span_the_phase() -> None:
     assert rates(OptimizerSettings(lr_schedule="none"), 3) == [0.1] * 3
 
 
+@pytest.mark.parametrize(("batch_size", "an_epoch"), [(4, 3), (0, 1), (12, 1), (64, 1)])
+def test_distillation_steps_its_rate_after_epochs(batch_size: int, an_epoch: int) -> None:
+    """Twelve images: three batches of four, or the full batch, are an epoch, and then it stands."""
+    settings = OptimizerSettings(
+        optimizer="sgd", momentum=0.0, lr_schedule="step", lr_step_size=1, lr_gamma=1e-9
+    )
+    images = torch.randn(12, *SHAPE, generator=torch.Generator().manual_seed(1))
+    answers = torch.randn(12, 3, generator=torch.Generator().manual_seed(2))
+
+    def after(steps: int) -> torch.Tensor:
+        torch.manual_seed(0)
+        student = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+        distill(
+            student,
+            images,
+            answers,
+            steps=steps,
+            batch_size=batch_size,
+            temperature=1.0,
+            lr=0.1,
+            settings=settings,
+            stream=torch.Generator().manual_seed(3),
+        )
+        return student[1].weight.detach().clone()
+
+    found = [after(steps) for steps in (an_epoch, an_epoch + 1, an_epoch + 5)]
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(found[2], found[0], rtol=0, atol=1e-6)
+    if an_epoch > 1:
+        assert not torch.allclose(after(an_epoch - 1), found[0], atol=1e-4)
+
+
 def test_sgd_takes_momentum_and_weight_decay() -> None:
     settings = OptimizerSettings(optimizer="sgd", momentum=0.7, weight_decay=0.02)
     group = make_optimizer([nn.Parameter(torch.zeros(1))], settings, 0.1).param_groups[0]

@@ -223,6 +223,9 @@ SHARES: list[tuple[float, dict[str, float]]] = [
     (0.01, {"a": 1.0}),
     (1.0, {"a": 1.0, "b": 1.0, "c": 1.0, "d": 1.0}),
     (0.0, {"a": 1.0, "b": 1.0}),
+    (0.0, {"a": 1.0, "b": 1.0, "c": 1.0, "d": 1.0}),
+    (0.0, {"a": 1.0, "b": 1.0, "c": 1.0, "d": 1.0, "e": 1.0}),
+    (0.0, {"a": 3.0, "b": 1.0, "c": 1.0, "d": 1.0, "e": 1.0}),
 ]
 
 
@@ -246,6 +249,10 @@ def test_rounding_makes_neither_more_nor_fewer(generated: float, shares: dict[st
         assert counts.generated != 1
         assert generated or not counts.generated
         assert list(counts.others) == list(shares)
+        # Each has its due, rounded up or down.
+        left, total = num_images - counts.generated, sum(shares.values())
+        for name, share in shares.items():
+            assert abs(counts.others[name] - left * share / total) < 1
 
 
 @pytest.mark.parametrize(
