@@ -412,6 +412,11 @@ class QuerySettings(Section):
     )
     query_batch_size: Count = Field(500, description="images that a client evaluates at once")
 
+    @property
+    def softening(self) -> float:
+        """By what the central model's answers are divided: ensemble "mean" softens none."""
+        return 1.0 if self.ensemble == "mean" else self.answer_temperature
+
 
 class TrainingSettings(Section):
     """How a client trains its own model on its own images."""

@@ -1,7 +1,7 @@
 """The central model as ONNX: ``python -m fedzge_flwr.learning.export RUN FILE.onnx``.
 
-Its logits are multiplied by the run's ``answer-temperature``: what it learned was softened by that,
-and so it is as sure as the ensemble. It needs the extra: ``pip install 'fedzge-flwr[onnx]'``.
+Its logits are multiplied by the run's ``answer-temperature`` if its ensemble softens answers by
+that: so it is as sure as the ensemble. It needs the extra: ``pip install 'fedzge-flwr[onnx]'``.
 """
 
 from __future__ import annotations
@@ -95,11 +95,11 @@ class Central(NamedTuple):
     Parameters
     ----------
     model : nn.Module
-        As it was trained: its logits are softened as ``answer-temperature`` says.
+        As it was trained: on answers that may be softened.
     image_shape : tuple of int
         (C, H, W).
     softened : float
-        That temperature: `Rescaled` by it, the model is as sure as the ensemble was.
+        By what: `Rescaled` by it, the model is as sure as the ensemble was.
     """
 
     model: nn.Module
@@ -132,7 +132,7 @@ def load_central(run: Path) -> Central:
             f"{run}: its central model is not the {name!r} of its settings; load "
             "central.safetensors into your own model and call fedzge_flwr.export_onnx"
         ) from error
-    return Central(model, spec.image_shape, settings.queries.answer_temperature)
+    return Central(model, spec.image_shape, settings.queries.softening)
 
 
 def main(given: list[str] | None = None) -> None:

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from fedzge_flwr.common.errors import ConfigError
+
 LOGGER = logging.getLogger("flwr.fedzge")
 
 T = TypeVar("T")
@@ -76,9 +78,22 @@ def _if_it_fits(
 
 
 def select_device(name: str) -> torch.device:
-    """Return the device that a ``*-device`` setting names; "auto" is a GPU if one is visible."""
+    """Return the device that a ``*-device`` setting names; "auto" is a GPU if one is visible.
+
+    Raises
+    ------
+    ConfigError
+        If it names a GPU that is not there.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, number = name.partition(":")
+    there = torch.cuda.device_count() if kind == "cuda" and torch.cuda.is_available() else 0
+    if kind == "cuda" and int(number or 0) >= there:
+        raise ConfigError(
+            f"'server-device' or 'client-device' = '{name}': PyTorch finds {there} GPUs here; "
+            'give "auto" or "cpu" (in a simulation clients see those of \'--client-gpus\' alone)'
+        )
     return torch.device(name)
 
 

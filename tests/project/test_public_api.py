@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -21,7 +22,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import fedzge_flwr
-from fedzge_flwr import DatasetSpec, FedZGE, FedZGEError, make_settings
+from fedzge_flwr import ENSEMBLES, Answers, DatasetSpec, FedZGE, FedZGEError, make_settings
 from fedzge_flwr.learning.export import export_onnx, load_central, main
 from fedzge_flwr.learning.models.catalogue import build_model
 from tests.helpers.paths import ROOT, modules_after
@@ -186,12 +187,27 @@ def test_a_model_leaves_as_onnx(tmp_path: Path) -> None:
         np.testing.assert_allclose(found, wanted[:count], atol=1e-5)
 
 
+def test_answers_that_no_ensemble_softened_are_exported_as_they_are(
+    make_grid: Any, tiny_config: dict[str, Any]
+) -> None:
+    """The mean of logits takes no temperature, whatever the settings say."""
+    config = {**tiny_config, "answer-temperature": 2.0, "ensemble": "mean"}
+    assert load_central(run_server(make_grid(config), config)).softened == 1.0
+    logits = {0: np.float32([[1, 2]]), 1: np.float32([[3, 0]])}
+    even = np.full(2, 0.5)
+    answers = Answers(logits, {0: 1.0, 1: 1.0}, {0: even, 1: even})
+    softened = replace(answers, temperature=2.0)
+    for name, combine in ENSEMBLES.items():
+        alike = np.allclose(combine(softened), combine(answers))
+        assert alike == (make_settings(ensemble=name).queries.softening == 1.0), name
+
+
 def test_a_run_is_exported_and_answers_as_its_central_model(
     tmp_path: Path, make_grid: Any, tiny_config: dict[str, Any]
 ) -> None:
     import onnxruntime
 
-    config = {**tiny_config, "answer-temperature": 2.0}
+    config = {**tiny_config, "answer-temperature": 2.0, "ensemble": "known-contrasts"}
     folder = run_server(make_grid(config), config)
     model, shape, softened = load_central(folder)
     assert softened == 2.0
