@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NoReturn
 
 from fedzge_flwr.common.errors import ConfigError
-from fedzge_flwr.common.text import same_name
+from fedzge_flwr.common.text import printable, same_name
 
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _FREE_BYTES = 1 << 28
@@ -42,20 +42,40 @@ def place(path: str | Path, key: str = "") -> Path:
     Raises
     ------
     ConfigError
-        If it begins with a home folder that there is not here, be it for want of ``HOME``.
+        If it begins with a home folder that there is not here, be it for want of ``HOME``; if it is
+        relative to a folder that is gone; if nobody may look there, or nothing can be called so.
     """
     # Of an empty one Python makes the root.
     homeless = str(path).partition("/")[0] == "~" and os.environ.get("HOME") == ""
+    named = f"'{key}' = '{path}'" if key else f"'{path}'"
     try:
         whole = None if homeless else Path(path).expanduser().absolute()
     except RuntimeError:
         whole = None
+    except OSError as error:
+        raise ConfigError(
+            f"{named}: the folder that this was started in is gone; go to another, or give an "
+            "absolute path"
+        ) from error
     if whole is None:
-        named = f"'{key}' = '{path}'" if key else f"'{path}'"
         raise ConfigError(
             f"{named}: there is no such home folder here; give an absolute path, or set HOME"
         )
+    if (reason := _hidden(whole)) is not None:
+        raise ConfigError(f"{named}: cannot be looked at ({reason}); give another path")
     return whole if str(whole).isascii() or os.path.lexists(whole) else _as_written_there(whole)
+
+
+def _hidden(path: Path) -> str | None:
+    """Return why it cannot be said what there is, if it cannot; Python's `Path.exists` raises."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        return printable(getattr(error, "strerror", None) or str(error))
+    closed = stat.S_ISDIR(found.st_mode) and not os.access(path, os.X_OK)
+    return os.strerror(errno.EACCES) if closed else None
 
 
 def _as_written_there(path: Path) -> Path:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,9 @@ from fedzge_flwr.common.reading import (
     read_file,
     read_within,
 )
+from tests.helpers.nobody import nobody, python_as_nobody
+
+__all__ = ["nobody"]
 
 
 def test_a_file_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -96,6 +101,62 @@ def test_homes_of_nobody() -> None:
     assert place("~/x") == Path.home() / "x"
     with pytest.raises(ConfigError, match="'~nobody-at-all/x': there is no such home folder here"):
         place("~nobody-at-all/x")
+
+
+def test_places_that_cannot_be_looked_at(tmp_path: Path) -> None:
+    """What asks what is there, after that, would raise what no user is meant to see."""
+    (tmp_path / "loop").symlink_to("loop")
+    for path in (tmp_path / ("x" * 300), tmp_path / "loop", Path("a\0b")):
+        with pytest.raises(
+            ConfigError, match=r"^'k' = '.*': cannot be looked at \(.+\); give another"
+        ):
+            place(path, "k")
+    assert place(tmp_path / "new" / "one", "k") == tmp_path / "new" / "one"
+    (tmp_path / "file").touch()
+    assert place(tmp_path / "file" / "one", "k") == tmp_path / "file" / "one"
+
+
+def test_places_of_another_user(nobody: int, tmp_path: Path) -> None:
+    for folder in (tmp_path, *tmp_path.parents):
+        if not folder.stat().st_mode & 0o001:
+            folder.chmod(folder.stat().st_mode | 0o011)
+    closed = tmp_path / "closed"
+    (closed / "in").mkdir(parents=True)
+    closed.chmod(0o700)
+    script = """
+for path in sys.argv[1:]:
+    try:
+        place(path, "k")
+    except ConfigError as error:
+        print(error)
+"""
+    imports = (
+        "from fedzge_flwr.common.errors import ConfigError\n"
+        "from fedzge_flwr.common.reading import place"
+    )
+    done = python_as_nobody(imports, script, str(closed), str(closed / "in"))
+    lines = [line.partition("': ")[2] for line in done.stdout.splitlines()]
+    assert lines == ["cannot be looked at (Permission denied); give another path"] * 2, done.stderr
+
+
+def test_a_relative_place_of_a_folder_that_is_gone(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    script = """
+import os, sys
+from fedzge_flwr.common.errors import ConfigError
+from fedzge_flwr.common.reading import place
+os.chdir(sys.argv[1])
+os.rmdir(sys.argv[1])
+try:
+    place("runs", "k")
+except ConfigError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(gone)], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.startswith("'k' = 'runs': the folder that this was started in is gone")
 
 
 @pytest.mark.parametrize("kind", [FedZGEError, ConfigError, DataError, RunFolderError])
