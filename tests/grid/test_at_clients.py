@@ -20,7 +20,7 @@ from fedzge_flwr import (
     register_endpoints,
 )
 from fedzge_flwr import make_settings as settings_of
-from tests.helpers.boxes import SHAPE, TINY, digits
+from tests.helpers.boxes import SHAPE, TINY, digits, train_a_little
 from tests.helpers.inprocess import InProcessGrid
 from tests.helpers.small_models import mlp
 from tests.helpers.snippets import ADOPTING, snippets_of
@@ -116,16 +116,20 @@ def test_the_central_model_as_sure_as_clients_labels_say() -> None:
     exec(compile(snippets_of(ADOPTING)["scale"], "adopting.md: scale", "exec"), names)
 
     def by_scale(model: nn.Module, part: int) -> dict[str, list[float]]:
-        images = torch.from_numpy(IMAGES.inputs_NCHW[rows_of(part)])
-        return {"by-scale": names["losses"](model, images, IMAGES.labels_N[rows_of(part)])}
+        images = torch.tensor(IMAGES.inputs_NCHW[rows_of(part)])
+        labels = torch.tensor(IMAGES.labels_N[rows_of(part)])
+        return {"by-scale": names["losses"](model, images, labels)}
 
+    torch.manual_seed(0)
     central = mlp(SHAPE, 10)
+    train_a_little(central)
     grid = InProcessGrid(app_of([], more=by_scale), {}, 2)
     arrays = ArrayRecord(central.state_dict())
     result = FedZGE(SETTINGS, central).start(grid, arrays, evaluate_fn=evaluate_at_clients(grid))
     surer = names["as_sure_as_right"](central, result)
-    images = torch.from_numpy(IMAGES.inputs_NCHW[:150])
+    images = torch.tensor(IMAGES.inputs_NCHW[:150])
     with torch.no_grad():
         logits, scaled = central.eval()(images), surer.eval()(images)
     wanted = fitted_scale(logits.numpy(), IMAGES.labels_N[:150])
+    assert 0.3 < wanted < 50
     assert (scaled / logits).mean() == pytest.approx(wanted, rel=0.1)

@@ -38,10 +38,6 @@ def adopted(place: Path, *, own_training: bool = False) -> Path:
             added,
             flags=re.DOTALL,
         )
-        loader = (
-            '    loader, _ = load_data(node["partition-id"], node["num-partitions"])\n    return'
-        )
-        black_box = black_box.replace("    return", loader)
         added = black_box + SNIPPETS["training"] + "\n\nregister_endpoints(app, black_box)\n"
     server = (BEFORE / "before" / "server_app.py").read_text()
     server = server[: server.index("@app.main()")]
