@@ -198,10 +198,8 @@ class ModuleBlackBox(ClassifierBlackBox):
         teacher_logits_NK: FloatArray,
         temperature: float,
     ) -> float:
-        """Take ``client-distill-steps`` steps with a fresh optimiser; none, and 0.0, by 0."""
+        """Take ``client-distill-steps`` steps with a fresh optimiser."""
         distillation, purpose = self._settings.distillation, Purpose.CLIENT_DISTILLATION
-        if not distillation.client_distill_steps:
-            return 0.0
         with self._seeded(purpose, round_):
             return distill(
                 self._model,

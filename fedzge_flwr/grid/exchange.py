@@ -124,6 +124,11 @@ class _Patience:
         return Failure(f"no reply within {self._timeout:g} s", silent=True)
 
 
+def _answers(replies: Collection[Reply]) -> int:
+    """Return how many are of a quorum; who needs images has done nothing yet."""
+    return sum(not isinstance(reply, ImagesNeeded) for reply in replies)
+
+
 class GridExchange:
     """Sends requests and decodes replies, by node.
 
@@ -206,9 +211,7 @@ class GridExchange:
                     replies[node], payload = reply, payload_bytes(reply)
                 self._book(requests[node], node, Traffic(up=split(size, payload)))
                 self._tell(num_sent - len(waiting), len(requests))
-            # Who needs images has done nothing yet: no answer of a quorum's.
-            answers = sum(not isinstance(reply, ImagesNeeded) for reply in replies.values())
-            if not waiting or patience.over(answers):
+            if not waiting or patience.over(_answers(replies.values())):
                 break
             patience.pause()
         failures |= dict.fromkeys(unsent, _UNSENT)

@@ -87,7 +87,7 @@ def distill(
         At least `MIN_TRAINING_IMAGES` images in the shared pixel range, on the model's device, and
         the teacher's logits on them.
     steps, batch_size, temperature, lr, settings
-        Steps, at least 1; images a step, 0 for all of them; T of `distillation_loss`; the initial
+        Steps; images a step, 0 for all of them; T of `distillation_loss`; the initial
         learning rate; optimiser and schedule.
     stream, class_balance
         The stream of the draws, and the power of `class_weights` by which they are weighed.
@@ -96,7 +96,7 @@ def distill(
     max_norm : float
         Norm to which a step's gradient is cut; 0: not at all.
 
-    Returns the distillation loss before the last step.
+    Returns the distillation loss before the last step; 0 of no steps.
     """
     weights_N = class_weights(teacher_logits_NK, class_balance)
 
@@ -111,7 +111,7 @@ def distill(
     schedule = make_schedule(optimizer, settings, _by_epochs(steps, len(x_NCHW), batch_size))
     answer = answers_in(model, settings)
     losses = _take_steps(model, answer, batch, optimizer, schedule, steps, temperature, max_norm)
-    return float(losses[-1])
+    return float(losses[-1]) if losses else 0.0
 
 
 def _by_epochs(steps: int, num_images: int, batch_size: int) -> list[int]:
