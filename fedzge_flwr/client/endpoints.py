@@ -160,6 +160,9 @@ def _visit(box: BlackBox, endpoint: _Endpoint, request: Request, context: Contex
     began = store.load(request.state)
     if began.model is not None:
         box.load_state(began.model)
+        if getattr(box, "begins_anew", False):
+            # It answers from another model, and noise is drawn by the one that answers.
+            began = replace(began, model=None)
     asked = store.load_asked()
     in_step = began.name == request.state
     guard = Guard(owner, open_account(context.state, owner.state_dir))
