@@ -28,6 +28,7 @@ from fedzge_flwr.common.arrays import BoolArray, Float64Array, FloatArray
 from fedzge_flwr.common.errors import AuditError
 from fedzge_flwr.common.randomness import Purpose, numpy_stream
 from fedzge_flwr.config.node import NodeSettings, from_node_config
+from fedzge_flwr.config.owner import owner_settings
 from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.data.loading import load_split
 from fedzge_flwr.images.image_set import ImageSet
@@ -139,8 +140,9 @@ def _models(
 ) -> list[TorchBlackBox]:
     """Return the client's model, and those of its shadows."""
     images = [pool.members, *(pool.images.take(np.flatnonzero(in_N)) for in_N in in_SN)]
+    most = owner_settings(asked.node_config, {}).max_trainings
     subjects = [
-        Subject(asked.settings, asked.client, of_model, number, asked.node)
+        Subject(asked.settings, asked.client, of_model, number, asked.node, most)
         for number, of_model in enumerate(images)
     ]
     return train_all(subjects, folder, told)

@@ -21,6 +21,7 @@ from fedzge_flwr.common.errors import AuditError
 from fedzge_flwr.common.file_kinds import unreadable
 from fedzge_flwr.common.files import atomic_path
 from fedzge_flwr.common.randomness import Purpose, derive_seed
+from fedzge_flwr.compare.plan import training_rounds
 from fedzge_flwr.config.node import NodeSettings
 from fedzge_flwr.config.owner import owner_settings
 from fedzge_flwr.config.parsing import from_run_config
@@ -47,6 +48,8 @@ class Subject:
         0: initialised and trained with the client's own seed; from 1: with others.
     node : NodeSettings
         The owner's: which model, and whether it is trained privately.
+    max_trainings : int
+        The owner's too: rounds after which it trains no more; 0: any number.
     """
 
     settings: Settings
@@ -54,9 +57,10 @@ class Subject:
     images: ImageSet
     number: int
     node: NodeSettings
+    max_trainings: int = 0
 
     def trained(self, folder: Path) -> TorchBlackBox:
-        """Train in all rounds of local training, or take the model that was kept.
+        """Train as often as the run's client does, or take the model that was kept.
 
         Raises
         ------
@@ -71,8 +75,7 @@ class Subject:
                 fix = "remove it, or name another folder"
                 raise unreadable(path, "a model of an audit", error, fix) from error
             return box
-        rounds = self.settings.training.local_rounds or self.settings.run.num_server_rounds
-        for round_ in range(1, rounds + 1):
+        for round_ in range(1, self.rounds + 1):
             box.fit(round_)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -85,11 +88,21 @@ class Subject:
 
     def path(self, folder: Path) -> Path:
         """Return where the model is kept: a name that no other model of the folder has."""
-        run, of_data = self.settings.run, self.settings.data.spec
+        run, data = self.settings.run, self.settings.data
         private = self.node.dp_epsilon and (self.node.dp_epsilon, self.node.dp_delta)
-        trained = (run.seed, self.number, self.model, of_data, self.settings.training, private)
-        text = f"{trained!r}{self.settings.optimizer!r}{self.images.digest()}"
+        whose = (run.seed, self.partition, data.partition, self.number)
+        trained = (self.model, data.spec, self.rounds, self.settings.training, private)
+        text = f"{whose!r}{trained!r}{self.settings.optimizer!r}{self.images.digest()}"
         return folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.safetensors"
+
+    @property
+    def rounds(self) -> int:
+        """The rounds of its training: those of a client that takes part in every round.
+
+        One that is left out of some (``fraction-train``) may have trained less, and tells less.
+        """
+        rounds = training_rounds(self.settings)
+        return min(rounds, self.max_trainings or rounds)
 
     @property
     def model(self) -> str:

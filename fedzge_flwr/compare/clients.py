@@ -14,7 +14,7 @@ from fedzge_flwr.common.randomness import Purpose, seeded_default, torch_stream
 from fedzge_flwr.compare.method import Method
 from fedzge_flwr.compare.plan import Plan
 from fedzge_flwr.config.parsing import from_run_config
-from fedzge_flwr.config.sections import Settings
+from fedzge_flwr.config.sections import MIN_TRAINING_IMAGES, Settings
 from fedzge_flwr.data.loading import load_split
 from fedzge_flwr.data.partition import client_data, partition_indices
 from fedzge_flwr.images.image_set import ImageSet
@@ -34,7 +34,7 @@ RunConfig: TypeAlias = Mapping[str, object]
 
 
 def server_settings(method: Method, run_config: RunConfig) -> Settings:
-    """Return the settings of a method's run.
+    """Return the settings of a method's run, each round of which needs all clients.
 
     Raises
     ------
@@ -42,7 +42,9 @@ def server_settings(method: Method, run_config: RunConfig) -> Settings:
         As in `from_run_config`.
     """
     given = {key: value for key, value in run_config.items() if key != METHOD_KEY}
-    return from_run_config({**given, **method.keys(from_run_config(given))})
+    base = from_run_config(given)
+    all_of_them = {"min-clients": base.run.participants, "too-few-clients": "fail"}
+    return from_run_config({**given, **all_of_them, **method.keys(base)})
 
 
 def client_settings(method: Method, run_config: RunConfig, partition: int) -> Settings:
@@ -115,8 +117,13 @@ class Client:
         return torch_stream(seed, purpose, round_=round_, partition=self.partition)
 
     def train(self, model: nn.Module, round_: int) -> float:
-        """Train a model on its own images, as its settings say; return the loss in nats."""
+        """Train a model on its own images, as its settings say; return the loss in nats.
+
+        On fewer than two it does not, as FedZGE's clients do not (batch norm cannot); 0.0 then.
+        """
         own = self.own()
+        if len(own.labels_N) < MIN_TRAINING_IMAGES:
+            return 0.0
         return train_locally(
             model,
             own.images_u8_NCHW,

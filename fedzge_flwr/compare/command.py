@@ -20,7 +20,16 @@ from fedzge_flwr.common.text import duration, percent
 from fedzge_flwr.compare.app import check_method, given_settings, run_here
 from fedzge_flwr.compare.catalogue import METHODS, method_named
 from fedzge_flwr.compare.page import write_page
-from fedzge_flwr.compare.results import Result, all_in, kept, markdown, table, write, write_tables
+from fedzge_flwr.compare.results import (
+    Result,
+    all_in,
+    kept,
+    markdown,
+    of_settings,
+    table,
+    write,
+    write_tables,
+)
 from fedzge_flwr.config.sections import Settings
 
 
@@ -78,7 +87,7 @@ def compare(
     Returns
     -------
     str
-        The table in Markdown: of all results in the folder.
+        The table in Markdown: of all results in the folder that are of these settings.
 
     Raises
     ------
@@ -90,7 +99,7 @@ def compare(
     told(f"{len(wanted)} runs, {len(wanted) - len(missing)} of them there already, in {folder}")
     most = jobs or psutil.cpu_count(logical=False) or 1
     _run(missing, folder, min(most, max(len(missing), 1)), told)
-    results = all_in(folder)
+    results = of_settings(all_in(folder), given_settings(run_config), told)
     write_tables(folder, results)
     write_page(folder / "comparison.html", results)
     return markdown(table(results))

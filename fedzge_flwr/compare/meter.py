@@ -1,4 +1,4 @@
-"""A Grid that counts: bytes to and from each client, by encoded messages."""
+"""A Grid that counts bytes to and from each client, by encoded messages, and misses no client."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
+from fedzge_flwr.common.errors import ComparisonError
 from fedzge_flwr.wire.size import encoded_bytes
 
 UNCOUNTED = ("evaluate", "query.tally")
@@ -17,6 +18,9 @@ UNCOUNTED = ("evaluate", "query.tally")
 
 class MeteredGrid(Grid):
     """Another grid, with the bytes of all messages but those of evaluation.
+
+    A client that fails ends the run: Flower's strategies, and FedZGE, would go on without it, and
+    what they then have is no run with all clients.
 
     Parameters
     ----------
@@ -60,9 +64,16 @@ class MeteredGrid(Grid):
         return self._grid.push_messages(sent)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies that are there."""
+        """Return the replies that are there.
+
+        Raises
+        ------
+        ComparisonError
+            If a client failed.
+        """
         replies = list(self._grid.pull_messages(message_ids))
         self.up += _counted(replies)
+        _check(replies)
         return replies
 
     def send_and_receive(
@@ -72,14 +83,33 @@ class MeteredGrid(Grid):
 
         Flower's strategies ask nodes in an order drawn at random, without a seed, and add up
         weights in the order of the replies: their sum differs in its last bits.
+
+        Raises
+        ------
+        ComparisonError
+            If a client failed, or did not answer in time.
         """
         sent = list(messages)
         self.down += _counted(sent)
         replies = list(self._grid.send_and_receive(sent, timeout=timeout))
         self.up += _counted(replies)
+        _check(replies)
+        if len(replies) < len(sent):
+            raise ComparisonError(
+                f"{sent[0].metadata.message_type}: {len(sent) - len(replies)} of {len(sent)} "
+                "clients did not answer: a comparison needs all of them; see their logs"
+            )
         return sorted(replies, key=lambda reply: reply.metadata.src_node_id)
 
 
 def _counted(messages: Iterable[Message]) -> int:
     counted = [m for m in messages if not m.metadata.message_type.startswith(UNCOUNTED)]
     return sum(encoded_bytes(counted))
+
+
+def _check(replies: Iterable[Message]) -> None:
+    for reply in replies:
+        if reply.has_error():
+            raise ComparisonError(
+                f"{reply.metadata.message_type}: a client failed: {reply.error.reason}"
+            )

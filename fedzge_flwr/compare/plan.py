@@ -20,6 +20,12 @@ def queries_of_round(settings: Settings) -> int:
     return num_queries(num_images, generated, copies)
 
 
+def training_rounds(settings: Settings) -> int:
+    """Return the rounds in which a client that takes part in all trains on its own images."""
+    rounds = settings.run.num_server_rounds
+    return min(settings.training.local_rounds or rounds, rounds)
+
+
 @dataclass(frozen=True)
 class Plan:
     """The gradient steps of one client in a run of FedZGE with the same settings.
@@ -48,13 +54,12 @@ class Plan:
         run, training, distillation = settings.run, settings.training, settings.distillation
         rounds = run.num_server_rounds
         an_epoch = steps_an_epoch(num_examples, training.batch_size)
-        train_rounds = min(training.local_rounds or rounds, rounds)
         distill_rounds = min(distillation.client_distill_rounds or rounds, rounds)
         return cls(
             num_examples,
             rounds,
             an_epoch,
-            train_rounds * local_epochs(num_examples, training) * an_epoch,
+            training_rounds(settings) * local_epochs(num_examples, training) * an_epoch,
             distill_rounds * distillation.client_distill_steps,
         )
 

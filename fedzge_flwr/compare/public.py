@@ -21,8 +21,9 @@ _TENTH = 10
 def photographs(data: DataSettings, most: int) -> ByteArray:
     """Return crops of the two photographs that scikit-learn brings: another data set.
 
-    A crop is a square of the photograph, of a side between the image's and half of the
-    photograph's, scaled; grey where the images are.
+    A crop is a square of the photograph, of a side between the image's, if that is less, and half
+    of the photograph's, scaled; grey where the images are. Of more channels, or of two, each is one
+    of the three colours in turn.
     """
     from PIL import Image
     from sklearn.datasets import load_sample_images
@@ -33,7 +34,9 @@ def photographs(data: DataSettings, most: int) -> ByteArray:
     crops = np.empty((most, height, width, 3), dtype=np.uint8)
     for crop in crops:
         picture = pictures[int(stream.integers(len(pictures)))]
-        side = int(stream.integers(max(height, width), min(picture.size) // 2))
+        half = min(picture.size) // 2
+        # Larger images than the photographs allow are of crops that are enlarged.
+        side = int(stream.integers(min(max(height, width), half - 1), half))
         left = int(stream.integers(picture.size[0] - side))
         top = int(stream.integers(picture.size[1] - side))
         box = (left, top, left + side, top + side)
@@ -41,6 +44,8 @@ def photographs(data: DataSettings, most: int) -> ByteArray:
     images_NCHW = crops.transpose(0, 3, 1, 2)
     if channels == 1:
         images_NCHW = np.round(images_NCHW.mean(axis=1, keepdims=True)).astype(np.uint8)
+    else:
+        images_NCHW = images_NCHW[:, np.arange(channels) % images_NCHW.shape[1]]
     return np.ascontiguousarray(images_NCHW)
 
 

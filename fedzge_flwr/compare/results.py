@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -113,14 +113,20 @@ def kept(folder: Path, method: str, seed: int, settings: Settings) -> Result | N
     if not path.exists():
         return None
     result = _read(path)
-    wanted = numbers_of(settings)
-    for key in sorted(wanted.keys() | result.settings.keys()):
-        if wanted.get(key) != result.settings.get(key):
-            raise ComparisonError(
-                f"{path} is of a run with '{key}' = {result.settings.get(key)!r}, not "
-                f"{wanted.get(key)!r}; remove it, or name another folder"
-            )
+    if difference := _difference(result, settings):
+        raise ComparisonError(
+            f"{path} is of a run with {difference}; remove it, or name another folder"
+        )
     return result
+
+
+def _difference(result: Result, settings: Settings) -> str:
+    """Say in which setting a result's run differs from another; empty if in none."""
+    wanted, found = numbers_of(settings), result.settings
+    for key in sorted(wanted.keys() | found.keys()):
+        if wanted.get(key) != found.get(key):
+            return f"'{key}' = {found.get(key)!r}, not {wanted.get(key)!r}"
+    return ""
 
 
 def _read(path: Path) -> Result:
@@ -153,6 +159,34 @@ def all_in(folder: Path) -> list[Result]:
     order = list(METHODS)
     place = {name: order.index(name) if name in order else len(order) for name in order}
     return sorted(results, key=lambda r: (place.get(r.method, len(order)), r.method, r.seed))
+
+
+def of_settings(
+    results: Sequence[Result], settings: Settings, told: Callable[[str], None]
+) -> list[Result]:
+    """Return the results of runs with these settings: a mean of others would be one of nothing.
+
+    A folder may hold others of earlier comparisons, and of methods that are not asked for now.
+
+    Parameters
+    ----------
+    results : Sequence[Result]
+        Of whatever settings.
+    settings : Settings
+        Of whatever seed.
+    told : Callable[[str], None]
+        Takes a line if any are left out.
+    """
+    differences = [_difference(result, settings) for result in results]
+    others = [pair for pair in zip(results, differences, strict=True) if pair[1]]
+    if others:
+        first, difference = others[0]
+        name, number = path_of(Path(), first.method, first.seed), len(others)
+        told(
+            f"left out: {number} result{'s' if number > 1 else ''} of other settings, as {name} "
+            f"with {difference}"
+        )
+    return [result for result, found in zip(results, differences, strict=True) if not found]
 
 
 _COLUMNS = (

@@ -10,11 +10,10 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from torch import nn
 
-from fedzge_flwr.common.errors import ComparisonError
 from fedzge_flwr.common.text import percent
 from fedzge_flwr.compare.local_grid import LocalGrid
 from fedzge_flwr.compare.meter import MeteredGrid
-from fedzge_flwr.compare.tally import Work, counted
+from fedzge_flwr.compare.tally import counted, work_of
 from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.data.evaluation import TestSetEvaluation
 from fedzge_flwr.server.build import build_central
@@ -54,7 +53,7 @@ class Measured:
     points : tuple of Point
         By round; at least one.
     client_steps, client_seconds : float
-        Gradient steps and processor seconds of a client, on average.
+        Gradient steps and processor seconds of a client, on average, without evaluation.
     server_steps : int
         Gradient steps of the server.
     server_seconds : float
@@ -148,13 +147,7 @@ class Session:
         ComparisonError
             If one fails: a comparison needs all of them.
         """
-        found = list(self.grid.send_and_receive(messages))
-        for reply in found:
-            if reply.has_error():
-                raise ComparisonError(
-                    f"{reply.metadata.message_type}: a client failed: {reply.error.reason}"
-                )
-        return found
+        return list(self.grid.send_and_receive(messages))
 
     def mean_of(self, action: str, metric: str) -> float:
         """Ask all clients for a metric of their record "metrics"; return its mean."""
@@ -169,8 +162,10 @@ def measured(session: Session, run: Callable[[Session], None]) -> Measured:
     with counted() as here:
         run(session)
     seconds = time.perf_counter() - started
-    works = [_work(reply) for reply in session.ask_all("query.tally", RecordDict())]
+    replies = session.ask_all("query.tally", RecordDict())
+    works = [work_of(reply.content.metric_records["tally"]) for reply in replies]
     steps, cpu = sum(work.steps for work in works), sum(work.seconds for work in works)
+    evaluating = sum(work.evaluating for work in works)
     # In one process the clients' work was counted with the server's.
     together = session.grid.is_local
     return Measured(
@@ -178,14 +173,9 @@ def measured(session: Session, run: Callable[[Session], None]) -> Measured:
         client_steps=steps / len(works),
         client_seconds=cpu / len(works),
         server_steps=here.steps - (steps if together else 0),
-        server_seconds=here.seconds - (cpu if together else 0.0),
+        server_seconds=here.seconds - (cpu + evaluating if together else 0.0),
         seconds=seconds,
     )
-
-
-def _work(reply: Message) -> Work:
-    found = reply.content.metric_records["tally"]
-    return Work(int(found["steps"]), float(found["seconds"]))  # type: ignore[arg-type]
 
 
 def metered(grid: Grid) -> MeteredGrid:

@@ -1,7 +1,7 @@
 """What a client has done: gradient steps and processor seconds, kept by its node.
 
-Counted around every message but those of evaluation, in the client's own process, so that a
-simulation, a deployment and one process count alike.
+Counted around every message, in the client's own process, so that a simulation, a deployment and
+one process count alike. Evaluation is for the experimenter's sake: its seconds are kept apart.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ _RECORD = "compare.tally"
 
 @dataclass
 class Work:
-    """Gradient steps, and seconds of all processors."""
+    """Gradient steps, and seconds of all processors; those of evaluation apart."""
 
     steps: int = 0
     seconds: float = 0.0
+    evaluating: float = 0.0
 
 
 @contextmanager
@@ -53,15 +54,16 @@ def tally(
     message: Message, context: Context, call: Callable[[Message, Context], Message]
 ) -> Message:
     """Count what a message has a client do; a mod of Flower's."""
-    if message.metadata.message_type.startswith(UNCOUNTED):
-        return call(message, context)
     with counted() as work:
         reply = call(message, context)
-    before = context.state.metric_records.get(_RECORD, MetricRecord({"steps": 0, "seconds": 0.0}))
+    if message.metadata.message_type.startswith(UNCOUNTED):
+        work = Work(evaluating=work.seconds)
+    before = work_of(_kept(context))
     context.state[_RECORD] = MetricRecord(
         {
-            "steps": int(before["steps"]) + work.steps,  # type: ignore[arg-type]
-            "seconds": float(before["seconds"]) + work.seconds,  # type: ignore[arg-type]
+            "steps": before.steps + work.steps,
+            "seconds": before.seconds + work.seconds,
+            "evaluating": before.evaluating + work.evaluating,
         }
     )
     return reply
@@ -69,5 +71,15 @@ def tally(
 
 def tell(message: Message, context: Context) -> Message:
     """Answer with what has been counted: the endpoint ``query.tally``."""
-    found = context.state.metric_records.get(_RECORD, MetricRecord({"steps": 0, "seconds": 0.0}))
-    return Message(RecordDict({"tally": found}), reply_to=message)
+    return Message(RecordDict({"tally": _kept(context)}), reply_to=message)
+
+
+def work_of(record: MetricRecord) -> Work:
+    """Return what `tell` tells of."""
+    found: dict[str, Any] = dict(record)
+    return Work(int(found["steps"]), float(found["seconds"]), float(found["evaluating"]))
+
+
+def _kept(context: Context) -> MetricRecord:
+    nothing = MetricRecord({"steps": 0, "seconds": 0.0, "evaluating": 0.0})
+    return context.state.metric_records.get(_RECORD, nothing)

@@ -18,8 +18,10 @@ from fedzge_flwr.audit import extraction
 from fedzge_flwr.audit.audit import Audited, audit
 from fedzge_flwr.audit.command import audit_client
 from fedzge_flwr.audit.extraction import class_proportions
+from fedzge_flwr.audit.pool import pool_of
 from fedzge_flwr.audit.subjects import Endpoint, Subject
 from fedzge_flwr.audit.training import train_all
+from fedzge_flwr.black_boxes.partition import TorchBlackBox
 from fedzge_flwr.cli.app import app
 from fedzge_flwr.common.errors import AuditError, ConfigError, DataError
 from fedzge_flwr.config.node import from_node_config
@@ -123,6 +125,52 @@ def test_shadows_differ_from_the_client_and_from_one_another(
     assert (states[0][name] == states[1][name]).all()
     assert (states[0][name] != states[2][name]).any()
     assert (states[2][name] != states[3][name]).any()
+
+
+@pytest.mark.parametrize(
+    ("rounds", "local_rounds", "node", "wanted"),
+    [
+        (2, 6, {}, 2),
+        (9, 6, {}, 6),
+        (3, 0, {}, 3),
+        (3, 0, {"max-trainings": 2}, 2),
+        (2, 0, {"max-trainings": 5}, 2),
+    ],
+)
+def test_a_model_is_trained_as_often_as_in_the_run(
+    rounds: int,
+    local_rounds: int,
+    node: dict[str, Any],
+    wanted: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fitted: list[int] = []
+    monkeypatch.setattr(TorchBlackBox, "fit", lambda _box, round_: fitted.append(round_))
+    given = {**CONFIG, "num-server-rounds": rounds, "local-rounds": local_rounds}
+    settings = from_run_config(given)
+    pool = pool_of(load_split(settings.data, "train"), None, np.random.default_rng(0))
+    asked = Audited(settings, 0, 2, node_config=node)
+    in_SN = np.zeros((2, len(pool.images)), dtype=bool)
+    monkeypatch.setattr(
+        audit_module, "train_all", lambda found, folder, _told: [found[0].trained(folder)]
+    )
+    audit_module._models(asked, pool, in_SN, tmp_path, quiet)
+    assert fitted == list(range(1, wanted + 1))
+
+
+def test_a_kept_model_is_of_the_same_run(tmp_path: Path) -> None:
+    def path(client: int = 0, **more: Any) -> Path:
+        settings = from_run_config({**CONFIG, "local-rounds": 0, **more})
+        images = load_split(settings.data, "train").take(np.arange(40))
+        node = from_node_config({"partition-id": client}, settings)
+        return Subject(settings, client, images, 0, node).path(tmp_path)
+
+    base = path(**{"num-server-rounds": 2})
+    assert path(**{"num-server-rounds": 2}) == base
+    assert path(**{"num-server-rounds": 20}) != base
+    assert path(**{"num-server-rounds": 2, "partition": "iid"}) != base
+    assert path(1, **{"num-server-rounds": 2}) != base
 
 
 def test_models_of_several_processes_are_those_of_one(settings: Settings, tmp_path: Path) -> None:

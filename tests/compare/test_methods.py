@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import random
+import time
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.clientapp import ClientApp
 from torch import nn
 
-from fedzge_flwr.common.errors import ComparisonError, ConfigError
+from fedzge_flwr.common.errors import ComparisonError, ConfigError, TooFewClientsError
 from fedzge_flwr.compare.app import client_app, given_settings, run_here, run_method
 from fedzge_flwr.compare.catalogue import METHODS, method_named
 from fedzge_flwr.compare.clients import METHOD_KEY, client_settings, server_settings
@@ -28,7 +39,8 @@ from fedzge_flwr.compare.methods.weights import (
 )
 from fedzge_flwr.compare.plan import Plan
 from fedzge_flwr.compare.public import PUBLIC
-from fedzge_flwr.compare.session import Measured, Session, metered
+from fedzge_flwr.compare.session import Measured, Session, measured, metered
+from fedzge_flwr.compare.tally import tally, tell
 from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.data.evaluation import TestSetEvaluation
 from fedzge_flwr.data.loading import load_split
@@ -150,6 +162,42 @@ def test_evaluation_costs_no_bytes() -> None:
     assert run("local", **{"eval-every": 2}).points[-1].up == ran("local").points[-1].up
 
 
+def test_evaluation_is_nobodys_processor_time() -> None:
+    """In one process it was counted as the server's."""
+
+    def work(seconds: float) -> None:
+        started = time.process_time()
+        while time.process_time() - started < seconds:
+            pass
+
+    app = ClientApp(mods=[tally])
+    app.query("tally")(tell)
+
+    @app.train("alone")
+    def train(message: Message, _context: Context) -> Message:
+        work(0.05)
+        return Message(RecordDict(), reply_to=message)
+
+    @app.evaluate("alone")
+    def evaluate(message: Message, _context: Context) -> Message:
+        work(0.5)
+        metrics = MetricRecord({"accuracy": 0.5})
+        return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+    settings = from_run_config({"num-clients": 2})
+    session = Session(
+        settings, metered(LocalGrid(app, {}, 2)), TestSetEvaluation(settings), lambda line: None
+    )
+
+    def run_alone(session: Session) -> None:
+        session.ask_all("train.alone", RecordDict())
+        session.record(1, mean_client=session.mean_of("evaluate.alone", "accuracy"))
+
+    found = measured(session, run_alone)
+    assert 0.04 < found.client_seconds < 0.3
+    assert 0 <= found.server_seconds < 0.5
+
+
 # Weights
 
 
@@ -259,6 +307,14 @@ def test_public_images_fit_and_are_always_the_same(name: str) -> None:
     assert images.std() > 10
 
 
+@pytest.mark.parametrize("shape", ["3,213,213", "1,300,700", "3,427,640", "2,8,8", "4,16,8"])
+def test_photographs_of_any_shape(shape: str) -> None:
+    settings = from_run_config({"dataset": "own", "image-shape": shape, "num-classes": 2})
+    images = PUBLIC["photographs"](settings.data, 3)
+    assert images.shape == (3, *settings.data.spec.image_shape)
+    assert images.std() > 10
+
+
 def test_a_tenth_is_of_the_training_images() -> None:
     data = from_run_config({}).data
     train = {image.tobytes() for image in load_split(data, "train").images_NCHW}
@@ -319,6 +375,60 @@ def test_averages_of_several_architectures_are_refused() -> None:
 def test_unknown_methods_are_named(name: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         method_named(name)
+
+
+FEW: dict[str, Any] = {
+    **TINY,
+    "num-clients": 4,
+    "num-train-images": 60,
+    "min-partition-size": 0,
+    "alpha": 0.05,
+    "num-server-rounds": 1,
+}
+
+
+@pytest.mark.parametrize(("seed", "fewest"), [(5, 0), (14, 1)])
+@pytest.mark.parametrize("name", ["local", "fedavg", "feddf-tenth", "fd", "fedmd-tenth", "fedzge"])
+def test_clients_without_images_stop_no_method(name: str, seed: int, fewest: int) -> None:
+    """They train on nothing, as FedZGE's do."""
+    parts = partition_indices(from_run_config(FEW).data, 4, seed)
+    assert min(map(len, parts)) == fewest
+    assert run(name, **{**FEW, "seed": seed}).points
+
+
+class Failing(LocalGrid):
+    """The last node's app fails, or its reply never comes."""
+
+    def __init__(self, name: str, lost: bool) -> None:
+        super().__init__(client_app(), {**TINY, METHOD_KEY: name}, 3)
+        self._lost = lost
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        for reply in super().pull_messages(message_ids):
+            asked = reply.metadata
+            if asked.src_node_id != 1002 or asked.message_type.startswith("query"):
+                yield reply
+            elif not self._lost:
+                error = Error(code=0, reason="out of memory")
+                to = Message(RecordDict(), dst_node_id=1002, message_type=asked.message_type)
+                yield Message(error, reply_to=to)
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedadam", "feddf-tenth", "local"])
+@pytest.mark.parametrize("lost", [False, True])
+def test_no_average_is_of_fewer_clients(name: str, lost: bool) -> None:
+    """Flower's strategies go on without a client that failed, and a comparison has them quiet."""
+    said = "1 of 3 clients did not answer" if lost else "a client failed: out of memory"
+    with pytest.raises(ComparisonError, match=rf"^train(\.\w+)?: {said}"):
+        run_method(name, TINY, Failing(name, lost), lambda line: None)
+
+
+def test_nor_is_fedzge_compared_with_fewer() -> None:
+    with pytest.raises(ComparisonError, match=r"^train\.round: a client failed: out of memory"):
+        run_method("fedzge", TINY, Failing("fedzge", lost=False), lambda line: None)
+    brief = {**TINY, "exchange-timeout": 1.0, "num-server-rounds": 1}
+    with pytest.raises(TooFewClientsError, match="2 of 3 clients answered"):
+        run_method("fedzge", brief, Failing("fedzge", lost=True), lambda line: None)
 
 
 def test_a_client_that_fails_ends_the_run_in_one_line() -> None:

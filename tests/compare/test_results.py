@@ -100,6 +100,26 @@ def test_a_comparison_goes_on_with_what_is_there(
     assert lines[-1].startswith("2 runs, 2 of them there already")
 
 
+def test_results_of_other_settings_are_in_no_mean(tmp_path: Path) -> None:
+    """Seed 0 at another alpha and seed 1 would make "70.0 ± 20.0": of nothing."""
+    other = from_run_config({**CONFIG, "alpha": 0.1, "seed": 1})
+    points = (Point(1, 0.5, None, 0.5, 0, 0.0, 0.0),)
+    measured = Measured(points, 1.0, 1.0, 1, 1.0, 1.0)
+    write(tmp_path, result("fedavg", 0, 0.9))
+    write(tmp_path, Result.of("fedavg", other, measured))
+    write(tmp_path, Result.of("local", other, measured))
+    lines: list[str] = []
+    shown = compare(["fedavg"], [0], CONFIG, tmp_path, jobs=1, told=lines.append)
+    assert "90.0 %" in shown
+    assert "±" not in shown
+    assert "local" not in shown
+    assert lines[1:] == [
+        "left out: 2 results of other settings, as local-s1.json with 'alpha' = 0.1, not 1.0"
+    ]
+    assert list(pd.read_csv(tmp_path / "table.csv")["accuracy"]) == ["90.0 %"]
+    assert "local only" not in (tmp_path / "comparison.html").read_text()
+
+
 def test_what_is_wrong_with_a_run_is_said_with_its_name(tmp_path: Path) -> None:
     missing = {**CONFIG, "dataset": "fashionmnist", "data-dir": str(tmp_path / "none")}
     with pytest.raises(ComparisonError, match=r"^local, seed 0: no t10k-images"):
