@@ -21,6 +21,7 @@ from fedzge_flwr.common.arrays import FloatArray
 from fedzge_flwr.common.errors import ConfigError, DataError
 from fedzge_flwr.common.registry import one_of
 from fedzge_flwr.images.image_set import ImageSet
+from fedzge_flwr.images.spec import shape_of
 
 if TYPE_CHECKING:
     from flwr.app import Context
@@ -32,6 +33,8 @@ SMALLEST_PROBABILITY = 1e-4
 Output: TypeAlias = Literal["logits", "probabilities"]
 """What a model returns. Of one that ends in a softmax it is probabilities: taken for logits, they
 would say that all classes are nearly alike."""
+
+_AXES = 2
 
 _ROUNDING = 1e-3
 """By how much a probability in float16 may be above 1."""
@@ -62,9 +65,11 @@ class ClassifierBlackBox(ABC):
     Raises
     ------
     ConfigError
-        If the node config lacks ``partition-id`` or ``num-partitions``, ``evaluation`` has another
-        key, or a subclass trains or distills without `state` and `load_state`: a black box is made
-        for each message, and what is not kept is lost.
+        If the node config lacks ``partition-id`` or ``num-partitions``, a shape or number is none,
+        ``evaluation`` has another key, or a subclass trains or distills without `state` and
+        `load_state`: a black box is made for each message, and what is not kept is lost.
+    DataError
+        If images of ``evaluation`` have another shape, or a label is not below K.
     """
 
     def __init__(
@@ -80,12 +85,16 @@ class ClassifierBlackBox(ABC):
     ) -> None:
         self._partition = _number(context, "partition-id")
         self._num_partitions = _number(context, "num-partitions")
-        self._image_shape = image_shape
-        self._num_classes = num_classes
-        self._num_examples = num_examples
+        self._image_shape = _shape(image_shape)
+        self._num_classes = _at_least(2, "num_classes", num_classes, "")
+        self._num_examples = _at_least(0, "num_examples", num_examples, "a number of images, ")
         self._evaluation = evaluation or {}
-        for split in self._evaluation:
+        for split, images in self._evaluation.items():
             one_of(split, EvaluationSplit, "evaluation")
+            try:
+                images.check(self._image_shape, num_classes)
+            except DataError as error:
+                raise DataError(f"evaluation, '{split}': {error}") from None
         kind, base = type(self), ClassifierBlackBox
         learns = kind.fit is not base.fit or kind.distill is not base.distill
         if learns and (kind.state is base.state or kind.load_state is base.load_state):
@@ -237,6 +246,11 @@ def logits_of_output(found_NK: npt.NDArray[Any], output: Output, what: str) -> F
     """
     if output == "logits":
         return np.asarray(found_NK, dtype=np.float32)
+    if found_NK.ndim != _AXES:
+        raise DataError(
+            f"{what} has shape {found_NK.shape}; of probabilities give (N, K), one of each class "
+            "for each image"
+        )
     if len(found_NK) and not 0 <= found_NK.min() <= found_NK.max() <= 1 + _ROUNDING:
         raise DataError(
             f"{what} is no probabilities: it goes from {found_NK.min():g} to {found_NK.max():g}; "
@@ -273,6 +287,19 @@ def log_probabilities(
     whole_NK[:, classes_C] = probabilities_NC
     found: FloatArray = np.log(np.maximum(whole_NK, SMALLEST_PROBABILITY)).astype(np.float32)
     return found
+
+
+def _shape(given: object) -> tuple[int, int, int]:
+    found = shape_of(given)
+    if found is None:
+        raise ConfigError(f"image_shape = {given!r}: give (C, H, W), three numbers from 1")
+    return found
+
+
+def _at_least(least: int, name: str, value: int, what: str) -> int:
+    if value < least:
+        raise ConfigError(f"{name} = {value!r}: give {what}at least {least}")
+    return value
 
 
 def _number(context: Context, key: str) -> int:

@@ -33,7 +33,7 @@ def right_on_own(
     logits : Callable[[ndarray], ndarray]
         From float32 images (N, C, H, W) to logits (N, K).
     held_out, trained_on : ImageSet, optional
-        The client's own images.
+        The client's own images; a set without any may have whatever shape.
     most : int
         Most images, at least 1.
 
@@ -43,6 +43,7 @@ def right_on_own(
         (N,), first those held out; empty without images.
     """
     nothing = np.zeros(0, dtype=np.int64)
+    held_out, trained_on = held_out or None, trained_on or None
     num_held_out = len(held_out) if held_out is not None else 0
     total = num_held_out + (len(trained_on) if trained_on is not None else 0)
     if total == 0:
@@ -63,8 +64,7 @@ def right_on_own(
     found_NK = _own_classes_first(logits(np.concatenate(inputs)), held_out, trained_on)
     found = found_NK.argmax(axis=1) == np.concatenate(labels)
     held = int(np.count_nonzero(rows < num_held_out))
-    itself, mean = np.split(found[held:], 2)
-    return np.concatenate((found[:held], itself & mean))
+    return np.concatenate((found[:held], np.logical_and(*np.split(found[held:], 2))))
 
 
 def _own_classes_first(logits_NK: FloatArray, *own: ImageSet | None) -> FloatArray:

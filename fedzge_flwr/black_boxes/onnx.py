@@ -124,8 +124,13 @@ class OnnxBlackBox(ClassifierBlackBox):
                 f"but images are {inputs.dtype} of shape {inputs.shape}: give `prepare`, a "
                 "function from images (N, C, H, W) in [−1, 1] to what the model takes"
             ) from error
-        logits: npt.NDArray[Any] = found
-        return logits
+        if not isinstance(found, np.ndarray):
+            raise DataError(
+                f"the ONNX model's output '{self._output_name}' is a sequence of maps: export it "
+                "with zipmap=False, or choose another by `output_name` "
+                f"({', '.join(self._outputs)})"
+            )
+        return found
 
 
 # A black box is made for every message, and reading a model takes a while.

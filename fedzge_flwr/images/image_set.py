@@ -19,6 +19,8 @@ from fedzge_flwr.images.rows import Table, images_of
 
 Split: TypeAlias = Literal["train", "test"]
 
+_AXES = 4
+
 _SLACK = 1e-3
 """What rounding may put an image beyond the pixel range."""
 
@@ -51,7 +53,14 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         images, labels = self.images_NCHW, self.labels_N
-        if images.dtype != np.uint8 or images.ndim != 4:
+        for found, name, wanted in (
+            (images, "images", "uint8 (N, C, H, W)"),
+            (labels, "labels", "integers (N,)"),
+        ):
+            if not isinstance(found, np.ndarray):
+                kind = type(found).__name__
+                raise DataError(f"{name} are a {kind}; give {wanted} as a NumPy array")
+        if images.dtype != np.uint8 or not _is_NCHW(images):
             raise DataError(
                 f"images are {images.dtype} of shape {images.shape}; give uint8 (N, C, H, W)"
             )
@@ -82,10 +91,12 @@ class ImageSet:
         Raises
         ------
         DataError
-            If images are beyond that range, as after another normalisation, or do not fit the
-            labels.
+            If images are beyond that range, as after another normalisation, do not fit the labels,
+            or are no such arrays.
         """
-        images = np.asarray(images_NCHW, dtype=np.float32)
+        images = _array(images_NCHW, "images", "(N, C, H, W), all of one size", np.float32)
+        if not _is_NCHW(images):
+            raise DataError(f"images are of shape {images.shape}; give (N, C, H, W)")
         low, high = PIXEL_RANGE.low, PIXEL_RANGE.high
         if images.size and not low - _SLACK <= images.min() <= images.max() <= high + _SLACK:
             raise DataError(
@@ -99,7 +110,7 @@ class ImageSet:
                 f"{images.max():.2f}, and [{low:g}, {high:g}] is wanted: of images in [0, 1] give "
                 "2 * images - 1",
             )
-        return ImageSet(to_levels(images), np.asarray(labels_N))
+        return ImageSet(to_levels(images), _array(labels_N, "labels", "integers (N,)"))
 
     @staticmethod
     def from_dataset(
@@ -121,12 +132,14 @@ class ImageSet:
         image, label : str
             Its columns: pictures, and classes 0 … K-1.
         size : tuple of int, optional
-            (C, H, W) that all are brought to; by default the first picture's, which all must have.
+            (C, H, W) that all are brought to, C 1 for grey or 3 for RGB; by default the first
+            picture's, which all must have. Of a table without rows it must be given.
 
         Raises
         ------
         DataError
-            If it has no such columns, they hold other things, or pictures differ in size.
+            If it has no such columns, they hold other things, a picture cannot be read, or
+            pictures differ in size.
         """
         return ImageSet(*images_of(Table(dataset, image, label, size)))
 
@@ -180,3 +193,18 @@ class ImageSet:
 
 Loader: TypeAlias = Callable[[Path, bool, Split], ImageSet]
 """``(data_dir, download, split) -> images``."""
+
+
+def _is_NCHW(images: npt.NDArray[Any]) -> bool:
+    """Say whether these are images (N, C, H, W), each of at least a pixel."""
+    return images.ndim == _AXES and (len(images) == 0 or images.size > 0)
+
+
+def _array(
+    given: npt.ArrayLike, name: str, wanted: str, dtype: type[np.float32] | None = None
+) -> npt.NDArray[Any]:
+    """Return what was given as an array."""
+    try:
+        return np.asarray(given, dtype=dtype)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged, words, on a GPU
+        raise DataError(f"{name} are no array of numbers: give {wanted}; on the CPU") from error

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -11,7 +12,12 @@ import numpy.typing as npt
 
 from fedzge_flwr.common.arrays import ByteArray
 from fedzge_flwr.common.errors import DataError
+from fedzge_flwr.common.file_kinds import reason_of
 from fedzge_flwr.images.pictures import as_picture
+from fedzge_flwr.images.spec import shape_of
+
+_CHANNELS = (1, 3)
+"""Of pictures, grey or RGB."""
 
 _TOP = int(np.iinfo(np.uint8).max)
 _KEPT = 16
@@ -29,11 +35,21 @@ class Table:
         Its columns.
     size : tuple of int, optional
         (C, H, W); None: that of the first picture.
+
+    Raises
+    ------
+    DataError
+        If it is no such table, has no such columns, or ``size`` is none of pictures.
     """
 
     def __init__(
         self, dataset: Any, image: str, label: str, size: tuple[int, int, int] | None
     ) -> None:
+        if isinstance(dataset, Mapping) and dataset:
+            raise DataError(
+                f"a {type(dataset).__name__} is several tables, {', '.join(map(str, dataset))}: "
+                f"give one split, as dataset[{next(iter(dataset))!r}]"
+            )
         if not hasattr(dataset, "with_format") or not hasattr(dataset, "__len__"):
             raise DataError(
                 f"a {type(dataset).__name__} is no table of pictures: give a datasets.Dataset, one "
@@ -43,9 +59,14 @@ class Table:
         for column in (image, label):
             if column not in columns:
                 raise DataError(f"no column '{column}': this data set has {', '.join(columns)}")
+        shape = shape_of(size)
+        if size is not None and (shape is None or shape[0] not in _CHANNELS):
+            raise DataError(
+                f"size = {size!r}: give (C, H, W), C 1 for grey or 3 for RGB, H and W from 1"
+            )
         self.raw = dataset.with_format(None).select_columns([image, label])
-        self._key = (dataset._fingerprint, image, label, size)
-        self.image, self.label, self.size = image, label, size
+        self._key = (dataset._fingerprint, image, label, shape)
+        self.image, self.label, self.size = image, label, shape
 
     def __hash__(self) -> int:
         return hash(self._key)
@@ -61,7 +82,8 @@ def images_of(table: Table) -> tuple[ByteArray, npt.NDArray[np.int64]]:
     Raises
     ------
     DataError
-        If a column has other things, or pictures differ in size and none is given.
+        If a column has other things, a picture cannot be read, or no size is given and pictures
+        differ in theirs, or there are none.
     """
     labels = table.raw[table.label]
     if any(type(label) is not int for label in labels):
@@ -71,8 +93,7 @@ def images_of(table: Table) -> tuple[ByteArray, npt.NDArray[np.int64]]:
         )
     size = table.size
     images: list[ByteArray] = []
-    for number, row in enumerate(table.raw):
-        found = _picture(row[table.image], table.image, number)
+    for number, found in enumerate(_pictures(table)):
         size = size or (1 if found.mode in ("1", "L") else 3, found.height, found.width)
         if table.size is None and (found.height, found.width) != size[1:]:
             raise DataError(
@@ -80,9 +101,38 @@ def images_of(table: Table) -> tuple[ByteArray, npt.NDArray[np.int64]]:
                 f"pixels, the first of {size[1]}×{size[2]}: give size=(C, H, W)"
             )
         images.append(as_picture(found, size).pixels_CHW)
-    shape = size or (1, 1, 1)
-    stacked = np.stack(images) if images else np.zeros((0, *shape), np.uint8)
+    if size is None:
+        raise DataError(
+            f"column '{table.image}': no rows, and so no first picture: give size=(C, H, W), the "
+            "shape that other clients' images have"
+        )
+    stacked = np.stack(images) if images else np.zeros((0, *size), np.uint8)
     return stacked, np.asarray(labels, dtype=np.int64)
+
+
+def _pictures(table: Table) -> Iterator[Any]:
+    """Return the rows' pictures, as Pillow's of 8 bits."""
+    rows = iter(table.raw)
+    for number in range(len(table.raw)):
+        try:
+            # Files are opened and decoded here.
+            cell = next(rows)[table.image]
+        except Exception as error:  # Pillow raises whatever a damaged picture suggests
+            raise DataError(
+                f"column '{table.image}', row {number}: cannot be read as a picture "
+                f"({_told(error)}): mend it, or leave the row out"
+            ) from error
+        yield _picture(cell, table.image, number)
+
+
+def _told(error: Exception) -> str:
+    """Return what is said of a picture that cannot be read, with the file's name if it has one."""
+    from PIL import UnidentifiedImageError
+
+    if isinstance(error, UnidentifiedImageError):
+        return "of no kind that Pillow knows"
+    name = getattr(error, "filename", None)
+    return f"{reason_of(error)}: {name}" if name else reason_of(error)
 
 
 def _picture(value: Any, column: str, number: int) -> Any:
@@ -93,7 +143,9 @@ def _picture(value: Any, column: str, number: int) -> Any:
         if value.mode == "F" or value.mode.startswith("I"):
             raise DataError(f"column '{column}': picture {number} has more than 8 bits a channel")
         return value
-    pixels = np.asarray(value) if isinstance(value, (Sequence, np.ndarray)) else np.zeros(0)
+    pixels: npt.NDArray[Any] = np.zeros(0)
+    with suppress(ValueError):  # rows of different lengths
+        pixels = np.asarray(value) if isinstance(value, (Sequence, np.ndarray)) else pixels
     if pixels.dtype.kind in "iu" and pixels.size and 0 <= pixels.min() <= pixels.max() <= _TOP:
         grey = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
         if grey.ndim == 2 or (grey.ndim == 3 and grey.shape[2] == 3):

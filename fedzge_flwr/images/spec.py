@@ -5,9 +5,13 @@ The server builds the generator and the central model from this and never import
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fedzge_flwr.common.registry import Registry
+
+_AXES = 3
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,16 @@ class DatasetSpec:
 
     num_classes: int
     image_shape: tuple[int, int, int]
+
+
+def shape_of(given: Any) -> tuple[int, int, int] | None:
+    """Return a shape as three numbers from 1, of a list or `torch.Size` too; None if it is none."""
+    numbers = tuple(given) if isinstance(given, Sequence) else ()
+    whole = all(hasattr(number, "__index__") and number >= 1 for number in numbers)
+    if len(numbers) != _AXES or not whole:
+        return None
+    channels, height, width = (int(number) for number in numbers)
+    return channels, height, width
 
 
 DATASETS: Registry[DatasetSpec] = Registry(

@@ -36,6 +36,7 @@ from fedzge_flwr import (
 )
 from fedzge_flwr.black_boxes.classifier import SMALLEST_PROBABILITY, log_probabilities
 from fedzge_flwr.black_boxes.contract import EvaluationSplit, State
+from fedzge_flwr.black_boxes.judging import right_on_own
 from fedzge_flwr.common.errors import ConfigError, DataError
 from tests.helpers.boxes import QUERY, SHAPE, context_of, digits, forest, train_a_little
 from tests.helpers.inprocess import InProcessGrid
@@ -423,3 +424,67 @@ class Forgetful(ClassifierBlackBox):
 
     def logits(self, images_NCHW: Any) -> Any:
         return np.zeros((len(images_NCHW), 10))
+
+
+def function_box(**options: Any) -> FunctionBlackBox:
+    given = {"image_shape": SHAPE, "num_classes": 3, "num_examples": 5, **options}
+    return FunctionBlackBox(context_of(), lambda x: x.reshape(len(x), -1)[:, :3], **given)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"num_examples": -1}, "num_examples = -1: give a number of images, at least 0"),
+        ({"num_classes": 0}, "num_classes = 0: give at least 2"),
+        ({"image_shape": (8, 8)}, "image_shape = (8, 8): give (C, H, W), three numbers from 1"),
+        ({"image_shape": (1, 8, 0)}, "image_shape = (1, 8, 0): give (C, H, W)"),
+        ({"image_shape": 8}, "image_shape = 8: give (C, H, W)"),
+    ],
+)
+def test_what_a_black_box_is_of(options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        function_box(**options)
+    assert str(error.value).startswith(problem)
+    assert function_box(image_shape=[1, 8, 8]).image_shape == SHAPE
+
+
+@pytest.mark.parametrize("split", ["test", "held-out"])
+@pytest.mark.parametrize(
+    ("shape", "labels", "problem"),
+    [
+        (SHAPE, [1, 2, 3], "labels go from 1 to 3; 3 classes are numbered from 0 to 2"),
+        (SHAPE, [-1, 0, 1], "labels go from -1 to 1; 3 classes"),
+        ((1, 8, 9), [0, 1, 2], "images are of shape (1, 8, 9), the model's (1, 8, 8)"),
+    ],
+)
+def test_what_it_is_evaluated_on_suits_it(
+    split: EvaluationSplit, shape: tuple[int, int, int], labels: list[int], problem: str
+) -> None:
+    """Class -1 was the last one, and the loss a wrong one."""
+    images = ImageSet(np.zeros((3, *shape), np.uint8), np.array(labels))
+    with pytest.raises(DataError) as error:
+        function_box(evaluation={split: images})
+    assert str(error.value).startswith(f"evaluation, '{split}': {problem}")
+    right = ImageSet(np.zeros((3, *SHAPE), np.uint8), np.arange(3))
+    assert function_box(evaluation={split: right}).evaluate(split).num_examples == 3
+
+
+def test_probabilities_that_are_no_table() -> None:
+    box = FunctionBlackBox(
+        context_of(), lambda x: np.ones(len(x)), SHAPE, 3, 5, output="probabilities"
+    )
+    with pytest.raises(DataError, match=r"what the function returns has shape \(7,\); .*\(N, K\)"):
+        box.logits(QUERY)
+
+
+def test_sets_without_images_are_judged_by_nothing() -> None:
+    """Their images have a shape of their own, if any."""
+    some, none = digits(num=6), ImageSet(np.zeros((0, 1, 1, 1), np.uint8), np.zeros(0, int))
+
+    def logits(images_NCHW: Any) -> Any:
+        assert images_NCHW.shape[1:] == SHAPE
+        return np.zeros((len(images_NCHW), 10), np.float32)
+
+    assert len(right_on_own(logits, some, none, 10)) == 6
+    assert len(right_on_own(logits, none, some, 10)) == 6
+    assert len(right_on_own(logits, none, none, 10)) == 0

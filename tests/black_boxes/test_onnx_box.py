@@ -118,3 +118,26 @@ def test_the_output_of_an_onnx_model_by_name(onnx_file: Path, tmp_path: Path) ->
 def test_onnx_output_of_an_unknown_kind(onnx_file: Path) -> None:
     with pytest.raises(ConfigError, match="output = 'probs': give one of 'logits', 'prob"):
         OnnxBlackBox(context_of(), onnx_file, SHAPE, 10, 50, output="probs")
+
+
+def test_maps_as_converters_of_classifiers_write_them(onnx_file: Path, tmp_path: Path) -> None:
+    """As skl2onnx does unless it is told otherwise."""
+    whole, helper, types = onnx.load(onnx_file), onnx.helper, onnx.TensorProto
+    whole.graph.node.append(
+        helper.make_node(
+            "ZipMap", ["logits"], ["maps"], domain="ai.onnx.ml", classlabels_int64s=range(10)
+        )
+    )
+    scores = helper.make_tensor_type_proto(types.FLOAT, [])
+    maps = helper.make_sequence_type_proto(helper.make_map_type_proto(types.INT64, scores))
+    whole.graph.output.insert(0, helper.make_value_info("maps", maps))
+    whole.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+    path = tmp_path / "maps.onnx"
+    onnx.save(whole, path)
+    with pytest.raises(DataError) as caught:
+        OnnxBlackBox(context_of(), path, SHAPE, 10, 50).logits(QUERY)
+    assert str(caught.value).startswith(
+        "the ONNX model's output 'maps' is a sequence of maps: export it with zipmap=False"
+    )
+    found = OnnxBlackBox(context_of(), path, SHAPE, 10, 50, output_name="logits").logits(QUERY)
+    assert found.shape == (7, 10)

@@ -23,6 +23,9 @@ from tests.helpers.boxes import digits
         (np.zeros((2, 8, 8), np.uint8), np.zeros(2, int), "give uint8 (N, C, H, W)"),
         (np.zeros((2, 1, 8, 8), np.uint8), np.zeros(3, int), r"of shape (3,) for 2 images"),
         (np.zeros((2, 1, 8, 8), np.uint8), np.zeros(2), "labels are float64"),
+        (np.zeros((2, 1, 8, 8), np.uint8), [0, 1], "labels are a list; give integers (N,)"),
+        ([[[[1]]]], np.zeros(1, int), "images are a list; give uint8 (N, C, H, W)"),
+        (np.zeros((2, 1, 0, 8), np.uint8), np.zeros(2, int), "of shape (2, 1, 0, 8); give uint8"),
     ],
 )
 def test_images_that_do_not_fit_their_labels(images: Any, labels: Any, message: str) -> None:
@@ -43,6 +46,23 @@ def test_images_from_what_a_model_is_given() -> None:
     for wrong in (images.images_NCHW, 2 * images.inputs_NCHW):
         with pytest.raises(DataError, match=r"images go from .*: give them in \[-1, 1\]"):
             ImageSet.from_inputs(wrong, images.labels_N)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (0.5, 1, "images are of shape (); give (N, C, H, W)"),
+        (np.zeros((2, 8, 8)), [0, 1], "images are of shape (2, 8, 8); give (N, C, H, W)"),
+        (np.zeros((2, 1, 0, 8)), [0, 1], "images are of shape (2, 1, 0, 8); give (N, C, H, W)"),
+        ([[[[0.1, 0.2], [0.3]]]], [0], "images are no array of numbers: give (N, C, H, W), all of"),
+        (["cat"], [0], "images are no array of numbers: give (N, C, H, W), all of"),
+        (np.zeros((2, 1, 8, 8)), [[0], [0, 1]], "labels are no array of numbers: give integers"),
+    ],
+)
+def test_inputs_that_are_none(images: Any, labels: Any, message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        ImageSet.from_inputs(images, labels)
+    assert message in str(caught.value)
 
 
 def test_an_image_set_is_read_only_and_the_arrays_given_are_not() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import datasets
@@ -17,6 +18,18 @@ from fedzge_flwr.data.loading import load_split
 from fedzge_flwr.images.rows import images_of
 
 DIGITS = load_split(make_settings().data, "train").take(np.arange(12))
+
+
+LEVEL = datasets.Value("int64")
+
+
+def _png() -> dict[str, Any]:
+    file = io.BytesIO()
+    Image.fromarray(DIGITS.images_NCHW[0, 0]).save(file, "PNG")
+    return {"bytes": file.getvalue(), "path": None}
+
+
+PNG = _png()
 
 
 def table_of(pictures: list[Any], labels: list[Any], **features: Any) -> datasets.Dataset:
@@ -102,7 +115,7 @@ def test_an_empty_table() -> None:
         (
             datasets.DatasetDict({"train": digits()}),
             {},
-            "no column 'image': this data set has train",
+            "a DatasetDict is several tables, train: give one split, as dataset['train']",
         ),
         (
             table_of([Image.new("L", (8, 8))], ["cat"], label=datasets.Value("string")),
@@ -125,6 +138,31 @@ def test_an_empty_table() -> None:
             "row 0: a list is no picture",
         ),
         (table_of([Image.new("I;16", (8, 8))], [0]), {}, "picture 0 has more than 8 bits"),
+        (
+            table_of([[[1, 2], [3]]], [0], image=datasets.List(datasets.List(LEVEL))),
+            {},
+            "column 'image', row 0: a list is no picture: give Pillow's, or levels",
+        ),
+        (
+            table_of([PNG, {"bytes": b"no picture", "path": None}], [0, 1]),
+            {},
+            "column 'image', row 1: cannot be read as a picture (of no kind that Pillow knows): ",
+        ),
+        (
+            table_of([PNG, {"bytes": PNG["bytes"][:60], "path": None}], [0, 1]),
+            {},
+            "column 'image', row 1: cannot be read as a picture (",
+        ),
+        (
+            table_of(["/nowhere/at/all.png"], [0]),
+            {},
+            "row 0: cannot be read as a picture (No such file or directory",
+        ),
+        (digits().select([]), {}, "no rows, and so no first picture: give size=(C, H, W)"),
+        *(
+            (digits(), {"size": size}, f"size = {size!r}: give (C, H, W), C 1 for grey or 3 for")
+            for size in ((8, 8), (1, 0, 8), (4, 8, 8), (2, 8, 8), (1, 8.0, 8), 8, "188")
+        ),
     ],
 )
 def test_what_is_no_table_of_pictures_is_named(
@@ -134,6 +172,11 @@ def test_what_is_no_table_of_pictures_is_named(
         ImageSet.from_dataset(table, **options)
     assert problem in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_size_may_be_a_list() -> None:
+    found = ImageSet.from_dataset(digits(), size=[1, 4, 4])  # type: ignore[arg-type]
+    assert found.images_NCHW.shape == (12, 1, 4, 4)
 
 
 def test_a_streamed_one_is_named() -> None:
