@@ -314,7 +314,9 @@ def _data(settings: Settings) -> Iterator[Finding]:
     # Looking must not fetch gigabytes.
     looked = data.model_copy(update={"download": False})
     try:
-        counts = [len(load_split(looked, split)) for split in ("train", "test")]
+        counts = [f"{len(load_split(looked, 'train')):,} training"]
+        if "test" in (settings.run.server_evaluation, settings.run.client_evaluation):
+            counts.append(f"{len(load_split(looked, 'test')):,} test")
         partition_indices(looked, settings.run.num_clients, settings.run.seed)
     except FedZGEError as error:
         if data.download and isinstance(error, MissingDataError):
@@ -325,8 +327,7 @@ def _data(settings: Settings) -> Iterator[Finding]:
     yield Finding(
         "data",
         "ok",
-        f"{data.dataset}: {counts[0]:,} training and {counts[1]:,} test images for "
-        f"{settings.run.num_clients} clients",
+        f"{data.dataset}: {' and '.join(counts)} images for {settings.run.num_clients} clients",
     )
 
 

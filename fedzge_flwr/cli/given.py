@@ -69,7 +69,6 @@ class Given:
             if not (folder / "resume.toml").is_file():
                 raise ConfigError(f"{folder}: not the folder of a run, it has no resume.toml")
             config |= {**read_settings(folder / "resume.toml", links=False), "resume": str(folder)}
-        config |= parse_pairs(self.pairs, "--run-config")
         if self.output_dir is not None:
-            config.setdefault("output-dir", str(place(self.output_dir, "--output-dir")))
-        return config
+            config["output-dir"] = str(place(self.output_dir, "--output-dir"))
+        return config | parse_pairs(self.pairs, "--run-config")

@@ -57,11 +57,14 @@ class Launcher:
 def _app_here() -> Path:
     for folder in (Path.cwd(), Path(__file__).resolve().parents[2]):
         try:
-            whole = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
+            whole: Any = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
+        for key in ("tool", "flwr", "app", "config"):
+            # Of others' projects it may be anything.
+            whole = whole.get(key) if isinstance(whole, dict) else None
         # Only an app with this package's settings takes what is sent to it.
-        if "recipe" in whole.get("tool", {}).get("flwr", {}).get("app", {}).get("config", {}):
+        if isinstance(whole, dict) and "recipe" in whole:
             return folder
     raise ConfigError(
         "there is no FedZGE app here: name the folder of one, such as a checkout, with --app"
@@ -97,6 +100,8 @@ def _configs(seeds: str, given: Given) -> dict[int, dict[str, Any]]:
         raise ConfigError("--seeds: without --resume; runs that were stopped are gone on with")
     numbers = seeds_of(seeds)
     common = given.run_config()
+    if common.get("resume"):
+        raise ConfigError("--seeds: without 'resume'; runs that were stopped are gone on with")
     settings = from_run_config(common)
     name = settings.run.run_name or name_without_seed(settings)
     parent = place(settings.run.output_dir, "output-dir")

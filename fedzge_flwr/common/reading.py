@@ -135,6 +135,18 @@ def read_within(folder: Path, name: str, most: int) -> bytes:
     OSError
         If there is no such file, it is larger, or a link is in the way.
     """
+    with open_within(folder, name) as file:
+        return _read(file, most, folder / name)
+
+
+def open_within(folder: Path, name: str) -> BinaryIO:
+    """Open a file of a folder as `read_within` does.
+
+    Raises
+    ------
+    OSError
+        If there is no such file, or a link is in the way.
+    """
     path = folder / name
     *parents, last = PurePosixPath(name).parts
     descriptor = os.open(folder, _FLAGS | os.O_DIRECTORY)
@@ -153,8 +165,7 @@ def read_within(folder: Path, name: str, most: int) -> bytes:
         raise FileNotFoundError(error.errno, error.strerror, str(path)) from None
     finally:
         os.close(descriptor)
-    with _regular(opened, path) as file:
-        return _read(file, most, path)
+    return _regular(opened, path)
 
 
 def most_content(file: BinaryIO) -> int:

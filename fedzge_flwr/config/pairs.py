@@ -49,7 +49,7 @@ def _value(key: str, text: str, option: str) -> Value:
     try:
         # A key of Flower's parser is TOML too, but no setting's name needs quotes.
         value = tomllib.loads(f"value = {text}")["value"]
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if isinstance(value, (str, int, float, bool)):
         return value

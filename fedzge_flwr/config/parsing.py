@@ -99,13 +99,7 @@ def from_run_config(run_config: Mapping[str, object]) -> Settings:
     for key, value in run_config.items():
         if key not in owner:
             raise ConfigError(f"run config: {_unknown(key, list(owner))}")
-        if value == "auto" and not key.endswith("-device") and key in paper_settings():
-            raise ConfigError(
-                f"run config: '{key}' = 'auto': leave it out for its default; the paper's values "
-                "are the preset 'paper'"
-            )
-        if isinstance(value, int) and abs(value) > _MOST_NUMBER:
-            raise ConfigError(f"run config: '{key}' does not fit 64 bits; give a smaller number")
+        _check_value(key, value)
         by_section[owner[key]][key] = value
     try:
         return Settings(
@@ -113,6 +107,22 @@ def from_run_config(run_config: Mapping[str, object]) -> Settings:
         )
     except ValidationError as error:
         raise ConfigError(f"run config: {one_line(error)}") from None
+
+
+def _check_value(key: str, value: object) -> None:
+    if value == "auto" and not key.endswith("-device") and key in paper_settings():
+        raise ConfigError(
+            f"run config: '{key}' = 'auto': leave it out for its default; the paper's values are "
+            "the preset 'paper'"
+        )
+    if isinstance(value, int) and abs(value) > _MOST_NUMBER:
+        raise ConfigError(f"run config: '{key}' does not fit 64 bits; give a smaller number")
+    # Python takes one for a byte that is no UTF-8; neither pydantic nor a message can have it.
+    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        raise ConfigError(
+            f"run config: '{key}' = {printable(repr(value), _MOST_CHARACTERS)}: input should be a "
+            "valid string of Unicode"
+        )
 
 
 def _unknown(key: str, known: Sequence[str]) -> str:
@@ -158,7 +168,7 @@ def make_settings(
     Raises
     ------
     ConfigError
-        As in `from_run_config`.
+        As in `from_run_config`, or if there are classes without a shape.
 
     Examples
     --------
@@ -166,6 +176,8 @@ def make_settings(
     >>> settings.queries.q, settings.run.num_clients, settings.data.dataset
     (4, 5, 'own')
     """
+    if image_shape is None and num_classes:
+        raise ConfigError(f"num_classes = {num_classes} needs image_shape: give both")
     config: dict[str, object] = {"server-threads": 0}
     if image_shape is not None:
         if not isinstance(image_shape, Sequence) or len(image_shape) != 3:

@@ -154,7 +154,8 @@ def decode_files(
     """Return many image files as (N, C, H, W).
 
     They are decoded once, into a file of ``folder``'s subfolder `CACHE_FOLDER`, from which all
-    processes map them; if that cannot be written, each process decodes them for itself.
+    processes map them; if that cannot be written, each process decodes them for itself. Files that
+    were changed since are decoded anew.
 
     Parameters
     ----------
@@ -172,8 +173,8 @@ def decode_files(
     DataError
         As in `read_image`.
     """
-    listing = "\n".join(file.relative_to(folder).as_posix() for file in files)
-    digest = hashlib.sha256(listing.encode()).hexdigest()[:16]
+    listing = "\n".join(_as_it_is(file, folder) for file in files)
+    digest = hashlib.sha256(os.fsencode(listing)).hexdigest()[:16]
     shape = (len(files), *image_shape)
     kept = folder / CACHE_FOLDER / f"{name}-{'x'.join(map(str, image_shape))}-{digest}.npy"
     found = _mapped(kept, shape)
@@ -186,6 +187,7 @@ def decode_files(
             raise OSError(errno.ELOOP, "it is a link")
         with atomic_path(kept) as temporary:
             images = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+            _fill_holes(temporary)
             _decode(files, images, name)
             images.flush()
         found = _mapped(kept, shape)
@@ -195,6 +197,24 @@ def decode_files(
         found = np.empty(shape, dtype=np.uint8)
         _decode(files, found, name)
     return found
+
+
+def _as_it_is(file: Path, folder: Path) -> str:
+    """Return a file's name and what changes with its content; of one that is gone, its name."""
+    name = file.relative_to(folder).as_posix()
+    try:
+        found = file.stat()
+    except OSError:
+        return name
+    return f"{name} {found.st_size} {found.st_mtime_ns}"
+
+
+def _fill_holes(path: Path) -> None:
+    """Take the room of a file that is mapped: without it, to write there would end the process."""
+    # The system's, which not every one has.
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
 
 
 def _mapped(kept: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8] | None:

@@ -67,6 +67,12 @@ def _partition_indices(
 ) -> tuple[npt.NDArray[np.int64], ...]:
     labels = load_split(settings, "train").labels_N
     smallest = max(settings.min_partition_size, 1) if settings.partition == "dirichlet" else 1
+    if smallest > len(labels) >= num_clients:
+        raise DataError(
+            f"'min-partition-size' = {smallest} is more than the {len(labels)} training images of "
+            f"{settings.dataset}; for 'num-clients' = {num_clients} give at most "
+            f"{len(labels) // num_clients}"
+        )
     if num_clients * smallest > len(labels):
         raise DataError(
             f"'num-clients' = {num_clients} is too many for the {len(labels)} training images of "

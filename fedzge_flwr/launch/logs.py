@@ -50,18 +50,20 @@ def keep(home: Path, folder: Path, *, whole: bool = True) -> Path:
     The ``whole`` has also those of what prepared the run, and of Ray's own processes; what a run
     that ended well leaves is Flower's log.
 
-    That is the run folder, if there is one yet and nobody else writes it; else ``NAME-logs`` beside
-    the place where it would be, so that the name stays free; else, where nothing can be written, a
-    temporary folder.
+    That is the run folder, if it holds a run yet and nobody else writes it; else ``NAME-logs``
+    beside the place where it would be, so that the name stays free; else, where nothing can be
+    written, a temporary folder.
 
     Returns
     -------
     Path
         The folder in which they are.
     """
-    if folder.is_dir():
-        with suppress(OSError), FolderLock(folder):
-            return _copy(home, folder, whole=whole)
+    with suppress(OSError):
+        # An empty one is only reserved.
+        if any(folder.iterdir()):
+            with FolderLock(folder):
+                return _copy(home, folder, whole=whole)
     with suppress(OSError):
         beside = folder.with_name(f"{folder.name}-logs")
         make_folder(beside)

@@ -228,12 +228,21 @@ def check_output(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"x")
     except OSError as error:
-        raise RunFolderError(
-            f"'output-dir': {folder} cannot be written ({error.strerror}); name a folder that you "
-            "may write to: --output-dir DIR, or --run-config 'output-dir=\"DIR\"'"
-        ) from error
+        raise cannot_be_written(folder, error) from error
     finally:
-        # What someone else has put there in the meantime is theirs.
-        for path in made:
-            with suppress(OSError):
-                path.rmdir()
+        remove_empty(made)
+
+
+def cannot_be_written(folder: Path, error: OSError) -> RunFolderError:
+    """Return the error of a run's folder that cannot be made, or written to."""
+    return RunFolderError(
+        f"'output-dir': {folder} cannot be written ({error.strerror}); name a folder that you may "
+        "write to: --output-dir DIR, or --run-config 'output-dir=\"DIR\"'"
+    )
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders, the inmost first; what someone has put into one in the meantime stays."""
+    for path in folders:
+        with suppress(OSError):
+            path.rmdir()

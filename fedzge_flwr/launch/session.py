@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -18,14 +19,21 @@ from pathlib import Path
 from typing import Any
 
 from fedzge_flwr.common.errors import ConfigError, FedZGEError, RunFolderError
-from fedzge_flwr.common.files import atomic_write_text
+from fedzge_flwr.common.files import atomic_write_text, make_folder
 from fedzge_flwr.common.reading import place
 from fedzge_flwr.config.owner import STATE_DIR_VARIABLE
 from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.config.sections import Settings
 from fedzge_flwr.images.spec import WITHOUT_FILES
 from fedzge_flwr.launch.logs import first_error, keep, of_app
-from fedzge_flwr.launch.machine import check_output, cluster, make_home, past_proxies
+from fedzge_flwr.launch.machine import (
+    cannot_be_written,
+    check_output,
+    cluster,
+    make_home,
+    past_proxies,
+    remove_empty,
+)
 from fedzge_flwr.launch.processes import ProcessFamily
 from fedzge_flwr.launch.progress import Progress
 from fedzge_flwr.observers.lock import FolderLock
@@ -53,7 +61,7 @@ class Session:
     settings : Settings
         The run's settings.
     folder : Path
-        The run folder; the server makes it.
+        The run folder: empty until the server takes it over, unless a run is resumed.
     overrides : Mapping[str, Any]
         The settings that differ from the app's defaults, for processes that work elsewhere.
     home : Path
@@ -208,7 +216,20 @@ def session(
         If a process cannot be ended.
     """
     settings = from_run_config(run_config)
-    folder = _run_folder(settings)
+    with (
+        _run_folder(settings) as folder,
+        _launched(run_config, settings, folder, environment) as launch,
+    ):
+        yield launch
+
+
+@contextmanager
+def _launched(
+    run_config: Mapping[str, Any],
+    settings: Settings,
+    folder: Path,
+    environment: Callable[[Path], Mapping[str, str]],
+) -> Iterator[Session]:
     overrides = {**run_config, **_whole_paths(settings, folder)}
     home = make_home(os.environ)
     own = {**_states(folder), **_common(home), **environment(home)}
@@ -237,19 +258,41 @@ def session(
         raise LaunchError(f"these processes could not be ended: {[item.pid for item in left]}")
 
 
-def _run_folder(settings: Settings) -> Path:
-    if not settings.run.resume:
-        folder = free_run_folder(settings)
-        check_output(folder)
-        return folder
-    folder = run_to_resume(settings)
-    # The server will hold it; but nothing needs to be started for one that is held already.
-    FolderLock(folder).release()
-    return folder
+@contextmanager
+def _run_folder(settings: Settings) -> Iterator[Path]:
+    """Yield the run's folder, which no other launch is given; one that stays empty is removed."""
+    if settings.run.resume:
+        folder = run_to_resume(settings)
+        # The server will hold it; but nothing needs to be started for one that is held already.
+        FolderLock(folder).release()
+        yield folder
+        return
+    made = _reserve(settings)
+    try:
+        check_output(made[0])
+        yield made[0]
+    finally:
+        remove_empty(made)
+
+
+def _reserve(settings: Settings) -> Sequence[Path]:
+    """Make the folder of a run, and return it and its parents that were not there either."""
+    folder = free_run_folder(settings)
+    try:
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        make_folder(folder, exist_ok=False)
+    except OSError as error:
+        if isinstance(error, FileExistsError) and folder.parent.is_dir():
+            # Another run has just taken the name: there is a next one, or an explanation.
+            return _reserve(settings)
+        raise cannot_be_written(folder, error) from error
+    return made
 
 
 def _leave_unfinished(folder: Path) -> None:
-    """See to the run folder of a run that did not end well."""
+    """See to the run folder of a run that did not end well, if it has begun."""
+    if not os.path.lexists(folder / "config.json"):
+        return
     # What another process writes by now is not this launch's, and stays as it is.
     with suppress(RunFolderError), FolderLock(folder):
         _mark_interrupted(folder)
@@ -286,12 +329,24 @@ def _data_place(settings: Settings) -> dict[str, str]:
 
 
 def free_ports(number: int) -> list[int]:
-    """Return ports of the loopback interface that nobody listens on, all different."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(closing(socket.socket())) for _ in range(number)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
+    """Return ports of the loopback interface that nobody listens on, all different.
+
+    Raises
+    ------
+    LaunchError
+        If there are not so many, or so many files cannot be open.
+    """
+    try:
+        with ExitStack() as stack:
+            probes = [stack.enter_context(closing(socket.socket())) for _ in range(number)]
+            for probe in probes:
+                probe.bind(("127.0.0.1", 0))
+            return [int(probe.getsockname()[1]) for probe in probes]
+    except OSError as error:
+        raise LaunchError(
+            f"{number} free ports: {error.strerror}; lower 'num-clients', or raise the limit on "
+            "open files (ulimit -n)"
+        ) from error
 
 
 def executable(name: str) -> Path:
@@ -379,8 +434,12 @@ def _tidy(environment: Mapping[str, str], folder: Path) -> None:
 
 def _tell_how_to_resume(folder: Path) -> None:
     if any((folder / "checkpoints").glob("round-*")):
-        told = f"make run RESUME='{folder}', or fedzge run --resume '{folder}'"
-        print(f"to go on from the last checkpoint: {told}", flush=True)  # noqa: T201
+        quoted = shlex.quote(str(folder))
+        told = [f"fedzge run --resume {quoted}"]
+        # These two mean something to make, or within its recipe.
+        if not set("'$") & set(str(folder)):
+            told.insert(0, f"make run RESUME={quoted}")
+        print(f"to go on from the last checkpoint: {', or '.join(told)}", flush=True)  # noqa: T201
 
 
 def _mark_interrupted(folder: Path) -> None:

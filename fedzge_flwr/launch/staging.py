@@ -14,6 +14,8 @@ from pathlib import Path
 
 from pathspec import PathSpec
 
+from fedzge_flwr.common.errors import ConfigError
+
 # Flower looks at it too, for what not to pack.
 _ALWAYS = ("pyproject.toml", ".gitignore")
 
@@ -32,23 +34,47 @@ def stage(app: Path, folder: Path) -> Path:
     -------
     Path
         ``folder``, or ``app`` itself if it does not say what is to be packed.
+
+    Raises
+    ------
+    ConfigError
+        If what it says is no list of patterns.
     """
-    try:
-        whole = tomllib.loads((app / "pyproject.toml").read_text(encoding="utf-8"))
-        patterns = whole["tool"]["flwr"]["app"]["fab-include"]
-    except (OSError, ValueError, KeyError):
-        # Flower says what is wrong with it, if anything is.
+    patterns = _patterns(app / "pyproject.toml")
+    if patterns is None:
         return app
     spec = PathSpec.from_lines("gitignore", patterns)
     for place, folders, files in os.walk(app):
         folders[:] = [name for name in folders if not _is_foreign(Path(place) / name)]
         for path in (Path(place) / name for name in files):
             relative = path.relative_to(app)
-            if relative.as_posix() in _ALWAYS or spec.match_file(relative.as_posix()):
+            wanted = relative.as_posix() in _ALWAYS or spec.match_file(relative.as_posix())
+            # Editors mark a file that is open by a link to nowhere, and a pipe has no end.
+            if wanted and path.is_file():
                 target = folder / relative
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, target)
     return folder
+
+
+def _patterns(file: Path) -> list[str] | None:
+    try:
+        found = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        # Flower says what is wrong with it.
+        return None
+    named = list[str]()
+    for key in ("tool", "flwr", "app"):
+        named.append(key)
+        found = found.get(key, {})
+        if not isinstance(found, dict):
+            raise ConfigError(f"{file}: '{'.'.join(named)}' is no table; mend it")
+    patterns = found.get("fab-include")
+    if patterns is None:
+        return None
+    if not isinstance(patterns, list) or not all(isinstance(item, str) for item in patterns):
+        raise ConfigError(f"{file}: 'fab-include' = {patterns!r}: give a list of patterns")
+    return patterns
 
 
 def _is_foreign(folder: Path) -> bool:
@@ -57,4 +83,7 @@ def _is_foreign(folder: Path) -> bool:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{stage(Path(sys.argv[1]), Path(sys.argv[2]))}\n")
+    try:
+        sys.stdout.write(f"{stage(Path(sys.argv[1]), Path(sys.argv[2]))}\n")
+    except ConfigError as error:
+        sys.exit(f"error: {error}")

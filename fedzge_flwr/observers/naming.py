@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,20 @@ def free_run_folder(settings: Settings) -> Path:
         if not os.path.lexists(parent / (automatic + suffix)):
             return parent / (automatic + suffix)
     raise RunFolderError(f"{parent} already holds {_MAX_SAME_SECOND} runs named {automatic}")
+
+
+def reserved_run_folder(settings: Settings) -> Path | None:
+    """Return the folder of ``run-name`` if it is there and empty.
+
+    So a launch leaves it for the run that it starts, lest another run takes the name.
+    """
+    if not settings.run.run_name:
+        return None
+    folder = place(settings.run.output_dir, "output-dir") / settings.run.run_name
+    with suppress(OSError):
+        if not folder.is_symlink() and not any(folder.iterdir()):
+            return folder
+    return None
 
 
 def config_of(folder: Path) -> dict[str, Any]:

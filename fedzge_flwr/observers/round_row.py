@@ -12,6 +12,7 @@ import numpy as np
 
 from fedzge_flwr.common.errors import CheckpointError
 from fedzge_flwr.common.file_kinds import reason_of
+from fedzge_flwr.common.notices import warn_once
 from fedzge_flwr.common.text import percent
 from fedzge_flwr.observers.recalls import Recalls
 from fedzge_flwr.wire.traffic import MissingReply, RoundAccount, Traffic
@@ -146,8 +147,13 @@ class RoundRow:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the row as JSON types: partitions become strings, infinite losses null."""
+        """Return the row as JSON types: partitions become strings.
+
+        What is not finite, which JSON does not have, is null.
+        """
         row: dict[str, Any] = asdict(self)
+        for name in ("central_accuracy", "central_loss"):
+            row[name] = row[name] if row[name] is None or math.isfinite(row[name]) else None
         row["loss"] = {k: v if math.isfinite(v) else None for k, v in self.loss.items()}
         for name in ("client_accuracy", "client_bytes"):
             row[name] = {str(partition): value for partition, value in row[name].items()}
@@ -236,8 +242,17 @@ def rows_of(checkpoint: Checkpoint) -> list[RoundRow]:
 
 
 def _figure(record: Mapping[str, object] | None, name: str) -> float | None:
+    """Return a figure of ``evaluate_fn``, if it has it, and warn once of one that is none."""
     value = None if record is None else record.get(name)
-    return float(value) if isinstance(value, (int, float)) else None
+    if not isinstance(value, (int, float)):
+        return None
+    said = f"\"{name}\" = {value:g} of 'evaluate_fn'"
+    if not math.isfinite(value):
+        warn_once("evaluate_fn", f"{said} is left out of the rows; return finite figures")
+        return None
+    if name == "accuracy" and not 0 <= value <= 1:
+        warn_once("evaluate_fn", f"{said} is shown as {percent(value)}; return a part of 1")
+    return float(value)
 
 
 def _answer_classes(current: RoundState) -> tuple[int, ...]:

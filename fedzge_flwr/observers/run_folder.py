@@ -33,6 +33,7 @@ from fedzge_flwr.observers.naming import (
     WARNINGS_FILE,
     config_of,
     free_run_folder,
+    reserved_run_folder,
     run_to_resume,
 )
 from fedzge_flwr.observers.round_row import RoundRow, rows_of
@@ -248,6 +249,9 @@ class RunFolder:
 
 
 def _make_folder(settings: Settings) -> Path:
+    # Of two runs that take it over the lock lets one go on.
+    if (reserved := reserved_run_folder(settings)) is not None:
+        return reserved
     folder = free_run_folder(settings)
     try:
         make_folder(folder, exist_ok=False)

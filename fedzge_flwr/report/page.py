@@ -64,7 +64,7 @@ def _add_run(content: Content, run: Run, *, unfolded: bool) -> None:
     state = str(run.config["status"])
     content.begin(
         f"<details class='wide'{' open' if unfolded else ''}>"
-        f"<summary>{escape(run.folder.name)} <span class='state'>{escape(state)}</span>"
+        f"<summary>{escape(run.name)} <span class='state'>{escape(state)}</span>"
         "</summary><div class='grid'>"
     )
     for against, (title, _) in figures.AXES.items():

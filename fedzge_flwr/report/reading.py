@@ -8,22 +8,26 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import numpy as np
 from PIL import UnidentifiedImageError
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
 
 from fedzge_flwr.common.errors import RunFolderError
-from fedzge_flwr.common.reading import parse_json, read_within
+from fedzge_flwr.common.reading import open_within, parse_json, read_within
 from fedzge_flwr.common.text import printable
 from fedzge_flwr.config.parsing import one_line
+from fedzge_flwr.observers.recalls import Recalls
 from fedzge_flwr.observers.round_row import RoundRow
 
 _MOST_CONFIG_BYTES = 16_000_000
+# Of K classes a row may hold K² counts, 3 MB at 1000; all but the newest are passed over.
+_MOST_FILE_BYTES = 2_000_000_000
+_MOST_LINE_BYTES = 16_000_000
 _MOST_ROWS_BYTES = 64_000_000
 _MOST_PICTURE_BYTES = 1_000_000
 _MOST_PIXELS = 4_000_000
@@ -33,6 +37,7 @@ _MOST_CHARACTERS = 200
 _MOST_ENTRIES = 1000
 _MOST_NAMES = 64
 _MOST_NUMBER = 1e18
+_LARGE_CONFUSION = re.compile(rb'"confusion": \[\[[0-9, \[\]]{100000,}\]\]')
 _PICTURE = re.compile(r"round-(\d{1,9})\.png")
 
 
@@ -94,24 +99,57 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_rows(folder: Path) -> list[RoundRow]:
     """Return the finished rows of a run folder's ``rounds.jsonl``.
 
+    Where the counts of the confusion are 100 kB or more, the newest row that is evaluated alone has
+    them.
+
     Raises
     ------
     RunFolderError
-        If it is not there, is no regular file of at most 64 MB, or a line is not the row of a later
-        round than the one before.
+        If it is not there, is no regular file of at most 2 GB, has a line of over 16 MB or, those
+        counts aside, over 64 MB in all, or a line is not the row of a later round than the one
+        before.
     """
     name, rows = "rounds.jsonl", list[RoundRow]()
+    newest, size = (0, b""), 0
     try:
-        whole = read_within(folder, name, _MOST_ROWS_BYTES)
-        # Of a run that goes on the last line may be half there.
-        for line in whole[: whole.rfind(b"\n") + 1].splitlines():
-            name = f"line {len(rows) + 1} of rounds.jsonl"
-            rows.append(_row(line, rows[-1].round if rows else 0))
+        with open_within(folder, name) as file:
+            for number, line in enumerate(_lines(file)):
+                name = f"line {number + 1} of rounds.jsonl"
+                if len(line) > _MOST_LINE_BYTES:
+                    raise ValueError(_over(_MOST_LINE_BYTES))
+                short = _LARGE_CONFUSION.sub(b'"confusion": []', line)
+                rows.append(_row(short, rows[-1].round if rows else 0))
+                if rows[-1].recalls != Recalls():
+                    newest = (number, line if len(short) < len(line) else b"")
+                name, size = "rounds.jsonl", size + len(short)
+                if size > _MOST_ROWS_BYTES:
+                    raise ValueError(f"without confusions {_over(_MOST_ROWS_BYTES)}")
+        if newest[1]:
+            name = f"line {newest[0] + 1} of rounds.jsonl"
+            rows[newest[0]] = _row(newest[1], 0)
         name = "rounds.jsonl"
         _check_all(rows)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _unreadable(folder, name, error) from error
     return rows
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the lines of what a file has by now; of one that is too long, its beginning."""
+    left = os.fstat(file.fileno()).st_size
+    if left > _MOST_FILE_BYTES:
+        raise ValueError(_over(_MOST_FILE_BYTES))
+    while left > 0:
+        line = file.readline(min(left, _MOST_LINE_BYTES + 1))
+        # Of a run that goes on the last line may be half there.
+        if not line.endswith(b"\n") and len(line) <= _MOST_LINE_BYTES:
+            return
+        left -= len(line)
+        yield line
+
+
+def _over(most: int) -> str:
+    return f"it has over {most / 1e6:g} MB"
 
 
 def read_pictures(folder: Path) -> dict[int, bytes]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from fedzge_flwr.common.errors import RunFolderError
 from fedzge_flwr.common.reading import place
+from fedzge_flwr.common.text import printable
 from fedzge_flwr.config.parsing import NUMBERS_DO_NOT_DEPEND_ON
 from fedzge_flwr.observers.round_row import RoundRow
 from fedzge_flwr.report.reading import read_config, read_pictures, read_rows
@@ -49,6 +50,11 @@ class Run:
     config: Mapping[str, Any]
     rows: Sequence[RoundRow]
     pictures: Mapping[int, bytes]
+
+    @property
+    def name(self) -> str:
+        """The folder's name as a text, which not every name of a file is."""
+        return printable(self.folder.name)
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -132,7 +138,7 @@ def _counted(run: Run) -> dict[str, Any]:
 def _label(runs: Sequence[Run], differing: Sequence[str]) -> str:
     first = runs[0]
     if not differing:
-        return first.folder.name if len(runs) == 1 else f"{len(runs)} seeds"
+        return first.name if len(runs) == 1 else f"{len(runs)} seeds"
     text = ", ".join(f"{key} {first.settings.get(key)}" for key in differing[:_MOST_KEYS])
     more = len(differing) - _MOST_KEYS
     return text if more <= 0 else f"{text}, {more} more"

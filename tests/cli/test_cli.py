@@ -76,6 +76,16 @@ def test_later_sources_overrule_earlier_ones(tmp_path: Path) -> None:
     assert config["output-dir"] == str(tmp_path / "out")
 
 
+def test_the_option_overrules_the_presets_output_and_a_pair_the_option(tmp_path: Path) -> None:
+    preset = tmp_path / "p.toml"
+    preset.write_text('output-dir = "/theirs"\n')
+    option = Given(str(preset), output_dir=tmp_path / "mine")
+    assert option.run_config()["output-dir"] == str(tmp_path / "mine")
+    pair = Given(str(preset), pairs=['output-dir="/paired"'], output_dir=tmp_path / "mine")
+    assert pair.run_config()["output-dir"] == "/paired"
+    assert Given(str(preset)).run_config()["output-dir"] == "/theirs"
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -99,6 +109,9 @@ def test_without_an_app_one_is_asked_for(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(run_module, "__file__", str(tmp_path / "a" / "b" / "c.py"))
     with pytest.raises(ConfigError, match=r"no FedZGE app here: .* --app"):
         Launcher(None, None)({})
+    (tmp_path / "pyproject.toml").write_text("tool = 'x'\n")
+    with pytest.raises(ConfigError, match=r"no FedZGE app here: .* --app"):
+        run_module._app_here()
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     assert run_module._app_here() == tmp_path
 
@@ -192,9 +205,15 @@ def test_sweeps_that_cannot_be(
     assert launcher.started == []
 
 
-def test_a_resumed_run_has_its_seed(launcher: Any) -> None:
+def test_a_resumed_run_has_its_seed(launcher: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--seeds: without --resume"):
         run_seeds("1", Given(resume=Path("/x")), launcher)
+    preset = tmp_path / "p.toml"
+    preset.write_text('resume = "/x"\n')
+    for given in (Given(pairs=['resume="/x"']), Given(str(preset))):
+        with pytest.raises(ConfigError, match="--seeds: without 'resume'"):
+            run_seeds("1", given, launcher)
+    assert launcher.started == []
 
 
 # What is wrong with a machine
@@ -300,6 +319,47 @@ def test_what_is_staged_packs_to_the_same(tmp_path: Path) -> None:
         (fab,) = out.glob("*.fab")
         hashes.append((fab.name, fab.read_bytes()))
     assert hashes[0] == hashes[1]
+
+
+def test_only_regular_files_are_staged(tmp_path: Path) -> None:
+    """Emacs marks a file that is being edited by a link to nowhere; a pipe would never end."""
+    app = tmp_path / "app"
+    app.mkdir()
+    (app / "pyproject.toml").write_text("[tool.flwr.app]\nfab-include = ['/*.py']\n")
+    (app / "client_app.py").write_text("x = 1\n")
+    (app / "linked.py").symlink_to(app / "client_app.py")
+    (app / ".#client_app.py").symlink_to("me@host.123:1")
+    os.mkfifo(app / "pipe.py")
+    found = {path.name for path in stage(app, tmp_path / "staged").iterdir()}
+    assert found == {"client_app.py", "linked.py", "pyproject.toml"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[tool.flwr.app]\nfab-include = 5\n", "'fab-include' = 5: give a list of patterns"),
+        ("[tool.flwr.app]\nfab-include = [1]\n", "'fab-include' = [1]: give a list of patterns"),
+        ("[tool.flwr.app]\nfab-include = 'a'\n", "'fab-include' = 'a': give a list of patterns"),
+        ("[tool.flwr]\napp = 'x'\n", "'tool.flwr.app' is no table"),
+        ("[tool]\nflwr = 1\n", "'tool.flwr' is no table"),
+        ("tool = 'x'\n", "'tool' is no table"),
+    ],
+)
+def test_an_app_that_says_nonsense_is_told_of_in_one_line(
+    text: str, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "pyproject.toml").write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(f"{tmp_path / 'pyproject.toml'}: {said}")):
+        stage(tmp_path, tmp_path / "staged")
+    module = "fedzge_flwr.launch.staging"
+    run = subprocess.run(
+        [sys.executable, "-m", module, str(tmp_path), str(tmp_path / "staged")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.returncode, run.stderr.count("\n")) == (1, 1)
+    assert run.stderr.startswith("error: ")
 
 
 def test_environments_and_hidden_folders_are_not_looked_at(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import socket
 import sys
@@ -15,6 +16,7 @@ from fedzge_flwr.cli import doctor
 from fedzge_flwr.cli.doctor import Finding
 from fedzge_flwr.cli.given import Given
 from fedzge_flwr.launch.simulate import Resources
+from tests.helpers.fabricate import make_idx
 
 
 @pytest.fixture(autouse=True)
@@ -114,6 +116,36 @@ def test_a_long_temporary_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     # Of those that run beside this one there may be others; of this one nothing is left.
     left = set(Path("/tmp").glob("fedzge-*")) - before
     assert all(any(path.iterdir()) for path in left)
+
+
+@pytest.mark.parametrize(
+    ("server", "clients", "needed"),
+    [
+        ("off", "held-out", False),
+        ("off", "off", False),
+        ("test", "held-out", True),
+        ("off", "test", True),
+    ],
+)
+def test_a_test_set_is_looked_for_if_it_is_needed(
+    server: str, clients: str, needed: bool, tmp_path: Path
+) -> None:
+    make_idx(tmp_path / "data", ("train", "t10k"), 10, 0, "")
+    for file in (tmp_path / "data").glob("t10k*"):
+        file.unlink()
+    pairs = {
+        "dataset": "mnist",
+        "data-dir": str(tmp_path / "data"),
+        "server-evaluation": server,
+        "client-evaluation": clients,
+        "partition": "iid",
+        "num-clients": 2,
+    }
+    given = Given(pairs=[f"{key}={json.dumps(value)}" for key, value in pairs.items()])
+    data, _ = doctor.settings_and_data(given)
+    assert data.state == ("wrong" if needed else "ok")
+    if not needed:
+        assert data.text == "mnist: 60 training images for 2 clients"
 
 
 def test_output_that_is_read_only() -> None:

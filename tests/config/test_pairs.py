@@ -21,6 +21,7 @@ def test_pairs() -> None:
         ("download=True", "--x: download=True: write true"),
         ("dataset=mnist", 'a text is in quotes: dataset="mnist"'),
         ('data-dir="C:\\data"', "not TOML; write \\\\ for a backslash"),
+        ("seed=" + "[" * 5000, "the value is no number, true or false"),
         ("seed=[1]", "the value is no number, true or false"),
     ],
 )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -174,6 +175,9 @@ def test_settings_are_frozen() -> None:
         ({"client-device": "tpu"}, "'client-device' = 'tpu'"),
         ({"min-clients": 5, "fraction-train": 0.4}, "'min-clients' = 5, .* is 4 a round"),
         ({"run-name": "../up"}, "'run-name' = '../up'"),
+        ({"image-sources": "\ud800"}, r"'image-sources' = '\\ud800': input should be a valid str"),
+        ({"dataset": "\ud800"}, r"'dataset' = '\\ud800': input should be a valid string"),
+        ({"\ud800": 1}, r"unknown key '\\ud800'"),
         ({"output-dir": ""}, "'output-dir' = ''"),
     ],
 )
@@ -214,3 +218,15 @@ def test_rows_of_a_table_are_not_images() -> None:
     assert given.training.random_shifts
     image = make_settings(image_shape=(1, 30, 1), num_classes=2)
     assert image.images.image_sources == Settings().images.image_sources
+
+
+@pytest.mark.parametrize("more", [{}, {"dataset": "own"}, {"dataset": "mnist"}])
+def test_classes_without_a_shape_are_refused(more: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="num_classes = 26 needs image_shape"):
+        make_settings(num_classes=26, **more)
+
+
+def test_a_file_of_settings_may_begin_with_a_mark_of_its_encoding(tmp_path: Path) -> None:
+    """As editors of Windows save it."""
+    (tmp_path / "p.toml").write_bytes(b"\xef\xbb\xbfseed = 1\r\n")
+    assert read_settings(tmp_path / "p.toml") == {"seed": 1}

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fedzge_flwr.common.errors import DataError
 from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.config.sections import DataSettings
+from fedzge_flwr.data import decode
 from fedzge_flwr.data.decode import CACHE_FOLDER
 from fedzge_flwr.data.evaluation import check_partition
 from fedzge_flwr.data.idx import read_idx
@@ -65,15 +69,62 @@ def test_image_files_are_decoded_once(
     make_dataset(name, tmp_path)
     first = load(tmp_path, False, "test")
     (kept,) = (tmp_path / CACHE_FOLDER).iterdir()
-    for file in tmp_path.rglob("*.jpg" if name == "food101" else "*.JPEG"):
-        file.write_bytes(b"no image")
+    monkeypatch.setattr(decode, "_decode", lambda *_: pytest.fail("decoded again"))
     again = load(tmp_path, False, "test")
+    monkeypatch.undo()
     assert isinstance(again.images_NCHW, np.memmap)
     assert (again.images_NCHW == first.images_NCHW).all()
     assert not isinstance(again.take(np.arange(3)).images_NCHW, np.memmap)
+    load(tmp_path, False, "train")
+    assert len(list((tmp_path / CACHE_FOLDER).iterdir())) == 2
+    for file in tmp_path.rglob("*.jpg" if name == "food101" else "*.JPEG"):
+        file.write_bytes(b"no image")
     with pytest.raises(DataError, match="not a readable image"):
-        load(tmp_path, False, "train")
-    assert list((tmp_path / CACHE_FOLDER).iterdir()) == [kept]
+        load(tmp_path, False, "test")
+    assert kept in (tmp_path / CACHE_FOLDER).iterdir()
+
+
+def test_a_picture_that_is_replaced_is_decoded_anew(tmp_path: Path) -> None:
+    """By one of the same size, too."""
+    file = tmp_path / "a.bmp"
+    found = []
+    for grey in (10, 200):
+        Image.new("L", (4, 4), grey).save(file)
+        os.utime(file, ns=(grey, grey))
+        found.append(int(decode.decode_files([file], (1, 4, 4), "t", tmp_path).max()))
+    assert found == [10, 200]
+
+
+def test_room_for_decoded_images_is_there_before_they_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page of a file with holes that the disk has no room for ends the process by SIGBUS."""
+    make_dataset("tinyimagenet", tmp_path)
+    allocated = []
+
+    def look(files: Any, images_NCHW: Any, name: str) -> None:
+        (file,) = (tmp_path / CACHE_FOLDER).iterdir()
+        allocated.append(512 * file.stat().st_blocks >= images_NCHW.nbytes)
+
+    monkeypatch.setattr(decode, "_decode", look)
+    LOADERS["tinyimagenet"](tmp_path, False, "test")
+    assert allocated == [True]
+
+
+def test_without_room_images_are_decoded_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    make_dataset("food101", tmp_path)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    logging.getLogger("flwr").propagate = True
+    images = LOADERS["food101"](tmp_path, False, "test")
+    assert not isinstance(images.images_NCHW, np.memmap)
+    assert "food101-test cannot be kept in" in caplog.text
+    assert "(No space left on device)" in caplog.text
+    assert list((tmp_path / CACHE_FOLDER).iterdir()) == []
 
 
 def test_image_files_below_a_folder_that_cannot_be_written(
@@ -227,6 +278,8 @@ def test_empty_partitions_are_allowed_when_asked_for() -> None:
 def test_more_clients_than_the_data_allow() -> None:
     with pytest.raises(DataError, match=r"'num-clients' = 200 is too many .* at most 143"):
         partition_indices(settings(), 200, 0)
+    with pytest.raises(DataError, match=r"'min-partition-size' = 1438 is more .* at most 287$"):
+        partition_indices(settings(min_partition_size=1438), 5, 0)
     with pytest.raises(DataError, match="'num-clients' = 1438 is too many"):
         partition_indices(settings(partition="iid"), 1438, 0)
 

@@ -17,6 +17,8 @@ import psutil
 import pytest
 
 from fedzge_flwr.common.errors import ConfigError, RunFolderError
+from fedzge_flwr.config.parsing import from_run_config
+from fedzge_flwr.launch import session as session_module
 from fedzge_flwr.launch import simulate as simulate_module
 from fedzge_flwr.launch import submission
 from fedzge_flwr.launch.engine import clients_at_once
@@ -27,6 +29,7 @@ from fedzge_flwr.launch.simulate import Resources, exposure, ray_config
 from fedzge_flwr.launch.submission import submit
 from fedzge_flwr.observers import naming
 from fedzge_flwr.observers.round_row import RoundRow
+from fedzge_flwr.observers.run_folder import RunFolder
 from fedzge_flwr.wire.traffic import MissingReply
 from tests.helpers.paths import ROOT
 
@@ -385,6 +388,69 @@ def test_automatic_names_avoid_what_is_there(
     (tmp_path / "auto").mkdir()
     folder, _ = run_launch(tmp_path, monkeypatch, {"output-dir": str(tmp_path)})
     assert folder.name == "auto-2"
+
+
+def test_launches_of_one_second_have_a_folder_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second looks before the first one's server has made anything."""
+    monkeypatch.setattr(naming, "automatic_run_name", lambda settings: "auto")
+    given = {"output-dir": str(tmp_path)}
+    with session(given, lambda _: {}) as one, session(given, lambda _: {}) as two:
+        assert (one.folder.name, two.folder.name) == ("auto", "auto-2")
+        for launch in (one, two):
+            assert RunFolder(from_run_config(launch.overrides)).path == launch.folder
+    assert {path.name for path in tmp_path.iterdir()} >= {"auto", "auto-2"}
+
+
+def test_a_folder_that_another_launch_has_just_made_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(naming, "automatic_run_name", lambda settings: "auto")
+    look = naming.free_run_folder
+
+    def look_slowly(settings: Any) -> Path:
+        folder = look(settings)
+        if not folder.exists() and folder.name == "auto":
+            folder.mkdir()
+        return folder
+
+    monkeypatch.setattr(session_module, "free_run_folder", look_slowly)
+    with session({"output-dir": str(tmp_path)}, lambda _: {}) as launch:
+        assert launch.folder.name == "auto-2"
+    assert (tmp_path / "auto").is_dir()
+    assert not (tmp_path / "auto-2").exists()
+
+
+def test_a_name_that_another_launch_has_is_refused(tmp_path: Path) -> None:
+    given = {"output-dir": str(tmp_path), "run-name": "a"}
+    with session(given, lambda _: {}) as launch:
+        with (
+            pytest.raises(RunFolderError, match=r"'run-name' = 'a': .* exists already"),
+            session(given, lambda _: {}),
+        ):
+            pytest.fail("both have started")
+        assert launch.folder.is_dir()
+
+
+@pytest.mark.parametrize("where", ["home", "launch"])
+def test_of_a_run_that_never_begins_no_folder_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    if where == "home":
+        monkeypatch.setenv("RAY_TMPDIR", "/proc/sys")
+    output = tmp_path / "new" / "runs"
+
+    def run() -> None:
+        with session({"output-dir": str(output), "run-name": "a"}, lambda _: {}) as launch:
+            launch.log("flower").write_text("why")
+            raise launch.failed("it failed")
+
+    with pytest.raises((ConfigError, LaunchError)):
+        run()
+    # Logs lie beside it, so that the name stays free.
+    assert not (output / "a").exists()
+    assert output.exists() == (where == "launch")
 
 
 def test_a_verdict_is_of_this_run_not_of_the_one_resumed(tmp_path: Path) -> None:

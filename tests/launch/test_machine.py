@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import signal
 import socket
 import sys
@@ -16,6 +17,7 @@ import pytest
 
 from fedzge_flwr.common.errors import ConfigError, RunFolderError
 from fedzge_flwr.launch import deployment, machine, simulate
+from fedzge_flwr.launch import session as session_module
 from fedzge_flwr.launch.logs import first_error, keep
 from fedzge_flwr.launch.session import LaunchError, session
 from fedzge_flwr.launch.simulate import Resources, checked_ray_config
@@ -256,9 +258,13 @@ def test_logs_are_kept_whatever_is_there(tmp_path: Path) -> None:
     assert (kept / "flower.log").read_text() == "why"
     assert (kept / "ray-logs" / "raylet.err").read_text() == "ray's"
     assert not folder.exists()
+    # Nor is one that is only reserved yet.
     folder.mkdir()
+    assert keep(home, folder) == kept
+    assert list(folder.iterdir()) == []
+    (folder / "config.json").write_text("{}")
     assert keep(home, folder, whole=False) == folder
-    assert {path.name for path in folder.iterdir()} == {"flower.log", "run.lock"}
+    assert {path.name for path in folder.iterdir()} == {"config.json", "flower.log", "run.lock"}
     # What another process writes stays as it is.
     (home / "flower.log").write_text("mine")
     with FolderLock(folder):
@@ -338,3 +344,32 @@ def test_a_slow_start_is_waited_for_and_a_death_is_told(
         assert run.returncode == 1, out + err
         assert "error: the server's process ended (by SIGKILL)" in err
         assert (log / "run-logs" / "flower.log").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("a b", "make run RESUME='{0}/a b', or fedzge run --resume '{0}/a b'"),
+        ("plain", "make run RESUME={0}/plain, or fedzge run --resume {0}/plain"),
+        # What make would take apart is left to the other.
+        ("it's", "fedzge run --resume '{0}/it'\"'\"'s'"),
+        ("a$b", "fedzge run --resume '{0}/a$b'"),
+    ],
+)
+def test_a_shell_takes_what_is_told_of_resuming(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, told: str
+) -> None:
+    (tmp_path / name / "checkpoints" / "round-000001.checkpoint").mkdir(parents=True)
+    session_module._tell_how_to_resume(tmp_path / name)
+    said = capsys.readouterr().out.strip()
+    assert said == f"to go on from the last checkpoint: {told.format(tmp_path)}"
+
+
+def test_more_ports_than_files_may_be_open_are_one_line() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, before[1]))
+    try:
+        with pytest.raises(LaunchError, match=r"300 free ports: Too many open files; .*ulimit -n"):
+            session_module.free_ports(300)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

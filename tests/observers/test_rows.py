@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,13 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def warned(caplog: pytest.LogCaptureFixture) -> Any:
     return lambda: [record.getMessage() for record in caplog.records]
+
+
+def test_a_figure_that_json_does_not_have_is_null(path: Path) -> None:
+    odd = replace(row(ROUNDS + 1), central_accuracy=math.nan, central_loss=-math.inf)
+    RowsFile(path).append(odd)
+    found = RowsFile(path).read()[-1]
+    assert (found.central_accuracy, found.central_loss) == (None, None)
 
 
 def test_a_row_comes_back_as_it_was(path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, MetricRecord
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -103,6 +103,42 @@ def test_models_load_into_fresh_ones(folder: Path, tiny_config: dict[str, Any]) 
     build_generator(settings).load_state_dict(load_file(folder / "generator.safetensors"))
 
 
+@pytest.mark.parametrize(
+    ("given", "kept", "said"),
+    [
+        ({"accuracy": np.nan, "loss": np.inf}, (None, None), "\"accuracy\" = nan of 'evaluate_fn'"),
+        ({"accuracy": 0.5, "loss": np.nan}, (0.5, None), "\"loss\" = nan of 'evaluate_fn'"),
+        (
+            {"accuracy": 87.0, "loss": 1.0},
+            (87.0, 1.0),
+            "\"accuracy\" = 87 of 'evaluate_fn' is shown as 8700.0 %",
+        ),
+    ],
+)
+def test_figures_of_evaluate_fn_that_are_none(
+    make_grid: Any,
+    tiny_config: dict[str, Any],
+    given: dict[str, float],
+    kept: tuple[float | None, float | None],
+    said: str,
+) -> None:
+    """The run goes on, and its log says once what to mend."""
+    settings = from_run_config({**tiny_config, "checkpoint-every": 1})
+    central = build_central(settings)
+    folder = RunFolder(settings)
+    strategy = FedZGE(settings, central, observers=[folder], checkpoints=folder.checkpoints)
+    strategy.start(
+        make_grid(tiny_config),
+        ArrayRecord(central.state_dict()),
+        evaluate_fn=lambda round_, arrays: MetricRecord(given),
+    )
+    rows = rows_of(folder.path)
+    assert [(row["central_accuracy"], row["central_loss"]) for row in rows] == [kept] * 2
+    lines = (folder.path / "warnings.log").read_text().splitlines()
+    assert [said in line for line in lines if "evaluate_fn" in line] == [True]
+    folder.checkpoints.newest()
+
+
 def test_clients_that_are_not_sampled_are_evaluated_too(
     make_grid: Any, tiny_config: dict[str, Any]
 ) -> None:
@@ -125,6 +161,29 @@ def test_a_run_that_fails_before_round_1_says_so(
 def test_taken_name(folder: Path, tiny_config: dict[str, Any]) -> None:
     with pytest.raises(RunFolderError, match=r"'run-name' = 'run': .* exists already"):
         RunFolder(from_run_config(tiny_config))
+
+
+def test_a_folder_that_the_launch_has_reserved_is_taken_over(tmp_path: Path) -> None:
+    settings = from_run_config({"output-dir": str(tmp_path), "run-name": "run"})
+    (tmp_path / "run").mkdir()
+    held = RunFolder(settings)
+    assert held.path == tmp_path / "run"
+    # By one run alone.
+    with pytest.raises(RunFolderError, match=r"'run-name' = 'run': .* exists already"):
+        RunFolder(settings)
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "dangling"])
+def test_only_an_empty_folder_is_taken_over(tmp_path: Path, kind: str) -> None:
+    there = tmp_path / "run"
+    if kind == "file":
+        there.write_text("")
+    else:
+        there.symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    if kind == "link":
+        there.resolve().mkdir()
+    with pytest.raises(RunFolderError, match=r"'run-name' = 'run': .* exists already"):
+        RunFolder(from_run_config({"output-dir": str(tmp_path), "run-name": "run"}))
 
 
 def test_automatic_names_never_collide(tmp_path: Path) -> None:

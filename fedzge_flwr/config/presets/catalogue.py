@@ -60,7 +60,8 @@ def read_settings(path: Path, *, links: bool = True) -> dict[str, Any]:
             data = read_file(path, _MOST_BYTES)
         else:
             data = read_within(path.parent, path.name, _MOST_BYTES)
-        return tomllib.loads(data.decode("utf-8"))
+        # Some editors begin it with a mark of the encoding.
+        return tomllib.loads(data.decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; name a file of settings") from error
     except RecursionError:
