@@ -70,10 +70,10 @@ def _hidden(path: Path) -> str | None:
     """Return why it cannot be said what there is, if it cannot; Python's `Path.exists` raises."""
     try:
         found = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
-    except (OSError, ValueError) as error:
-        return printable(getattr(error, "strerror", None) or str(error))
+    except OSError as error:
+        return printable(error.strerror or str(error))
     closed = stat.S_ISDIR(found.st_mode) and not os.access(path, os.X_OK)
     return os.strerror(errno.EACCES) if closed else None
 

@@ -106,7 +106,7 @@ def test_homes_of_nobody() -> None:
 def test_places_that_cannot_be_looked_at(tmp_path: Path) -> None:
     """What asks what is there, after that, would raise what no user is meant to see."""
     (tmp_path / "loop").symlink_to("loop")
-    for path in (tmp_path / ("x" * 300), tmp_path / "loop", Path("a\0b")):
+    for path in (tmp_path / ("x" * 300), tmp_path / "loop"):
         with pytest.raises(
             ConfigError, match=r"^'k' = '.*': cannot be looked at \(.+\); give another"
         ):

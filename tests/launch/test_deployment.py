@@ -514,7 +514,7 @@ def test_a_private_node_tells_once_whatever_happens_to_it(federation: Guided) ->
     wait_for(lambda: asks_from_round(2, folder))
     once = told()
     assert len(once) == 1
-    assert takes_part(folder) == [True]
+    assert takes_part(folder) == [True], rows_of(folder)[0]["missing"]
 
     federation.kill_node_1()
     federation.start_node_1(private(8.0))

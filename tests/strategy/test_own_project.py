@@ -25,6 +25,7 @@ from fedzge_flwr import (
     SOURCES,
     BlackBox,
     FedZGE,
+    FunctionBlackBox,
     ImageSet,
     ModuleBlackBox,
     Observer,
@@ -33,6 +34,7 @@ from fedzge_flwr import (
     register_endpoints,
     torch_black_box,
 )
+from fedzge_flwr.common.arrays import FloatArray
 from fedzge_flwr.common.errors import ConfigError, RosterError
 from fedzge_flwr.config.parsing import from_run_config
 from fedzge_flwr.config.sections import (
@@ -164,22 +166,28 @@ def app_of(factory: Callable[[Context], BlackBox]) -> ClientApp:
     return app
 
 
+def even(images_NCHW: FloatArray) -> FloatArray:
+    return np.zeros((len(images_NCHW), 10), dtype=np.float32)
+
+
 def test_what_the_strategy_reads_of_the_settings() -> None:
     """The documentation's table is right, and there is no key that nobody reads."""
     found: set[str] = set()
-    varied = (
-        {},
-        {"recipe": "paper"},
-        {"transport": "dense", "lr_schedule": "step"},
-        {"optimizer": "sgd", "too_few_clients": "skip", "min_clients": 2},
+    varied: tuple[tuple[dict[str, Any], Callable[[Context], BlackBox]], ...] = (
+        ({}, boxed),
+        # Clients that never train.
+        ({}, lambda context: FunctionBlackBox(context, even, SHAPE, 10, 7)),
+        ({"recipe": "paper"}, boxed),
+        ({"transport": "dense", "lr_schedule": "step"}, boxed),
+        ({"optimizer": "sgd", "too_few_clients": "skip", "min_clients": 2}, boxed),
     )
-    for more in varied:
+    for more, make in varied:
         settings = make_settings(**{**TINY, **more})
         central = mlp(SHAPE, 10)
         with pytest.MonkeyPatch.context() as patch:
             reading = Reading(settings, patch)
             strategy = FedZGE(settings, central)
-            grid = InProcessGrid(app_of(boxed), {}, 2)
+            grid = InProcessGrid(app_of(make), {}, 2)
             strategy.start(
                 grid,
                 ArrayRecord(central.state_dict()),
